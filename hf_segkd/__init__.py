@@ -1,0 +1,34 @@
+"""Knowledge distillation of semantic segmentation networks, Hugging Face style.
+
+Importing the package is cheap: names are looked up when they are first used, and the Auto classes of transformers
+learn of our networks the moment transformers loads them.
+"""
+
+import importlib
+
+from hf_segkd import auto
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DeepLabV3PlusConfig": "hf_segkd.models",
+    "DeepLabV3PlusForSemanticSegmentation": "hf_segkd.models",
+    "DistillationArguments": "hf_segkd.arguments",
+    "DistillationTrainer": "hf_segkd.trainer",
+    "MeanIoU": "hf_segkd.metrics",
+    "load_segmentation_dataset": "hf_segkd.data",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'hf_segkd' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
+auto.register_when_transformers_loads()

@@ -1,0 +1,226 @@
+"""Training arguments of distillation, and the command line: a YAML file gives defaults, flags win."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import SchedulerType
+
+
+@dataclass
+class DistillationArguments(TrainingArguments):
+    """`TrainingArguments` with what distillation adds, and the defaults of the segmentation literature.
+
+    Defaults that differ from `TrainingArguments`: SGD with momentum 0.9 and weight decay 5e-4 on every parameter,
+    polynomial decay of power 0.9 to zero (AttnFD's released code), no gradient clipping, incomplete last training
+    batches dropped (a batch of one image has no batch statistics in the ASPP's pooling branch).
+
+    Raises:
+        ValueError: If a value is out of range or contradicts another.
+    """
+
+    # --- distillation ---
+    method: str = field(
+        default="none",
+        metadata={"help": "Distillation loss, a name in hf_segkd.losses.LOSSES; none trains without a teacher."},
+    )
+    method_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of the loss's constructor, as a JSON object."}
+    )
+    ce_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy on the labels."})
+
+    # --- optimizer ---
+    optim: str = field(default="sgd", metadata={"help": "Optimizer, as in TrainingArguments."})
+    optim_args: str | None = field(
+        default=None, metadata={"help": "Optimizer arguments; sgd gets momentum=0.9 when this is not given."}
+    )
+    learning_rate: float = field(default=0.007, metadata={"help": "Learning rate of the backbone."})
+    weight_decay: float = field(
+        default=5e-4, metadata={"help": "Weight decay of every parameter, those of batch norms included."}
+    )
+    head_lr_multiplier: float = field(
+        default=10.0,
+        metadata={"help": "Learning rate of everything but the backbone, relative to learning_rate."},
+    )
+    connector_lr_multiplier: float = field(
+        default=10.0,
+        metadata={"help": "Learning rate of the loss's own parameters, relative to learning_rate."},
+    )
+    frozen: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Beginnings of the names of student parameters that stay as they are, e.g. backbone.conv1."},
+    )
+    lr_scheduler_type: SchedulerType | str = field(
+        default="polynomial", metadata={"help": "Schedule, as in TrainingArguments: polynomial, cosine, ..."}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 does not clip."})
+    recipe_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Images per optimizer step the recipe was made for; another number is warned about."},
+    )
+
+    # --- training images ---
+    crop_size: list[int] | None = field(
+        default=None,
+        metadata={"help": "Height and width of training crops; by default the size the image processor resizes to."},
+    )
+    scale_range: list[float] = field(
+        default_factory=lambda: [0.5, 2.0], metadata={"help": "Random scale of training images: from, to."}
+    )
+    scale_base: int | None = field(
+        default=None,
+        metadata={"help": "Scale relative to this length of the short side in pixels; by default to the image's own."},
+    )
+    flip_probability: float = field(default=0.5, metadata={"help": "Chance of a horizontal flip."})
+    photometric: str = field(
+        default="none",
+        metadata={"help": "Photometric augmentation, an option of hf_segkd.data.TrainTransform."},
+    )
+
+    # --- running ---
+    channels_last: bool = field(
+        default=False,
+        metadata={"help": "Channels-last memory format: the same values up to rounding, faster."},
+    )
+    dataloader_drop_last: bool = field(
+        default=True,
+        metadata={"help": "Drop the last incomplete training batch; evaluation always sees every image."},
+    )
+    per_device_eval_batch_size: int = field(
+        default=1,
+        metadata={"help": "Images per device and evaluation step; more than 1 pays where sizes are equal."},
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
+    batch_eval_metrics: bool = field(default=True, metadata={"help": "Must stay True: evaluation is streamed."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Not needed: every parameter of student and loss has a gradient."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
+            self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0}
+        if self.optim == "sgd" and self.optim_args is None:
+            self.optim_args = "momentum=0.9"
+        self.method_kwargs = json_object(self.method_kwargs, "method_kwargs")
+        super().__post_init__()
+        if self.remove_unused_columns or not self.batch_eval_metrics:
+            raise ValueError(
+                "remove_unused_columns must be False and batch_eval_metrics True: images are augmented inside the "
+                "data set, and evaluation keeps a confusion matrix instead of all logits."
+            )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor is {self.label_smoothing_factor}, but the cross-entropy is the student's "
+                "own, without label smoothing. Leave it at 0."
+            )
+        for name in ("ce_weight", "head_lr_multiplier", "connector_lr_multiplier"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.crop_size is not None and (len(self.crop_size) != 2 or min(self.crop_size) < 1):
+            raise ValueError(f"crop_size takes height and width in pixels, got {self.crop_size}.")
+
+    def warn_about_batch_size(self) -> str | None:
+        """What to tell the user when images per optimizer step are not what the recipe was made for."""
+        actual = self.world_size * self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if self.recipe_batch_size in (None, actual):
+            return None
+        factor = actual / self.recipe_batch_size
+        return (
+            f"The recipe is for {self.recipe_batch_size} images per optimizer step; this run has {actual} "
+            f"({self.world_size} processes x {self.per_device_train_batch_size} per device x "
+            f"{self.gradient_accumulation_steps} accumulation steps). Change one of these, or scale the learning "
+            f"rate by {factor:g} to {self.learning_rate * factor:g}."
+        )
+
+
+def parse_arguments(*types: type, args: list[str] | None = None) -> tuple[Any, ...]:
+    """Parse flags into dataclasses; `--config FILE.yaml` gives defaults that flags override.
+
+    Args:
+        *types: Dataclasses whose fields are the flags.
+        args: The command line, by default `sys.argv[1:]`.
+
+    Returns:
+        One instance of each type.
+
+    Raises:
+        SystemExit: With a message, on an unknown flag or YAML key (the nearest known one is named) or a bad value.
+    """
+    flags = list(sys.argv[1:] if args is None else args)
+    parser = HfArgumentParser(
+        types,
+        allow_abbrev=False,
+        usage="%(prog)s --config FILE.yaml [--flag value ...]   (--help lists all flags)",
+    )
+    known = {action.dest for action in parser._actions}
+    parser.add_argument("--config", help="YAML file of defaults for the flags below.")
+    config, flags = _take_config(flags, parser)
+    parsed, unknown = _parse(parser, [*_flags_of_yaml(config, known, parser), *flags])
+    unknown = [flag for flag in unknown if flag.startswith("--")] or unknown
+    if unknown:
+        parser.error(f"unknown flag {unknown[0]}.{_nearest(unknown[0].lstrip('-').split('=')[0], known)}")
+    return parsed
+
+
+def json_object(value: dict[str, Any] | str | None, flag: str) -> dict[str, Any]:
+    """A flag that holds a JSON object (or, from Python, a dict); nothing is the empty one."""
+    if value is None or isinstance(value, dict):
+        return value or {}
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--{flag} takes a JSON object, got {value!r}: {error}.") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"--{flag} takes a JSON object, got {value!r}.")
+    return parsed
+
+
+def _parse(parser: HfArgumentParser, flags: list[str]) -> tuple[tuple[Any, ...], list[str]]:
+    *parsed, unknown = parser.parse_args_into_dataclasses(args=flags, return_remaining_strings=True)
+    # HfArgumentParser hands flags that belong to none of its dataclasses back as a namespace of their own.
+    return tuple(part for part in parsed if type(part) in parser.dataclass_types), unknown
+
+
+def _take_config(flags: list[str], parser: HfArgumentParser) -> tuple[str | None, list[str]]:
+    for index, flag in enumerate(flags):
+        if flag == "--config":
+            if index + 1 == len(flags):
+                parser.error("--config needs the path of a YAML file.")
+            return flags[index + 1], flags[:index] + flags[index + 2 :]
+        if flag.startswith("--config="):
+            return flag.removeprefix("--config="), flags[:index] + flags[index + 1 :]
+    return None, flags
+
+
+def _flags_of_yaml(path: str | None, known: set[str], parser: HfArgumentParser) -> list[str]:
+    """The keys and values of a YAML file as command line flags, so that argparse checks and converts them alike."""
+    if path is None:
+        return []
+    if not Path(path).is_file():
+        parser.error(f"--config: there is no file {path}.")
+    values = yaml.safe_load(Path(path).read_text()) or {}
+    if not isinstance(values, dict):
+        parser.error(f"{path} must hold `key: value` lines, got a {type(values).__name__}.")
+    flags = []
+    for key, value in values.items():
+        if key not in known:
+            parser.error(f"{path}: unknown key {key!r}.{_nearest(str(key), known)}")
+        if value is None:
+            continue
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        else:
+            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
+
+
+def _nearest(word: str, known: set[str]) -> str:
+    match = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {match[0]}?" if match else ""

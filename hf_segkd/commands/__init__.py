@@ -1,0 +1,1 @@
+"""What the scripts do. Each command parses its flags, builds things and calls them."""

@@ -1,0 +1,83 @@
+"""`scripts/predict.py`: pictures of what a network sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from hf_segkd.arguments import parse_arguments
+from hf_segkd.data import voc_palette
+from hf_segkd.pictures import legend, overlay
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclass
+class PredictionCommand:
+    """What to look at."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of the network."})
+    images: list[str] = field(metadata={"help": "Image files, or folders of them."})
+    output: str = field(metadata={"help": "Folder to write to: NAME.png is the overlay, NAME_mask.png the class ids."})
+    opacity: float = field(default=0.6, metadata={"help": "0 shows the image alone, 1 the classes alone."})
+    use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU."})
+
+
+def main(args: list[str] | None = None) -> list[Path]:
+    """Write an overlay and a mask for each image; returns the overlays' paths."""
+    (command,) = parse_arguments(PredictionCommand, args=args)
+    if not 0 <= command.opacity <= 1:
+        raise ValueError(f"opacity must lie between 0 and 1, got {command.opacity}.")
+    files = image_files(command.images)
+    output = Path(command.output)
+    output.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() and not command.use_cpu else "cpu"
+    model = AutoModelForSemanticSegmentation.from_pretrained(command.model).to(device).eval()
+    processor = AutoImageProcessor.from_pretrained(command.model)
+    palette = voc_palette(model.config.num_labels)
+    written = []
+    for file in tqdm(files, unit="image"):
+        image = Image.open(file).convert("RGB")
+        mask = predict(model, processor, image).cpu().numpy().astype("uint8")
+        written.append(output / f"{file.stem}.png")
+        overlay(image, mask, palette, command.opacity).save(written[-1])
+        Image.fromarray(mask).save(output / f"{file.stem}_mask.png")
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    legend(names, palette, width=480).save(output / "legend.png")
+    print(f"Wrote {len(written)} overlays with their masks, and legend.png, to {output}.")
+    return written
+
+
+def predict(model, processor, image: Image.Image) -> torch.Tensor:
+    """Class of each pixel of an image, (h, w) int64, as the pipeline and the evaluation give it."""
+    inputs = processor(images=image, return_tensors="pt").to(model.device)
+    with torch.inference_mode():
+        output = model(pixel_values=inputs["pixel_values"])
+    return processor.post_process_semantic_segmentation(output, target_sizes=[image.size[::-1]])[0]
+
+
+def image_files(paths: list[str]) -> list[Path]:
+    """The images among files and in folders, in order of name.
+
+    Raises:
+        ValueError: If a path does not exist, there is no image, or two images would be written to one name.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            files += sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise ValueError(f"There is no file or folder {path}.")
+    if not files:
+        raise ValueError(f"No images ({', '.join(SUFFIXES)}) in {', '.join(paths)}.")
+    stems = [file.stem for file in files]
+    if twice := {stem for stem in stems if stems.count(stem) > 1}:
+        raise ValueError(f"Several images are called {sorted(twice)[0]!r}; their pictures would overwrite each other.")
+    return files

@@ -1,0 +1,162 @@
+"""`scripts/train.py` and `scripts/distill.py`: one path, with a teacher or without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    PreTrainedModel,
+    SegformerImageProcessor,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_segkd.arguments import DistillationArguments, json_object, parse_arguments
+from hf_segkd.commands.evaluation import evaluation_report, format_report, write_json
+from hf_segkd.data import LabelInfo, check_dataset, label_info, load_segmentation_dataset
+from hf_segkd.models import load_pretrained_backbone
+from hf_segkd.trainer import DistillationTrainer
+
+
+@dataclass
+class TrainingCommand:
+    """Networks and data of a run."""
+
+    dataset: str = field(metadata={"help": "Name of the data set, see load_segmentation_dataset."})
+    data_dir: str | None = field(default=None, metadata={"help": "Its folder."})
+    hub_id: str | None = field(default=None, metadata={"help": "A copy of the data set on the Hub."})
+    dataset_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further arguments of load_segmentation_dataset, as a JSON object."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="val", metadata={"help": "Split to evaluate on."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many evenly spread images."})
+    image_size: list[int] | None = field(
+        default=None,
+        metadata={"help": "Height and width that whole images are resized to; by default they keep their size."},
+    )
+    student: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a network to start from; else student_config."}
+    )
+    student_config: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Config of a new student, as a JSON object; model_type is DeepLabV3+ unless given."},
+    )
+    pretrained_backbone: str | None = field(
+        default=None,
+        metadata={"help": "ImageNet weights of a new student's backbone: torchvision's name for them, or a file."},
+    )
+    teacher: str | None = field(default=None, metadata={"help": "Folder or Hub id of the teacher."})
+    check_data: bool = field(default=True, metadata={"help": "Read some images and masks before training starts."})
+
+    def __post_init__(self) -> None:
+        self.dataset_options = json_object(self.dataset_options, "dataset_options")
+        if self.student_config is not None:
+            self.student_config = json_object(self.student_config, "student_config")
+
+
+def main(args: list[str] | None = None) -> dict[str, Any]:
+    """Train, evaluate and save a student; returns the evaluation that is also written to evaluation.json."""
+    command, arguments = parse_arguments(TrainingCommand, DistillationArguments, args=args)
+    set_seed(arguments.seed)
+    train, evaluation = load_splits(command)
+    labels = label_info(train)
+    student, processor = build_student(command, labels)
+    teacher = None
+    if command.teacher is not None and arguments.method != "none":
+        teacher = AutoModelForSemanticSegmentation.from_pretrained(command.teacher)
+    trainer = DistillationTrainer(
+        model=student,
+        args=arguments,
+        teacher=teacher,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=processor,
+    )
+    result = trainer.train(resume_from_checkpoint=_checkpoint(arguments))
+    trainer.save_model()
+    trainer.save_state()
+    trainer.evaluate()
+    report = evaluation_report(trainer.confusion_matrix, labels, command.eval_split, len(evaluation))
+    report |= {"method": arguments.method, "seed": arguments.seed, "steps": trainer.state.global_step}
+    report["train_seconds"] = result.metrics["train_runtime"]
+    if trainer.is_world_process_zero():
+        write_json(report, Path(arguments.output_dir, "evaluation.json"))
+        print(format_report(report))
+    trainer.accelerator.end_training()
+    return report
+
+
+def load_splits(command: TrainingCommand) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """The training and the evaluation split, checked for what can be known before training."""
+
+    def load(split: str) -> datasets.Dataset:
+        return load_segmentation_dataset(
+            command.dataset, command.data_dir, split, hub_id=command.hub_id, **command.dataset_options
+        )
+
+    train, evaluation = load(command.train_split), load(command.eval_split)
+    if command.max_train_samples is not None:
+        train = train.select(range(min(command.max_train_samples, len(train))))
+    if command.max_eval_samples is not None and command.max_eval_samples < len(evaluation):
+        spread = np.linspace(0, len(evaluation) - 1, command.max_eval_samples).round().astype(int)
+        evaluation = evaluation.select(spread.tolist())
+    if command.check_data:
+        check_dataset(train, num_samples=8)
+        check_dataset(evaluation, num_samples=8)
+    return train, evaluation
+
+
+def build_student(command: TrainingCommand, labels: LabelInfo) -> tuple[PreTrainedModel, Any]:
+    """The student, new or loaded, and its image processor."""
+    if (command.student is None) == (command.student_config is None):
+        raise ValueError("Give either student (a network to start from) or student_config (a new one).")
+    if command.student is not None:
+        if command.pretrained_backbone is not None:
+            raise ValueError("pretrained_backbone is for a new student; student already brings its weights.")
+        student = AutoModelForSemanticSegmentation.from_pretrained(command.student)
+        if student.config.num_labels != len(labels.id2label):
+            raise ValueError(
+                f"{command.student} has {student.config.num_labels} labels, the data set {command.dataset} "
+                f"{len(labels.id2label)}. Start from a network of that data set, or give student_config."
+            )
+        return student, AutoImageProcessor.from_pretrained(command.student)
+    values = dict(command.student_config)
+    config = AutoConfig.for_model(
+        values.pop("model_type", "segkd-deeplabv3plus"),
+        id2label=labels.id2label,
+        label2id={name: index for index, name in labels.id2label.items()},
+        **values,
+    )
+    student = AutoModelForSemanticSegmentation.from_config(config)
+    if command.pretrained_backbone is not None:
+        load_pretrained_backbone(student, command.pretrained_backbone)
+    return student, build_processor(command.image_size)
+
+
+def build_processor(image_size: list[int] | None) -> SegformerImageProcessor:
+    """Transformers' own processor with ImageNet's mean and std; whole images keep their size unless one is given."""
+    if image_size is None:
+        return SegformerImageProcessor(do_resize=False, do_reduce_labels=False)
+    if len(image_size) != 2:
+        raise ValueError(f"image_size takes height and width, got {image_size}.")
+    height, width = image_size
+    return SegformerImageProcessor(size={"height": height, "width": width}, do_reduce_labels=False)
+
+
+def _checkpoint(arguments: DistillationArguments) -> str | None:
+    """The checkpoint to resume from; `--resume_from_checkpoint last` takes the newest of the output folder."""
+    if arguments.resume_from_checkpoint != "last":
+        return arguments.resume_from_checkpoint
+    last = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+    if last is None:
+        raise ValueError(f"--resume_from_checkpoint last: there is no checkpoint in {arguments.output_dir}.")
+    return last

@@ -1,0 +1,436 @@
+"""`Trainer` that distils a segmentation network from a teacher, and evaluates it by a streaming mIoU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import torch.nn.functional as F  # noqa: N812
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction
+from transformers.utils import logging
+
+from hf_segkd.arguments import DistillationArguments
+from hf_segkd.data import (
+    AugmentedDataset,
+    EvaluationDataset,
+    TrainTransform,
+    evaluation_collator,
+    train_collator,
+)
+from hf_segkd.distiller import Distiller, network_spec
+from hf_segkd.losses import create_loss
+from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
+
+logger = logging.get_logger(__name__)
+
+# The loss's own weights and statistics, beside the student in a checkpoint; only resuming reads them.
+LOSS_STATE_FILE = "distillation.safetensors"
+# What a run was started with. JSON, where Trainer would write a pickle.
+ARGUMENTS_FILE = "training_args.json"
+
+
+class DistillationTrainer(Trainer):
+    """Trains `model` on its labels and on what a frozen teacher knows.
+
+    `trainer.student` is the network that is trained and saved: every checkpoint and `save_model` write a plain
+    student that `from_pretrained` loads. The loss's own parameters train along and live beside it in checkpoints.
+
+    Args:
+        model: The student.
+        args: Training arguments; `args.method` names the loss, "none" trains without a teacher.
+        teacher: The network to learn from. It is never trained, saved, or taken out of evaluation mode.
+        train_dataset: A data set of `load_segmentation_dataset`, which is augmented as `args` says, or any torch
+            data set of `pixel_values` (3, h, w) and `labels` (h, w), both of the crop's size.
+        eval_dataset: The same without augmentation, or a dict of them; labels stay at their own resolution.
+        processing_class: The image processor of the student (and the teacher): its size, mean and std are used in
+            training and evaluation, and it is saved with the student.
+        callbacks: As in `Trainer`.
+        optimizers: As in `Trainer`.
+
+    Raises:
+        ValueError: If teacher and method don't go together, labels of teacher and student differ in number, a tap
+            is missing, or the distributed set-up is one that was never tested.
+    """
+
+    # compute_loss returns the mean of its batch; Trainer divides by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: DistillationArguments,
+        *,
+        teacher: PreTrainedModel | None = None,
+        train_dataset: Dataset | datasets.Dataset | None = None,
+        eval_dataset: Dataset | datasets.Dataset | dict[str, Any] | None = None,
+        processing_class: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        _refuse_what_was_never_tested(args)
+        distiller = Distiller(model, _create_loss(args, model, teacher), args.ce_weight)
+        _freeze(model, args.frozen)
+        if args.channels_last:
+            model.to(memory_format=torch.channels_last)
+        self._confusion_matrix = torch.zeros(0, dtype=torch.int64)
+        self._sums: dict[str, Tensor] = {}
+        self._batches_summed = 0
+        super().__init__(
+            model=distiller,
+            args=args,
+            train_dataset=_augmented(train_dataset, args, processing_class, model),
+            eval_dataset=_whole_images(eval_dataset, processing_class),
+            processing_class=processing_class,
+            data_collator=train_collator,
+            compute_metrics=self._streaming_scores,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.add_callback(_EpochOfAugmentation(self))
+        if distiller.loss is not None and distiller.loss.connector_epochs:
+            self.add_callback(_ConnectorsFirst(distiller))
+        self.teacher = None if distiller.loss is None else self._prepare_teacher(teacher)
+        if (warning := args.warn_about_batch_size()) is not None:
+            logger.warning(warning)
+
+    @property
+    def student(self) -> PreTrainedModel:
+        """The network being trained."""
+        return self.accelerator.unwrap_model(self.model).student
+
+    # --- training ---
+
+    def _prepare_teacher(self, teacher: PreTrainedModel) -> nn.Module:
+        teacher.eval().requires_grad_(False)
+        if self.args.channels_last:
+            teacher.to(memory_format=torch.channels_last)
+        return self.accelerator.prepare_model(teacher, evaluation_mode=True)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Any]]:
+        """Cross-entropy plus the terms of the distillation loss, the mean of the batch."""
+        teacher_features = None
+        distiller = self.accelerator.unwrap_model(model)
+        if distiller.loss is not None:
+            distiller.loss.set_progress(self.state.global_step / max(1, self.state.max_steps))
+            with torch.no_grad():
+                features = self.teacher(pixel_values=inputs["pixel_values"], output_features=True).features
+            teacher_features = {tap: features[tap] for tap in distiller.loss.teacher_taps}
+        outputs = model(**inputs, teacher_features=teacher_features)
+        for name, value in outputs["terms"].items():
+            self._sums[name] = self._sums.get(name, 0) + value
+        self._batches_summed += 1
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        images = inputs["pixel_values"]
+        if self.args.channels_last and isinstance(images, Tensor):
+            inputs["pixel_values"] = images.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as `Trainer` does, with the mean of each loss term since the last log, raw and weighted."""
+        if "loss" in logs and self._batches_summed:
+            weights = self.accelerator.unwrap_model(self.model).weights
+            sums = torch.stack([value.float() for value in self._sums.values()])
+            means = (self.accelerator.reduce(sums, reduction="mean") / self._batches_summed).tolist()
+            for name, mean in zip(self._sums, means, strict=True):
+                logs[f"loss_{name}"] = mean
+                if weights[name] not in (0, 1):
+                    logs[f"raw_{name}"] = mean / weights[name]
+            self._sums, self._batches_summed = {}, 0
+        super().log(logs, start_time)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Three groups: the student's backbone, the rest of the student, the loss's own parameters."""
+        if self.optimizer is None:
+            distiller = self.accelerator.unwrap_model(self.model if model is None else model)
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, distiller)
+            self.optimizer = optimizer_class(parameter_groups(distiller, self.args), **kwargs)
+        return self.optimizer
+
+    # --- evaluation ---
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | datasets.Dataset | None = None) -> DataLoader:
+        """Whole images; no image is dropped, whatever `dataloader_drop_last` says for training."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = _whole_images(eval_dataset, self.processing_class)
+        with self._for_evaluation():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset | datasets.Dataset) -> DataLoader:
+        """As `get_eval_dataloader`."""
+        with self._for_evaluation():
+            return super().get_test_dataloader(_whole_images(test_dataset, self.processing_class))
+
+    @contextlib.contextmanager
+    def _for_evaluation(self) -> Iterator[None]:
+        drop_last, collator = self.args.dataloader_drop_last, self.data_collator
+        self.args.dataloader_drop_last, self.data_collator = False, evaluation_collator
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last, self.data_collator = drop_last, collator
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """mIoU, mean class accuracy and pixel accuracy of the student, whole images at a single scale.
+
+        Labels are compared at their own resolution, logits being resized to it as the image processor's
+        `post_process_semantic_segmentation` does. `confusion_matrix` holds the last evaluation's counts.
+        """
+        if self.args.world_size > 1:
+            # Batch norm statistics differ between the processes; score the ones that are saved, process 0's.
+            for buffer in self.student.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        return super().evaluate(*args, **kwargs)
+
+    @property
+    def confusion_matrix(self) -> Tensor:
+        """Counts of the last evaluation, (k, k) int64: rows are the truth, columns the prediction."""
+        return self._confusion_matrix
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One confusion matrix for each image, so that neither logits nor masks pile up.
+
+        Per image, not per batch: when processes share the images unevenly, `gather_for_metrics` drops the
+        duplicates that fill the last batch, which it can do only along the batch axis.
+        """
+        inputs = self._prepare_inputs(inputs)
+        config = self.student.config
+        num_labels, ignore_index = config.num_labels, config.semantic_loss_ignore_index
+        losses, matrices = [], []
+        for images, labels in _same_sized(inputs["pixel_values"], inputs["labels"]):
+            with torch.no_grad(), self.compute_loss_context_manager():
+                logits = model(pixel_values=images)["logits"].float()
+            for image_logits, label in zip(logits, labels, strict=True):
+                resized = F.interpolate(image_logits[None], size=label.shape, mode="bilinear", align_corners=False)
+                valid = (label != ignore_index).sum().clamp(min=1)
+                losses.append(F.cross_entropy(resized, label[None], ignore_index=ignore_index, reduction="sum") / valid)
+                matrices.append(confusion_matrix(resized[0].argmax(0), label, num_labels, ignore_index))
+        loss = torch.stack(losses).mean()
+        if prediction_loss_only:
+            return loss, None, None
+        rows = torch.stack(matrices).flatten(1)
+        return loss, rows, torch.zeros(len(rows), device=rows.device)
+
+    def _streaming_scores(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        rows = torch.as_tensor(prediction.predictions).sum(0).cpu()
+        self._sum_of_rows = rows if self._sum_of_rows is None else self._sum_of_rows + rows
+        if not compute_result:
+            return {}
+        size = self.student.config.num_labels
+        self._confusion_matrix, self._sum_of_rows = self._sum_of_rows.reshape(size, size), None
+        scores = scores_from_confusion_matrix(self._confusion_matrix)
+        return {name: scores[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
+
+    _sum_of_rows: Tensor | None = None
+
+    # --- saving and resuming ---
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        directory = Path(output_dir if output_dir is not None else self.args.output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.student.save_pretrained(directory)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(directory)
+        (directory / ARGUMENTS_FILE).write_text(self.args.to_json_string())
+        loss = self.accelerator.unwrap_model(self.model).loss
+        if loss is not None and directory.name.startswith(PREFIX_CHECKPOINT_DIR):
+            state = {name: value.contiguous() for name, value in loss.state_dict().items()}
+            save_file(state, directory / LOSS_STATE_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        distiller = self.accelerator.unwrap_model(self.model if model is None else model)
+        saved = type(distiller.student).from_pretrained(resume_from_checkpoint)
+        distiller.student.load_state_dict(saved.state_dict())
+        if distiller.loss is None:
+            return
+        loss_state = Path(resume_from_checkpoint, LOSS_STATE_FILE)
+        if not loss_state.is_file():
+            raise ValueError(
+                f"{resume_from_checkpoint} holds no {LOSS_STATE_FILE}, the state of the distillation loss: it is a "
+                "finished student or comes from a run without distillation. Resume from a checkpoint-* folder of "
+                "the same method, or pass the folder as the student to start anew from its weights."
+            )
+        distiller.loss.load_state_dict(load_file(loss_state))
+
+    def _load_best_model(self) -> None:
+        logger.info(f"Loading the best model, {self.state.best_model_checkpoint} ({self.state.best_metric}).")
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def parameter_groups(distiller: Distiller, args: DistillationArguments) -> list[dict[str, Any]]:
+    """Parameters with the learning rates of backbone, head and connectors, and one weight decay for all.
+
+    Heads and connectors learn at 10 times the backbone's rate in the papers' code; weight decay is on biases and
+    batch norms too.
+    """
+    backbone_prefix = f"student.{distiller.student.base_model_prefix}."
+    groups: dict[float, list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in distiller.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.startswith("loss."):
+            groups[args.connector_lr_multiplier].append(parameter)
+        elif name.startswith(backbone_prefix):
+            groups[1.0].append(parameter)
+        else:
+            groups[args.head_lr_multiplier].append(parameter)
+    return [
+        {"params": parameters, "lr": multiplier * args.learning_rate, "weight_decay": args.weight_decay}
+        for multiplier, parameters in groups.items()
+    ]
+
+
+class _EpochOfAugmentation(TrainerCallback):
+    """Tells the augmentation the epoch, from which it draws together with seed and index."""
+
+    def __init__(self, trainer: DistillationTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if isinstance(self.trainer.train_dataset, AugmentedDataset):
+            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+
+
+class _ConnectorsFirst(TrainerCallback):
+    """Trains the loss's parameters alone for its `connector_epochs`, afterwards the student alone.
+
+    A gradient of None keeps the optimizer away from a parameter entirely: no decay, no momentum.
+    """
+
+    def __init__(self, distiller: Distiller) -> None:
+        self.distiller = distiller
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        warming_up = int(state.epoch or 0) < self.distiller.loss.connector_epochs
+        for parameter in (self.distiller.student if warming_up else self.distiller.loss).parameters():
+            parameter.grad = None
+
+
+def _refuse_what_was_never_tested(args: DistillationArguments) -> None:
+    if args.fsdp or args.deepspeed:
+        raise ValueError(
+            "FSDP and DeepSpeed were never tested with distillation and are refused. Networks of this size fit into "
+            "one GPU: use plain data parallelism (`accelerate launch` without --fsdp and --deepspeed)."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"This process sees {args.n_gpu} GPUs and Trainer would use nn.DataParallel, which loses the loss's "
+            "statistics. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one."
+        )
+
+
+def _create_loss(args: DistillationArguments, student: PreTrainedModel, teacher: PreTrainedModel | None):
+    if args.method == "none":
+        if teacher is not None:
+            raise ValueError("A teacher was given, but method is 'none'. Choose a method, or leave the teacher out.")
+        return None
+    if teacher is None:
+        raise ValueError(f"Method {args.method!r} needs a teacher, and none was given.")
+    if teacher is student:
+        raise ValueError("Teacher and student are the same object; the teacher would be trained. Load it twice.")
+    if teacher.config.num_labels != student.config.num_labels:
+        raise ValueError(
+            f"The teacher has {teacher.config.num_labels} labels, the student {student.config.num_labels}. Both must "
+            "be made for the same label set, in the same order."
+        )
+    if _names(teacher) and _names(student) and _names(teacher) != _names(student):
+        logger.warning(
+            f"Teacher and student name their labels differently: {_names(teacher)} and {_names(student)}. "
+            "Distillation pairs them by index."
+        )
+    # The loss draws its weights from a generator of its own: the student's dropout and the order of the data are
+    # then the same with and without distillation.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        return create_loss(args.method, network_spec(student), network_spec(teacher), **args.method_kwargs)
+
+
+def _names(model: PreTrainedModel) -> list[str]:
+    """Label names in order; empty where they are only the defaults LABEL_0, LABEL_1 ..."""
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    return [] if names == [f"LABEL_{index}" for index in range(len(names))] else names
+
+
+def _freeze(model: PreTrainedModel, beginnings: list[str]) -> None:
+    for beginning in beginnings:
+        matching = [p for name, p in model.named_parameters() if name.startswith(beginning)]
+        if not matching:
+            children = ", ".join(sorted({name.split(".")[0] for name, _ in model.named_parameters()}))
+            raise ValueError(f"frozen: no parameter begins with {beginning!r}. The student's parts are {children}.")
+        for parameter in matching:
+            parameter.requires_grad_(False)
+
+
+def _augmented(dataset, args: DistillationArguments, processor, model: PreTrainedModel):
+    if not isinstance(dataset, datasets.Dataset):
+        return dataset
+    _need_processor(processor)
+    crop_size = args.crop_size or [processor.size.get("height"), processor.size.get("width")]
+    if None in crop_size:
+        raise ValueError(
+            f"The image processor resizes to {dict(processor.size)}, which does not fix the size of training crops. "
+            "Pass crop_size (height width)."
+        )
+    transform = TrainTransform(
+        crop_size=tuple(crop_size),
+        scale_range=tuple(args.scale_range),
+        scale_base=args.scale_base or "image",
+        flip_probability=args.flip_probability,
+        photometric=args.photometric,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+        rescale_factor=processor.rescale_factor,
+        ignore_index=model.config.semantic_loss_ignore_index,
+    )
+    return AugmentedDataset(dataset, transform, seed=args.seed if args.data_seed is None else args.data_seed)
+
+
+def _whole_images(dataset, processor):
+    if isinstance(dataset, dict):
+        return {name: _whole_images(part, processor) for name, part in dataset.items()}
+    if not isinstance(dataset, datasets.Dataset):
+        return dataset
+    _need_processor(processor)
+    return EvaluationDataset(dataset, processor)
+
+
+def _need_processor(processor) -> None:
+    if processor is None:
+        raise ValueError(
+            "processing_class is missing: an image processor (such as SegformerImageProcessor) holds the size, mean "
+            "and std of the images."
+        )
+
+
+def _same_sized(images, labels) -> Iterator[tuple[Tensor, Any]]:
+    """The batch as it is when its images have one size, else image by image."""
+    if isinstance(images, Tensor):
+        yield images, labels
+    else:
+        for image, label in zip(images, labels, strict=True):
+            yield image[None], [label]
