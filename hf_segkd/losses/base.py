@@ -3,39 +3,68 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from hf_segkd.types import Features, Paper
+from hf_segkd.types import Features, NetworkSpec, Paper
 
 
 class AbstractDistillationLoss(nn.Module, ABC):
     """Base of all losses: picks the taps, computes in fp32 without autocast, weighs each term.
 
-    A subclass sets the class attributes, sets `weights` and the taps in its `__init__`, and implements `terms`.
+    A subclass sets the class attributes, hands its taps and weights to this constructor and implements
+    `terms`.
+
+    Args:
+        student: What the student offers.
+        teacher: What the teacher offers.
+        student_taps: Names of the student's features that are read.
+        teacher_taps: Names of the teacher's features that are read.
+        weights: Weight of each term that `terms` returns; not negative.
 
     Attributes:
         name: What `--method` and `create_loss` call it.
         paper: The publication.
-        uses_classifier_weight: Whether `student["classifier_weight"]`, the (k, c, 1, 1) weight of the student's
-            last convolution, is wanted among the student's features.
-        student_taps: Names of the student's features that are read.
-        teacher_taps: Names of the teacher's features that are read.
-        weights: Weight of each term that `terms` returns.
-        connector_epochs: In the first so many epochs only the loss's own parameters learn, and afterwards only
-            the student; 0 (default) trains both throughout. The trainer obeys it.
+        uses_classifier_weight: Whether `student["classifier_weight"]`, the weight (k, c, 1, 1) or (k, c) of the
+            student's last convolution, is wanted among the student's features, with its gradient.
+        connector_epochs: In the first so many epochs only `connector_parameters()` learn, and afterwards only
+            everything else; 0 (default) trains all of it throughout. The trainer obeys it.
+
+    Raises:
+        ValueError: If a tap is missing or a weight is negative.
     """
 
     name: ClassVar[str]
     paper: ClassVar[Paper]
     uses_classifier_weight: ClassVar[bool] = False
-
-    student_taps: tuple[str, ...]
-    teacher_taps: tuple[str, ...]
-    weights: dict[str, float]
     connector_epochs: int = 0
+
+    def __init__(
+        self,
+        student: NetworkSpec,
+        teacher: NetworkSpec,
+        *,
+        student_taps: tuple[str, ...],
+        teacher_taps: tuple[str, ...],
+        weights: dict[str, float],
+    ) -> None:
+        super().__init__()
+        for side, spec, taps in (("student", student, student_taps), ("teacher", teacher, teacher_taps)):
+            missing = [tap for tap in taps if tap not in spec.channels]
+            if missing:
+                raise ValueError(
+                    f"{self.name} reads the {side}'s {missing}, but that network offers "
+                    f"{sorted(spec.channels)}. Choose other taps with method_kwargs, or another network."
+                )
+        for term, weight in weights.items():
+            if weight < 0:
+                raise ValueError(f"The weight of {term} is {weight}; it must be 0 or more.")
+        self.student_taps = student_taps
+        self.teacher_taps = teacher_taps
+        self.weights = weights
 
     def forward(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """Weighted terms of the distillation loss.
@@ -61,10 +90,48 @@ class AbstractDistillationLoss(nn.Module, ABC):
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """Unweighted terms, from fp32 (or fp64) features of the taps the loss asked for."""
 
-    def set_progress(self, progress: float) -> None:  # noqa: B027  most losses have no schedule
+    def connector_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that `connector_epochs` speaks of; all of the loss's own unless overridden."""
+        return self.parameters()
+
+    def set_progress(self, progress: float) -> None:
         """Tell the loss which fraction (0 to 1) of training has passed; called before each optimizer step."""
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor itself in fp32 or fp64, otherwise as fp32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def require_same_num_labels(name: str, student: NetworkSpec, teacher: NetworkSpec) -> None:
+    """Refuse networks with different class lists, for the losses that compare logits class by class.
+
+    Raises:
+        ValueError: If the two numbers of classes differ.
+    """
+    if student.num_labels != teacher.num_labels:
+        raise ValueError(
+            f"{name} compares logits class by class, but the student has {student.num_labels} classes and "
+            f"the teacher {teacher.num_labels}. Map the teacher's classes to the student's first, or choose a "
+            "method that compares features."
+        )
+
+
+def require_positive(argument: str, value: float) -> None:
+    """Refuse zero and less.
+
+    Raises:
+        ValueError: If `value` is not positive.
+    """
+    if not value > 0:
+        raise ValueError(f"{argument} is {value}; it must be positive.")
+
+
+def require_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is not among the choices.
+
+    Raises:
+        ValueError: If `value` is none of `choices`.
+    """
+    if value not in choices:
+        raise ValueError(f"{argument} is {value!r}; it must be one of {', '.join(map(repr, choices))}.")

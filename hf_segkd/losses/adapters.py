@@ -1,0 +1,49 @@
+"""Bring maps of different width or size, and labels, to one shape."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Connector(nn.Sequential):
+    """1x1 convolution without bias and BatchNorm: takes a student map to the width of the teacher's.
+
+    (b, in_channels, h, w) -> (b, out_channels, h, w). The convolution starts at N(0, sqrt(2 / out_channels)),
+    the BatchNorm at 1 and 0, as in the code of Overhaul and AttnFD.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        convolution = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        nn.init.normal_(convolution.weight, 0.0, math.sqrt(2.0 / out_channels))
+        super().__init__(convolution, nn.BatchNorm2d(out_channels))
+
+
+def align(teacher_map: Tensor, student_map: Tensor) -> Tensor:
+    """The teacher's map (b, c, h', w') at the student's h and w, bilinear with align_corners=False.
+
+    The student's map is never resized: the gradient then reaches every student position alike.
+    """
+    if teacher_map.shape[2:] == student_map.shape[2:]:
+        return teacher_map
+    return F.interpolate(teacher_map, size=student_map.shape[2:], mode="bilinear", align_corners=False)
+
+
+def resize_labels(
+    labels: Tensor, size: tuple[int, int], mode: Literal["nearest", "nearest-exact"] = "nearest"
+) -> Tensor:
+    """Labels (b, hh, ww) at a feature map's (h, w), by nearest neighbour; int64 in, int64 out.
+
+    Args:
+        labels: Class of each pixel or the ignore index.
+        size: h and w of the result.
+        mode: `nearest` takes pixel floor(o * in / out), the top-left of each cell, as the public code of ISDA
+            does; `nearest-exact` takes the centre of each cell, which suits maps without align_corners.
+    """
+    if labels.shape[1:] == size:
+        return labels
+    # Floats hold every integer up to 2^24 exactly, and interpolate has no integer kernel.
+    return F.interpolate(labels[:, None].float(), size=size, mode=mode)[:, 0].long()

@@ -1,0 +1,66 @@
+"""CBAM (Woo et al., ECCV 2018): refine a map by a gate per channel, then a gate per position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ChannelGate(nn.Module):
+    """Scales each channel by sigmoid(MLP(average) + MLP(maximum)) of the channel over all positions.
+
+    AttnFD eq. 1 and 3; eq. 3 prints the sigmoid around the average's branch alone, a misprint. (b, c, h, w)
+    in and out. The MLP is shared, c -> c / reduction -> c with a ReLU between, and has biases.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate x (b, c, h, w)."""
+        pooled = self.mlp(x.mean(dim=(2, 3))) + self.mlp(x.amax(dim=(2, 3)))  # (b, c)
+        return x * pooled.sigmoid()[:, :, None, None]
+
+
+class SpatialGate(nn.Module):
+    """Scales each position by sigmoid(BN(conv7x7([maximum, mean]))) of the position over all channels.
+
+    AttnFD eq. 2 and 4, applied to the channel-gated map (eq. 2 prints C for A'). (b, c, h, w) in and out. As
+    in the authors' code, the convolution has no bias and a BatchNorm follows it, which eq. 4 leaves out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
+        self.norm = nn.BatchNorm2d(1, momentum=0.01)  # 0.01: CBAM's and the authors' code
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate x (b, c, h, w)."""
+        pooled = torch.cat((x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)), dim=1)  # (b, 2, h, w)
+        return x * self.norm(self.convolution(pooled)).sigmoid()
+
+
+class CBAM(nn.Sequential):
+    """Convolutional block attention module: channel gate, then spatial gate. (b, c, h, w) in and out."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__(ChannelGate(channels, reduction), SpatialGate())
+
+    @property
+    def channel_gate(self) -> ChannelGate:
+        """The part with the shared MLP."""
+        return self[0]
+
+
+class ParameterFreeAttention(nn.Module):
+    """CBAM without its layers: sigmoid(average + maximum) per channel, then per position of the gated map.
+
+    (b, c, h, w) in and out. The authors' code has it as the 'teacher' mode of its attention.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refine x (b, c, h, w)."""
+        x = x * (x.mean(dim=(2, 3), keepdim=True) + x.amax(dim=(2, 3), keepdim=True)).sigmoid()
+        return x * (x.amax(dim=1, keepdim=True) + x.mean(dim=1, keepdim=True)).sigmoid()

@@ -1,0 +1,112 @@
+"""CWD: KL divergence between the spatial distributions of matching channels (Shu et al., ICCV 2021)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_segkd.losses.adapters import align
+from hf_segkd.losses.base import (
+    AbstractDistillationLoss,
+    require_choice,
+    require_positive,
+    require_same_num_labels,
+)
+from hf_segkd.types import Features, NetworkSpec, Paper
+
+# Temperature and weight on logits, of the authors' two repositories.
+CWD_PRESETS = {
+    "paper": (4.0, 3.0),  # TorchDistiller, Cityscapes (README: `exp_cwd.sh channel kl 3 4`)
+    "mm_city": (1.0, 5.0),  # mmsegmentation-distiller, Cityscapes
+    "mm_ade": (1.0, 10.0),  # mmsegmentation-distiller, ADE20K
+}
+
+
+def channel_wise_divergence(student_map: Tensor, teacher_map: Tensor, temperature: float = 4.0) -> Tensor:
+    r"""Mean over images and channels of $T^2 \, KL(p^t \| p^s)$, in nats.
+
+    (Eq. 2 of the FAKD paper, per image and with the teacher's entropy subtracted, as the authors' code has
+    it.) With $p_{c,i} = \mathrm{softmax}_i(y_{c,i} / T)$ over the $h w$ positions $i$ of channel $c$ of one
+    image:
+    $$\frac{T^2}{b\,c} \sum_{b,c,i} p^t_{c,i} \log \frac{p^t_{c,i}}{p^s_{c,i}}$$
+
+    Args:
+        student_map: (b, c, h, w).
+        teacher_map: (b, c, h, w).
+        temperature: T, positive; higher spreads the mass over more positions.
+    """
+    images, channels = student_map.shape[:2]
+    log_student = F.log_softmax(student_map.flatten(2) / temperature, dim=-1)  # (b, c, h*w)
+    log_teacher = F.log_softmax(teacher_map.flatten(2) / temperature, dim=-1)
+    divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+    return divergence * temperature**2 / (images * channels)
+
+
+class CWDLoss(AbstractDistillationLoss):
+    """Channel-wise Knowledge Distillation for Dense Prediction.
+
+    On logits (default) or on any feature map. Where student and teacher differ in width, a 1x1 convolution
+    without bias, trained with the student, takes the student's map to the teacher's channels (as in CIRKD's
+    code; the mean is over the teacher's channels, theirs over the student's). Ignored pixels count, as in all
+    public versions.
+
+    Args:
+        student: What the student offers.
+        teacher: What the teacher offers.
+        preset: Defaults of `temperature` and `weight` on logits: `paper` 4 and 3 (TorchDistiller,
+            Cityscapes), `mm_city` 1 and 5, `mm_ade` 1 and 10 (mmsegmentation-distiller, Cityscapes and
+            ADE20K).
+        weight: Weight of the term. On features CIRKD uses 50 with temperature 4.
+        temperature: T, positive.
+        tap: The map to compare.
+
+    Raises:
+        ValueError: If the tap is missing, the class counts differ (on logits), or a value is out of range.
+    """
+
+    name: ClassVar[str] = "cwd"
+    paper: ClassVar[Paper] = Paper(
+        title="Channel-wise Knowledge Distillation for Dense Prediction",
+        venue="ICCV 2021",
+        arxiv="2011.13256",
+        bibtex="""@inproceedings{shu2021channel,
+  title     = {Channel-wise Knowledge Distillation for Dense Prediction},
+  author    = {Shu, Changyong and Liu, Yifan and Gao, Jianfei and Yan, Zheng and Shen, Chunhua},
+  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)},
+  pages     = {5311--5320},
+  year      = {2021}
+}""",
+        code="https://github.com/irfanICMLL/TorchDistiller/blob/78bac7c/SemSeg-distill/utils/criterion.py",
+    )
+
+    def __init__(
+        self,
+        student: NetworkSpec,
+        teacher: NetworkSpec,
+        *,
+        preset: Literal["paper", "mm_city", "mm_ade"] = "paper",
+        weight: float | None = None,
+        temperature: float | None = None,
+        tap: str = "logits",
+    ) -> None:
+        require_choice("preset", preset, tuple(CWD_PRESETS))
+        preset_temperature, preset_weight = CWD_PRESETS[preset]
+        weight = preset_weight if weight is None else weight
+        super().__init__(student, teacher, student_taps=(tap,), teacher_taps=(tap,), weights={"cwd": weight})
+        if tap == "logits":
+            require_same_num_labels(self.name, student, teacher)
+        self.tap = tap
+        self.temperature = preset_temperature if temperature is None else temperature
+        require_positive("temperature", self.temperature)
+        student_channels, teacher_channels = student.channels[tap], teacher.channels[tap]
+        self.projector: nn.Module = nn.Identity()
+        if student_channels != teacher_channels:
+            self.projector = nn.Conv2d(student_channels, teacher_channels, 1, bias=False)
+
+    def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
+        """See the base class and `channel_wise_divergence`; the labels are not read."""
+        student_map = self.projector(student[self.tap])
+        teacher_map = align(teacher[self.tap], student_map)
+        return {"cwd": channel_wise_divergence(student_map, teacher_map, self.temperature)}

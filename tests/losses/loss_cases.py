@@ -1,0 +1,78 @@
+"""Fake features of two small networks, and the reference numbers that lie outside the repository."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_segkd.types import NetworkSpec
+
+NUM_LABELS = 5
+STUDENT = NetworkSpec(
+    channels={
+        "low_level": 6,
+        "backbone": 16,
+        "encoder": 8,
+        "decoder": 8,
+        "logits": NUM_LABELS,
+        "low_level_pre": 6,
+        "backbone_post": 16,
+        "encoder_pre": 8,
+        "decoder_pre": 8,
+    },
+    num_labels=NUM_LABELS,
+)
+TEACHER = NetworkSpec(
+    channels={name: 2 * c if name != "logits" else c for name, c in STUDENT.channels.items()},
+    num_labels=NUM_LABELS,
+)
+# Deep maps are half the size of the shallow ones; odd sizes, as real crops have.
+SIZES = {"backbone": (5, 7), "backbone_post": (5, 7), "encoder": (5, 7), "encoder_pre": (5, 7)}
+
+
+def make_features(spec, seed, sizes=SIZES, default_size=(9, 13), scale=1.0, dtype=torch.float32):
+    """Random maps of every tap, two images, with gradient, and a classifier weight."""
+    generator = torch.Generator().manual_seed(seed)
+    features = {}
+    for tap, channels in spec.channels.items():
+        shape = (2, channels, *sizes.get(tap, default_size))
+        features[tap] = torch.randn(shape, generator=generator) * scale
+    weight = torch.randn(spec.num_labels, spec.channels["decoder"], 1, 1, generator=generator) * 0.3
+    features["classifier_weight"] = weight
+    return {name: value.to(dtype).requires_grad_() for name, value in features.items()}
+
+
+def make_labels(seed=0, border=3):
+    """Labels (2, 33, 49) of all classes but the last, in 4 x 4 blocks, with an ignored border."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.randint(0, NUM_LABELS - 1, (2, 9, 13), generator=generator)
+    labels = blocks.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :33, :49].clone()
+    labels[:, :border], labels[:, -border:], labels[:, :, :border], labels[:, :, -border:] = 255, 255, 255, 255
+    return labels
+
+
+def reference(name):
+    """Contents of a reference file; skips the test where the folder is missing."""
+    folder = Path(os.environ.get("HF_SEGKD_SHARED", Path(__file__).parents[3] / "shared")) / "golden"
+    if not (folder / name).exists():
+        pytest.skip(f"no reference file {folder / name}; set HF_SEGKD_SHARED to the folder that holds golden/")
+    return json.loads((folder / name).read_text())
+
+
+def hash_fill(shape, k, scale):
+    """Numbers in (-scale/2, scale/2) from an integer hash of the flat index: the recipe of attnfd.json."""
+    numel = 1
+    for size in shape:
+        numel *= size
+    values = []
+    for i in range(numel):
+        z = ((i + 1) * ((2 * k + 1) % 65536) * 2654435761) % 2**32
+        z ^= z >> 15
+        z = z * 2246822519 % 2**32
+        z ^= z >> 13
+        z = z * 3266489917 % 2**32
+        z ^= z >> 16
+        values.append((z / 2**32 - 0.5) * scale)
+    return torch.tensor(values, dtype=torch.float64).reshape(shape)

@@ -1,0 +1,171 @@
+"""What every distillation loss must satisfy."""
+
+import copy
+
+import pytest
+import torch
+from loss_cases import NUM_LABELS, STUDENT, TEACHER, make_features, make_labels
+
+from hf_segkd.losses import LOSSES, create_loss
+from hf_segkd.types import NetworkSpec
+
+# Taps a loss takes statistics from, without gradient.
+STATISTICS_TAPS = {"fakd_pd": {"decoder"}, "fakd_cwd": {"decoder"}}
+VARIANTS = {
+    **{name: (name, {}) for name in LOSSES},
+    "kd drop_ignored": ("kd", {"drop_ignored": True}),
+    "cwd feature": ("cwd", {"tap": "encoder"}),
+    "attnfd official": ("attnfd", {"preset": "official"}),
+    "attnfd paper": ("attnfd", {"preset": "paper"}),
+    "attnfd map": ("attnfd", {"norm": "map", "teacher_attention": "trained"}),
+}
+pytestmark = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def build(variant):
+    """The loss of a variant, with the same initial parameters each time, half-way through training."""
+    name, kwargs = VARIANTS[variant]
+    torch.manual_seed(0)
+    loss = create_loss(name, STUDENT, TEACHER, **kwargs)
+    loss.set_progress(0.5)
+    return loss
+
+
+def total(terms):
+    return torch.stack(list(terms.values())).sum()
+
+
+def test_terms_are_finite_fp32_scalars_with_a_weight_each(variant):
+    loss = build(variant)
+    terms = loss(make_features(STUDENT, 1), make_features(TEACHER, 2), make_labels())
+    assert terms.keys() == loss.weights.keys()
+    for value in terms.values():
+        assert value.shape == ()
+        assert value.dtype == torch.float32
+        assert torch.isfinite(value)
+        assert value > 0
+
+
+def test_gradients_reach_each_tap_and_parameter_and_never_the_teacher(variant):
+    loss = build(variant)
+    student, teacher = make_features(STUDENT, 1), make_features(TEACHER, 2)
+    total(loss(student, teacher, make_labels())).backward()
+    names = set(loss.student_taps) - STATISTICS_TAPS.get(loss.name, set())
+    names |= {"classifier_weight"} if loss.uses_classifier_weight else set()
+    for name in names:
+        assert student[name].grad.abs().sum() > 0, name
+    assert all(feature.grad is None for feature in teacher.values())
+    for name, parameter in loss.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_an_ignored_border_leaves_everything_finite(variant):
+    check_finite(build(variant), make_labels(border=8))
+
+
+def test_a_batch_of_ignored_pixels_gives_finite_terms_with_a_graph(variant):
+    check_finite(build(variant), torch.full((2, 33, 49), 255))
+
+
+def test_logits_of_standard_deviation_50_are_finite_in_bf16(variant):
+    student = make_features(STUDENT, 1, scale=50.0, dtype=torch.bfloat16)
+    teacher = make_features(TEACHER, 2, scale=50.0, dtype=torch.bfloat16)
+    check_finite(build(variant), make_labels(), student, teacher)
+
+
+def test_a_teacher_sure_of_one_class_is_finite(variant):
+    teacher = make_features(TEACHER, 2)
+    teacher["logits"] = torch.nn.functional.one_hot(
+        torch.randint(NUM_LABELS, (2, 9, 13), generator=torch.Generator().manual_seed(0)), NUM_LABELS
+    ).movedim(-1, 1) * torch.tensor(1e4)
+    check_finite(build(variant), make_labels(), teacher=teacher)
+
+
+def test_maps_of_zeros_are_finite(variant):
+    student, teacher = make_features(STUDENT, 1, scale=0.0), make_features(TEACHER, 2, scale=0.0)
+    check_finite(build(variant), make_labels(), student, teacher)
+
+
+@pytest.mark.parametrize("size", [(17, 25), (3, 4)])
+def test_teacher_maps_of_another_size_are_aligned_first(variant, size):
+    teacher = make_features(TEACHER, 2, sizes={}, default_size=size)
+    check_finite(build(variant), make_labels(), teacher=teacher)
+
+
+def test_autocast_changes_nothing(variant):
+    arguments = make_features(STUDENT, 1), make_features(TEACHER, 2), make_labels()
+    expected = build(variant)(*arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = build(variant)(*arguments)
+    assert actual == expected
+
+
+def test_two_runs_give_the_same_bits_and_draw_no_random_number(variant):
+    arguments = make_features(STUDENT, 1), make_features(TEACHER, 2), make_labels()
+    first, second = build(variant), build(variant)
+    state = torch.get_rng_state()
+    assert first(*arguments) == second(*arguments)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_weights_scale_the_raw_terms(variant):
+    loss = build(variant)
+    arguments = make_features(STUDENT, 1), make_features(TEACHER, 2), make_labels()
+    unit = copy.deepcopy(loss)
+    unit.weights = dict.fromkeys(loss.weights, 1.0)
+    raw, weighted = unit(*arguments), loss(*arguments)
+    for term, value in raw.items():
+        torch.testing.assert_close(weighted[term], loss.weights[term] * value)
+
+
+def test_state_dict_restores_the_loss(variant):
+    loss = build(variant)
+    loss(make_features(STUDENT, 1), make_features(TEACHER, 2), make_labels())
+    with torch.no_grad():
+        for parameter in loss.parameters():
+            parameter.add_(0.1)
+    restored = build(variant)
+    restored.load_state_dict(copy.deepcopy(loss.state_dict()))
+    arguments = make_features(STUDENT, 3), make_features(TEACHER, 4), make_labels(1)
+    assert restored(*arguments) == loss(*arguments)
+
+
+def test_the_publication_is_complete(variant):
+    paper = LOSSES[VARIANTS[variant][0]].paper
+    assert paper.title in paper.bibtex.replace("{{", "").replace("}}", "")
+    assert paper.venue
+    assert paper.arxiv in ("1503.02531", "2011.13256", "2403.05451", "2208.14143")
+    assert paper.bibtex.startswith("@")
+    assert paper.bibtex.count("{") == paper.bibtex.count("}")
+    assert paper.code is None or paper.code.startswith("https://github.com/")
+
+
+def test_a_missing_tap_lists_the_taps_there_are(variant):
+    name, kwargs = VARIANTS[variant]
+    bare = NetworkSpec(channels={"pooled": 4}, num_labels=NUM_LABELS)
+    with pytest.raises(ValueError, match=r"student's \[.*\], but that network offers \['pooled'\]"):
+        create_loss(name, bare, TEACHER, **kwargs)
+    with pytest.raises(ValueError, match=r"teacher's \[.*\], but that network offers \['pooled'\]"):
+        create_loss(name, STUDENT, bare, **kwargs)
+
+
+def test_a_misspelt_argument_names_the_nearest(variant):
+    with pytest.raises(ValueError, match="Did you mean 'weight'"):
+        create_loss(VARIANTS[variant][0], STUDENT, TEACHER, wieght=1.0)
+
+
+def test_a_negative_weight_is_refused(variant):
+    with pytest.raises(ValueError, match="must be 0 or more"):
+        create_loss(VARIANTS[variant][0], STUDENT, TEACHER, weight=-1.0)
+
+
+def check_finite(loss, labels, student=None, teacher=None):
+    """Value, and gradient of every tap and parameter, are finite; there is a graph."""
+    student = make_features(STUDENT, 1) if student is None else student
+    terms = loss(student, make_features(TEACHER, 2) if teacher is None else teacher, labels)
+    total(terms).backward()
+    assert all(torch.isfinite(value) for value in terms.values())
+    gradients = [student[tap].grad for tap in loss.student_taps if student[tap].grad is not None]
+    gradients += [parameter.grad for parameter in loss.parameters() if parameter.requires_grad]
+    assert gradients
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
