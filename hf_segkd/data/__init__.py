@@ -1,0 +1,22 @@
+"""Data sets for semantic segmentation: loading, checking, joint augmentation, evaluation."""
+
+from .decoding import check_dataset, label_info
+from .labels import LabelInfo
+from .loading import load_segmentation_dataset
+from .photometric import PhotoMetricDistortion, RandomBlur
+from .torch_datasets import AugmentedDataset, EvaluationDataset, evaluation_collator, train_collator
+from .transforms import TrainTransform
+
+__all__ = [
+    "AugmentedDataset",
+    "EvaluationDataset",
+    "LabelInfo",
+    "PhotoMetricDistortion",
+    "RandomBlur",
+    "TrainTransform",
+    "check_dataset",
+    "evaluation_collator",
+    "label_info",
+    "load_segmentation_dataset",
+    "train_collator",
+]

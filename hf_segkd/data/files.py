@@ -1,0 +1,136 @@
+"""Finding, pairing and counting the files of a data set; every problem is reported before the first epoch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import datasets
+
+from .decoding import SegmentationDecoder
+from .labels import LabelScheme
+
+FEATURES = datasets.Features(
+    {
+        # Decoded by SegmentationDecoder: it names the file in its errors and leaves palette masks alone.
+        "image": datasets.Image(decode=False),
+        "annotation": datasets.Image(decode=False),
+        "image_id": datasets.Value("string"),
+    }
+)
+NUM_SHOWN = 5
+
+
+def find_root(data_dir: str | os.PathLike | None, places: Sequence[str], needed: str, layout: str) -> Path:
+    """The folder of a data set, wherever in the usual tree the user points.
+
+    Args:
+        data_dir: What the user gave.
+        places: Folders below `data_dir` to look in, e.g. `("", "VOCdevkit/VOC2012")`.
+        needed: A folder that must exist there.
+        layout: The expected layout, for the message.
+
+    Raises:
+        ValueError: If `data_dir` is None, is no folder, or `needed` is in none of the places.
+    """
+    if data_dir is None:
+        raise ValueError(f"data_dir is needed: the folder that holds {layout}.")
+    base = Path(data_dir).expanduser().absolute()
+    if not base.is_dir():
+        raise ValueError(f"data_dir {base} is not a folder. Expected there: {layout}.")
+    for place in places:
+        if (base / place / needed).is_dir():
+            return base / place
+    raise ValueError(f"{base} has no folder {needed}. Expected layout: {layout}.")
+
+
+def canonical_split(split: str, available: Iterable[str], name: str) -> str:
+    """The split under the name the data set uses; "val" and "validation" are the same.
+
+    Raises:
+        ValueError: If there is no such split; it lists those there are.
+    """
+    available = list(available)
+    aliases = {"val": "validation", "validation": "val"}
+    for candidate in (split, aliases.get(split)):
+        if candidate in available:
+            return candidate
+    raise ValueError(f"{name} has no split {split!r}; there are: {', '.join(available) or 'none'}.")
+
+
+def read_list(file: Path) -> list[str]:
+    """Names in a split list, one a line."""
+    return [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+
+
+def files_by_stem(folder: Path, suffixes: Sequence[str], ending: str = "") -> dict[str, str]:
+    """Files of a folder by name without suffix, sorted.
+
+    Args:
+        folder: Where to look, not recursively.
+        suffixes: Accepted file suffixes, lower case, with dot.
+        ending: Part of the name before the suffix that all wanted files share; cut off the stem.
+
+    Raises:
+        ValueError: If two files have the same stem.
+    """
+    found: dict[str, str] = {}
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        stem, suffix = os.path.splitext(entry.name)
+        if suffix.lower() not in suffixes or not stem.endswith(ending) or entry.name.startswith("."):
+            continue
+        stem = stem.removesuffix(ending)
+        if stem in found:
+            raise ValueError(f"{found[stem]} and {entry.path} have the same name but for the suffix: remove one.")
+        found[stem] = entry.path
+    return found
+
+
+def check_pairs(images: dict[str, str], masks: dict[str, str], ids: Sequence[str], where: str) -> None:
+    """Check that every id has an image and a mask.
+
+    Raises:
+        ValueError: If one is missing; it names the first of them.
+    """
+    for kind, files in (("image", images), ("mask", masks)):
+        missing = [image_id for image_id in ids if image_id not in files]
+        if missing:
+            raise ValueError(f"{where}: {len(missing)} of {len(ids)} have no {kind}: {shorten(missing)}.")
+
+
+def check_size(found: int, expected: int, where: str, missing: str = "") -> None:
+    """Check that an official split is complete.
+
+    Args:
+        found: Number of images found.
+        expected: Number of images of the official split.
+        where: Data set, split and the place it was read from.
+        missing: What is missing, where that is known.
+
+    Raises:
+        ValueError: If the numbers differ.
+    """
+    if found != expected:
+        raise ValueError(
+            f"{where}: found {found} images, the official split has {expected}.{' ' + missing if missing else ''} "
+            "Pass check_size=False to go on with what is there."
+        )
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
+    return ", ".join(names[:NUM_SHOWN]) + (", ..." if len(names) > NUM_SHOWN else "")
+
+
+def dataset_from_files(
+    images: Sequence[str], masks: Sequence[str], image_ids: Sequence[str], scheme: LabelScheme
+) -> datasets.Dataset:
+    """A data set of paths; pictures are decoded and checked when read.
+
+    Nothing is cached on disk, so a changed folder is never served from an old copy.
+    """
+    columns = {"image": list(images), "annotation": list(masks), "image_id": list(image_ids)}
+    dataset = datasets.Dataset.from_dict(columns, features=FEATURES)
+    dataset.set_transform(SegmentationDecoder(scheme))
+    return dataset
