@@ -1,0 +1,26 @@
+"""Segmentation networks. Flat files that import only siblings, torch and transformers: the Hub can ship them.
+
+Names are looked up when first used: transformers asks for our configurations while it is itself half loaded, and
+then the networks can't be imported yet.
+"""
+
+import importlib
+
+_HOME = {
+    "DeepLabV3PlusConfig": "configuration_deeplabv3plus",
+    "DeepLabV3PlusForSemanticSegmentation": "modeling_deeplabv3plus",
+    "SegKDBackboneOutput": "modeling_backbones",
+    "SegKDMobileNetV2Backbone": "modeling_backbones",
+    "SegKDMobileNetV2Config": "configuration_backbones",
+    "SegKDResNetBackbone": "modeling_backbones",
+    "SegKDResNetConfig": "configuration_backbones",
+    "SemanticSegmenterOutputWithFeatures": "modeling_segmentation",
+    "load_pretrained_backbone": "pretrained_backbones",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'hf_segkd.models' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"hf_segkd.models.{_HOME[name]}"), name)

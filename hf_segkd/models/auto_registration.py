@@ -1,0 +1,55 @@
+"""Makes the Auto classes of transformers know the networks here. Calling a function again changes nothing.
+
+Everything is imported inside the functions: each may run while transformers itself is still being imported, when only
+what that function needs can be imported.
+"""
+
+
+def register_configs() -> None:
+    """Registers the configurations with `AutoConfig`."""
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
+    from .configuration_deeplabv3plus import DeepLabV3PlusConfig
+
+    for config_class in (SegKDResNetConfig, SegKDMobileNetV2Config, DeepLabV3PlusConfig):
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+
+
+def register_models() -> None:
+    """Registers the networks with `AutoBackbone` and `AutoModelForSemanticSegmentation`."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+        AutoBackbone,
+        AutoModelForSemanticSegmentation,
+    )
+
+    from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
+    from .configuration_deeplabv3plus import DeepLabV3PlusConfig
+    from .modeling_backbones import SegKDMobileNetV2Backbone, SegKDResNetBackbone
+    from .modeling_deeplabv3plus import DeepLabV3PlusForSemanticSegmentation
+
+    AutoBackbone.register(SegKDResNetConfig, SegKDResNetBackbone, exist_ok=True)
+    AutoBackbone.register(SegKDMobileNetV2Config, SegKDMobileNetV2Backbone, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation, exist_ok=True)
+    # pipeline("image-segmentation") looks a model up by name here, and logs an error when it is missing.
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[DeepLabV3PlusConfig.model_type] = (
+        DeepLabV3PlusForSemanticSegmentation.__name__
+    )
+
+
+def register_image_processors() -> None:
+    """Registers transformers' own `SegformerImageProcessor` with `AutoImageProcessor`.
+
+    It fits these networks as it is: resize, normalise, and masks from `logits`.
+    """
+    from transformers import SegformerImageProcessor, SegformerImageProcessorPil
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    from .configuration_deeplabv3plus import DeepLabV3PlusConfig
+
+    AutoImageProcessor.register(
+        DeepLabV3PlusConfig,
+        image_processor_classes={"torchvision": SegformerImageProcessor, "pil": SegformerImageProcessorPil},
+        exist_ok=True,
+    )

@@ -1,0 +1,126 @@
+"""Configurations of the backbones: every stride and every dilation is explicit, one per stage or block.
+
+"Output stride 16" does not name one network: the references dilate different blocks. So a backbone knows no output
+stride, only strides and dilations, and whoever wants a certain network spells its geometry (see
+`backbone_geometry.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.backbone_utils import BackboneConfigMixin
+
+from .configuration_base import SegKDConfig
+
+# (expansion factor, channels at depth multiplier 1, blocks) of each stage: Sandler et al., "MobileNetV2: Inverted
+# Residuals and Linear Bottlenecks", Table 2.
+MOBILENET_V2_STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+
+
+class SegKDResNetConfig(BackboneConfigMixin, SegKDConfig):
+    """Configuration of `SegKDResNetBackbone`; the defaults are torchvision's `resnet18`.
+
+    Args:
+        num_channels: Channels of the image.
+        layer_type: "basic" (two 3x3 convolutions, ResNet-18 and -34) or "bottleneck" (1x1, 3x3, 1x1, deeper ones).
+        depths: Number of blocks of each of the four stages.
+        width: Channels of the stem; stage i has `width * 2**i` (basic) or four times as many (bottleneck).
+        strides: Stride of the first block of each stage, 1 or 2. The stem divides the resolution by four already.
+        dilations: For each stage the dilation of each block's 3x3 convolutions (both, in a basic block); None is 1
+            everywhere.
+        out_features: Names among `stage_names` ("stage1" to "stage4") of the maps to return; the last by default.
+        out_indices: The same by index.
+
+    Raises:
+        ValueError: If the lists do not fit each other, or a keyword is unknown.
+    """
+
+    model_type = "segkd-resnet"
+    extra_keywords = ("out_features", "out_indices", "stage_names")
+
+    num_channels: int = 3
+    layer_type: str = "basic"
+    depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    width: int = 64
+    strides: list[int] | tuple[int, ...] = (1, 2, 2, 2)
+    dilations: list[list[int]] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.layer_type not in ("basic", "bottleneck"):
+            raise ValueError(f"layer_type must be 'basic' or 'bottleneck', got {self.layer_type!r}.")
+        if len(self.depths) != 4 or min(self.depths) < 1:
+            raise ValueError(f"depths must be four positive numbers of blocks, got {self.depths}.")
+        self.depths = list(self.depths)
+        self.strides = list(self.strides)
+        self.dilations = complete_dilations(self.depths, self.strides, self.dilations)
+        kwargs.pop("stage_names", None)  # a config.json has it, but it follows from the rest
+        self.stage_names = [f"stage{i}" for i in range(1, 5)]
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+
+class SegKDMobileNetV2Config(BackboneConfigMixin, SegKDConfig):
+    """Configuration of `SegKDMobileNetV2Backbone`; the defaults are torchvision's `mobilenet_v2`.
+
+    The last 1x1 convolution (to 1280 channels) belongs to the classifier of whole images and is not part of it.
+
+    Args:
+        num_channels: Channels of the image.
+        depth_multiplier: Scales all channel counts, which are then rounded to multiples of 8 as in the paper's code.
+        strides: Stride of the first block of each of the seven stages, 1 or 2. The stem halves the resolution before.
+        dilations: For each stage the dilation of each block's depthwise convolution; None is 1 everywhere.
+        pad_before_expansion: Pad a block's input with zeros instead of the depthwise convolution's, as the AttnFD
+            code does: then the ring that the depthwise convolution sees around the map is the activation of a
+            bias instead of zero. ImageNet weights were not trained that way, hence False by default.
+        out_features: Names among `stage_names` ("stage1" to "stage7") of the maps to return; the last by default.
+        out_indices: The same by index.
+
+    Raises:
+        ValueError: If the lists do not fit each other, or a keyword is unknown.
+    """
+
+    model_type = "segkd-mobilenet-v2"
+    extra_keywords = ("out_features", "out_indices", "stage_names")
+
+    num_channels: int = 3
+    depth_multiplier: float = 1.0
+    strides: list[int] | tuple[int, ...] = (1, 2, 2, 2, 1, 2, 1)
+    dilations: list[list[int]] | None = None
+    pad_before_expansion: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.depth_multiplier <= 0:
+            raise ValueError(f"depth_multiplier must be positive, got {self.depth_multiplier}.")
+        self.strides = list(self.strides)
+        depths = [blocks for _, _, blocks in MOBILENET_V2_STAGES]
+        self.dilations = complete_dilations(depths, self.strides, self.dilations)
+        kwargs.pop("stage_names", None)  # a config.json has it, but it follows from the rest
+        self.stage_names = [f"stage{i}" for i in range(1, len(MOBILENET_V2_STAGES) + 1)]
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+
+def complete_dilations(depths: list[int], strides: list[int], dilations: list[list[int]] | None) -> list[list[int]]:
+    """Checks strides and dilations against the number of blocks of each stage.
+
+    Returns:
+        The dilations as lists, all 1 when `dilations` is None.
+
+    Raises:
+        ValueError: If a list has a wrong length, or a value is not allowed.
+    """
+    if len(strides) != len(depths) or any(stride not in (1, 2) for stride in strides):
+        raise ValueError(f"strides must be {len(depths)} numbers, each 1 or 2, got {strides}.")
+    if dilations is None:
+        return [[1] * depth for depth in depths]
+    dilations = [list(stage) for stage in dilations]
+    if [len(stage) for stage in dilations] != depths or min(min(stage) for stage in dilations) < 1:
+        raise ValueError(
+            f"dilations must hold one positive number per block, so lists of the lengths {depths}; got {dilations}."
+        )
+    return dilations
