@@ -1,0 +1,175 @@
+"""What distillation costs: ratios of a step of ours to plain versions, measured side by side in one run.
+
+    python scripts/benchmark.py [--method attnfd] [--rounds 5]
+
+ResNet-18 learns from ResNet-101 (DeepLabV3+, 21 classes), batch 2, 257 x 257, fp32, on the CPU, random images.
+Times are medians over rounds in which the variants take turns; peak memory is that of a process per variant.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils.data import Dataset
+
+from hf_segkd.arguments import DistillationArguments
+from hf_segkd.distiller import Distiller, network_spec
+from hf_segkd.losses import create_loss
+from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
+from hf_segkd.trainer import DistillationTrainer, parameter_groups
+
+BATCH, SIZE, CLASSES = 2, 257, 21
+
+
+class RandomImages(Dataset):
+    """One batch, drawn in advance, over and over: loading data costs nothing here."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn(BATCH, 3, SIZE, SIZE, generator=generator)
+        self.labels = torch.randint(CLASSES, (BATCH, SIZE, SIZE), generator=generator)
+
+    def __len__(self) -> int:
+        return 1000 * BATCH
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"pixel_values": self.images[index % BATCH], "labels": self.labels[index % BATCH]}
+
+
+class Bench:
+    """Networks, batch and optimizer that the variants share."""
+
+    def __init__(self, method: str) -> None:
+        torch.manual_seed(0)
+        self.student = network("resnet18").train()
+        self.teacher = network("resnet101").eval()
+        self.loss = create_loss(method, network_spec(self.student), network_spec(self.teacher))
+        self.distiller = Distiller(self.student, self.loss)
+        self.arguments = DistillationArguments(output_dir=tempfile.mkdtemp(), use_cpu=True, method=method)
+        self.optimizer = torch.optim.SGD(parameter_groups(self.distiller, self.arguments), lr=1e-3, momentum=0.9)
+        data = RandomImages()
+        self.batch = {"pixel_values": data.images, "labels": data.labels}
+
+    def update(self, loss: torch.Tensor) -> None:
+        """Backward and optimizer step."""
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def bare_sum(self) -> None:
+        """The floor: the student's step on its labels, and the teacher's forward in inference mode."""
+        with torch.inference_mode():
+            self.teacher(pixel_values=self.batch["pixel_values"])
+        self.update(self.student(**self.batch).loss)
+
+    def ours(self) -> None:
+        """The distillation step as the trainer takes it."""
+        with torch.no_grad():
+            features = self.teacher(pixel_values=self.batch["pixel_values"], output_features=True).features
+        self.update(self.distiller(**self.batch, teacher_features=features)["loss"])
+
+    def as_published(self) -> None:
+        """As published code does it: the teacher in training mode and in the autograd graph."""
+        self.teacher.train().requires_grad_(True)
+        teacher = self.teacher(pixel_values=self.batch["pixel_values"], output_features=True).features
+        student = self.student(**self.batch, output_features=True)
+        terms = self.loss.terms(student.features, teacher, self.batch["labels"])
+        self.update(student.loss + sum(terms.values()))
+        self.teacher.eval().requires_grad_(False).zero_grad()
+
+    def bare_loop(self, steps: int) -> None:
+        """A plain PyTorch loop over the same step."""
+        self.student.train()
+        loader = torch.utils.data.DataLoader(RandomImages(), batch_size=BATCH)
+        for step, batch in enumerate(loader):
+            if step == steps:
+                break
+            with torch.no_grad():
+                features = self.teacher(pixel_values=batch["pixel_values"], output_features=True).features
+            self.update(self.distiller(**batch, teacher_features=features)["loss"])
+
+    def trainer(self, steps: int = 8) -> DistillationTrainer:
+        """A trainer for so many steps."""
+        arguments = DistillationArguments(
+            output_dir=self.arguments.output_dir,
+            use_cpu=True,
+            method=self.arguments.method,
+            per_device_train_batch_size=BATCH,
+            max_steps=steps,
+            logging_steps=10,
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        return DistillationTrainer(self.student, arguments, teacher=self.teacher, train_dataset=RandomImages())
+
+
+def network(backbone: str) -> DeepLabV3PlusForSemanticSegmentation:
+    """A network with random weights."""
+    return DeepLabV3PlusForSemanticSegmentation(DeepLabV3PlusConfig(backbone=backbone, num_labels=CLASSES))
+
+
+def seconds(function: Callable[[], None]) -> float:
+    """Wall time of a call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def peak_memory(variant: str, method: str) -> float:
+    """Peak memory in MiB of a fresh process that takes three steps of a variant."""
+    command = [sys.executable, __file__, "--method", method, "--memory_of", variant]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", default="attnfd", help="distillation loss")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds in which the variants take turns")
+    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    bench = Bench(options.method)
+    if options.memory_of:
+        for _ in range(3):
+            getattr(bench, options.memory_of)()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+
+    variants = ("bare_sum", "ours", "as_published")
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for round_number in range(options.rounds + 1):
+        for name in variants:
+            elapsed = seconds(getattr(bench, name))
+            if round_number:  # the first warms up
+                times[name].append(elapsed)
+    memory = {name: peak_memory(name, options.method) for name in variants}
+    print(f"{options.method}, ResNet-18 <- ResNet-101, batch {BATCH}, {SIZE} x {SIZE}, fp32, CPU,", end=" ")
+    print(f"{torch.get_num_threads()} threads, median of {options.rounds} rounds\n")
+    print(f"{'step':14}{'seconds':>9}{'peak MiB':>10}")
+    for name in variants:
+        print(f"{name:14}{statistics.median(times[name]):9.3f}{memory[name]:10.0f}")
+    print_ratio("ours / bare_sum      ", times["ours"], times["bare_sum"], "goal <= 1.05")
+    print_ratio("ours / as_published  ", times["ours"], times["as_published"], "goal <= 0.5")
+
+    steps, loops = 8, {"trainer": [], "bare loop": []}
+    for _ in range(max(2, options.rounds // 2)):
+        loops["bare loop"].append(seconds(lambda: bench.bare_loop(steps)))
+        trainer = bench.trainer(steps)
+        loops["trainer"].append(seconds(trainer.train))
+    print_ratio(f"\ntrainer / bare PyTorch loop ({steps} steps)", loops["trainer"], loops["bare loop"], "goal <= 1.03")
+
+
+def print_ratio(name: str, ours: list[float], other: list[float], goal: str) -> None:
+    """Median of the ratios round by round, so that a drift of the machine's speed cancels."""
+    ratios = [a / b for a, b in zip(ours, other, strict=True)]
+    print(f"{name} {statistics.median(ratios):.3f}  (from {min(ratios):.3f} to {max(ratios):.3f}; {goal})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The main job, offline: teach a small network what a larger one knows, on generated scenes.
+
+    python scripts/demo.py [--output runs/demo] [--seeds 0 1]
+
+Trains a teacher, then the same student on the labels alone and with AttnFD, each with two seeds and the same budget.
+Ends with a table, a picture, and the lines of Python that load the result.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from hf_segkd.commands.prediction import predict
+from hf_segkd.commands.study import Run, mean_and_std, run_all, table
+from hf_segkd.data import label_info, load_segmentation_dataset
+from hf_segkd.pictures import colour, comparison
+from hf_segkd.profiling import count_macs, milliseconds_per_image
+
+SCRIPTS = Path(__file__).parent
+RECIPES = SCRIPTS.parent / "hf_segkd" / "recipes"
+METRICS = ("mean_iou", "mean_accuracy", "overall_accuracy")
+
+
+def main() -> None:
+    """Run the demo; what is done already (the teacher, finished students) is not done again."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder for everything")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="one student per seed and method")
+    arguments = parser.parse_args()
+    start = time.monotonic()
+    teacher = Run(
+        SCRIPTS / "train.py", arguments.output / "teacher", ["--config", str(RECIPES / "demo_teacher.yaml")]
+    )
+    alone = [student(arguments.output, "alone", seed, ["--method", "none"]) for seed in arguments.seeds]
+    distilled = [
+        student(arguments.output, "attnfd", seed, ["--teacher", str(teacher.output_dir)]) for seed in arguments.seeds
+    ]
+    run_all([teacher], jobs=1)
+    run_all([*alone, *distilled], jobs=1 if torch.cuda.is_available() else 2)
+
+    rows = [row("teacher", [teacher]), row("student, labels alone", alone), row("student, AttnFD", distilled)]
+    header = ["", "mIoU %", "mean class acc. %", "pixel acc. %", "parameters", "MACs", "ms per image"]
+    print(f"\nGenerated scenes, {teacher.report()['num_images']} validation images, last step, no selection.")
+    print(f"Students: seeds {arguments.seeds}, mean ± std, the same recipe and number of steps.\n")
+    print(table(header, rows))
+    print("\n" + verdict(alone, distilled))
+    picture = arguments.output / "comparison.png"
+    draw(teacher, alone[0], distilled[0]).save(picture)
+    print(f"\nPicture: {picture}    Time: {time.monotonic() - start:.0f} s\n\nLoad the distilled student:\n")
+    print("    import hf_segkd")
+    print("    from transformers import AutoModelForSemanticSegmentation")
+    print(f'    model = AutoModelForSemanticSegmentation.from_pretrained("{distilled[0].output_dir}")')
+
+
+def student(output: Path, name: str, seed: int, flags: list[str]) -> Run:
+    """A student of the demo's recipe."""
+    config = ["--config", str(RECIPES / "demo.yaml"), "--seed", str(seed)]
+    return Run(SCRIPTS / "distill.py", output / f"{name}-seed{seed}", [*config, *flags])
+
+
+def load(run: Run):
+    """The trained network and its image processor."""
+    return (
+        AutoModelForSemanticSegmentation.from_pretrained(run.output_dir).eval(),
+        AutoImageProcessor.from_pretrained(run.output_dir),
+    )
+
+
+def row(name: str, runs: list[Run]) -> list[str]:
+    """A line of the table: scores over the seeds, size and cost of one of the networks."""
+    reports = [run.report() for run in runs]
+    model, processor = load(runs[0])
+    size = (processor.size["height"], processor.size["width"])
+    return [
+        name,
+        *(mean_and_std([100 * report[metric] for report in reports]) for metric in METRICS),
+        f"{model.num_parameters() / 1e6:.3f} M",
+        f"{count_macs(model, size) / 1e9:.3f} G",
+        f"{milliseconds_per_image(model, size):.1f}",
+    ]
+
+
+def verdict(alone: list[Run], distilled: list[Run]) -> str:
+    """Whether distillation helped, seed by seed, said as it is."""
+    gains = [
+        100 * (better.report()["mean_iou"] - plain.report()["mean_iou"])
+        for plain, better in zip(alone, distilled, strict=True)
+    ]
+    seeds = ", ".join(f"{gain:+.2f}" for gain in gains)
+    if min(gains) > 0:
+        return f"AttnFD gained mIoU points with every seed: {seeds}."
+    return f"AttnFD did NOT gain with every seed here (mIoU points per seed: {seeds}). Small runs vary; see the README."
+
+
+def draw(teacher: Run, alone: Run, distilled: Run, num_images: int = 4) -> Image.Image:
+    """Image, truth, teacher, student, distilled student, in the data set's colours."""
+    options = {"num_images": teacher.report()["num_images"], "image_size": None}
+    networks = [load(run) for run in (teacher, alone, distilled)]
+    processor = networks[0][1]
+    options["image_size"] = (processor.size["height"], processor.size["width"])
+    dataset = load_segmentation_dataset("demo", split="val", **options)
+    labels = label_info(dataset)
+    rows = []
+    for sample in dataset.select(range(num_images)):
+        masks = [predict(model, processor, sample["image"]).numpy().astype("uint8") for model, processor in networks]
+        truth = colour(torch.tensor(list(sample["annotation"].getdata())).numpy().astype("uint8"), labels.palette)
+        pictures = [Image.fromarray(truth.reshape(*masks[0].shape, 3))]
+        pictures += [Image.fromarray(colour(mask, labels.palette)) for mask in masks]
+        rows.append([picture.resize((256, 192), Image.NEAREST) for picture in (sample["image"], *pictures)])
+    titles = ["image", "truth", "teacher", "student, labels alone", "student, AttnFD"]
+    return comparison(rows, titles, list(labels.id2label.values()), labels.palette)
+
+
+if __name__ == "__main__":
+    main()
