@@ -8,10 +8,13 @@ import inspect
 from hf_segkd.losses.attnfd import AttnFDLoss
 from hf_segkd.losses.base import AbstractDistillationLoss
 from hf_segkd.losses.cwd import CWDLoss
+from hf_segkd.losses.fakd import FAKDCWDLoss, FAKDPDLoss
 from hf_segkd.losses.kd import KDLoss
 from hf_segkd.types import NetworkSpec
 
-LOSSES: dict[str, type[AbstractDistillationLoss]] = {loss.name: loss for loss in (KDLoss, CWDLoss, AttnFDLoss)}
+LOSSES: dict[str, type[AbstractDistillationLoss]] = {
+    loss.name: loss for loss in (KDLoss, CWDLoss, AttnFDLoss, FAKDPDLoss, FAKDCWDLoss)
+}
 
 
 def create_loss(name: str, student: NetworkSpec, teacher: NetworkSpec, **kwargs) -> AbstractDistillationLoss:

@@ -17,6 +17,8 @@ VARIANTS = {
     "cwd feature": ("cwd", {"tap": "encoder"}),
     "attnfd official": ("attnfd", {"preset": "official"}),
     "attnfd paper": ("attnfd", {"preset": "paper"}),
+    "fakd_pd class direct": ("fakd_pd", {"sigma_index": "class", "bound": "direct", "drop_ignored": True}),
+    "fakd_cwd tight": ("fakd_cwd", {"bound": "tight", "covariance": "diagonal", "drop_ignored": True}),
     "attnfd map": ("attnfd", {"norm": "map", "teacher_attention": "trained"}),
 }
 pytestmark = pytest.mark.parametrize("variant", VARIANTS)

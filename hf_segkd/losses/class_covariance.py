@@ -1,0 +1,147 @@
+"""Running mean and covariance of the features of each class (ISDA, Wang et al., NeurIPS 2019)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+
+def merge_moments(
+    count: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    batch_count: Tensor,
+    first_moment: Tensor,
+    second_moment: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Population statistics of old and new pixels together, exact and stable.
+
+    The new pixels come as sums of deviations $d = x - \mu$ from the old mean, so one reduction over the
+    processes is
+    enough: $\mu' = \mu + S_1 / n'$ and $\Sigma' = (n \Sigma + S_2 - S_1 S_1^T / n') / n'$ with $n' = n + m$.
+
+    Args:
+        count: n, (y,), pixels seen of each of y classes.
+        mean: mu, (y, c). For a class not seen yet: any point near its pixels, at best their mean.
+        covariance: Sigma, (y, c, c), or its diagonal (y, c).
+        batch_count: m, (y,), new pixels; n + m is at least 1.
+        first_moment: S_1, (y, c), sum of d.
+        second_moment: S_2, sum of d d^T, or of its diagonal, shaped like `covariance`.
+
+    Returns:
+        The new count, mean and covariance.
+    """
+    total = count + batch_count
+    per_class = total.to(mean.dtype)[:, None]
+    shift = first_moment / per_class
+    mean = mean + shift
+    if covariance.dim() == 2:
+        scatter = covariance * count.to(mean.dtype)[:, None] + second_moment - first_moment * shift
+        return total, mean, scatter / per_class
+    outer = first_moment[:, :, None] * shift[:, None, :]
+    scatter = covariance * count.to(mean.dtype)[:, None, None] + second_moment - outer
+    return total, mean, scatter / per_class[:, :, None]
+
+
+class ClassCovariance(nn.Module):
+    """Running mean and population covariance per class, the same on all processes.
+
+    Everything since the first update counts alike (weight 1 / n, no forgetting), as in ISDA. A class not yet
+    seen, or seen in one pixel, has covariance 0. The state is saved with the module. All processes hold the
+    same state, so DDP may leave it out of its broadcast of buffers.
+
+    Args:
+        num_classes: k.
+        channels: c.
+        kind: `full` matrices, (k, c, c), or their `diagonal`, (k, c).
+        sync: All-reduce the sums over torch.distributed where it is initialised. Off, each process keeps the
+            statistics of its own pixels, as ISDA's code does, and the state then differs between them.
+
+    Attributes:
+        count: (k,) int64; float32 would stop counting at 2^24 pixels.
+        mean: (k, c).
+        covariance: (k, c, c) or (k, c).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int,
+        kind: Literal["full", "diagonal"] = "full",
+        sync: bool = True,
+    ) -> None:
+        super().__init__()
+        self.sync = sync
+        shape = (num_classes, channels, channels) if kind == "full" else (num_classes, channels)
+        self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(num_classes, channels))
+        self.register_buffer("covariance", torch.zeros(shape))
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def update(self, rows: Tensor, labels: Tensor) -> None:
+        """Take in a batch of pixels. Every process must call it, with pixels or without.
+
+        One transfer to the host (which classes are present) and two or three all-reduces: the pixels per
+        class, the sums of the classes that are new to everybody, and the moments.
+
+        Args:
+            rows: (m, c) features; gradients are not tracked.
+            labels: (m,) int64, 0 to k-1; pixels of any other label, such as the ignore index, are left out.
+        """
+        rows = rows.detach().to(self.mean.dtype)
+        order, local_count = sort_by_class(labels, len(self.count))
+        batch_count = self._all_reduce(local_count.clone())
+        local, batch, seen = torch.stack((local_count, batch_count, self.count)).tolist()
+        present = [y for y, pixels in enumerate(batch) if pixels]
+        if not present:
+            return
+        segments = rows[order[: sum(local)]].split(local)
+        segments = [segments[y] for y in present]
+        classes = torch.tensor(present, device=rows.device)
+        batch_count, count, centre = batch_count[classes], self.count[classes], self.mean[classes]
+        if not all(seen[y] for y in present):
+            # Shifting a class's first pixels by their own mean keeps fp32 exact where the mean is large.
+            sums = self._all_reduce(torch.stack([segment.sum(0) for segment in segments]))
+            centre = torch.where(count[:, None] == 0, sums / batch_count[:, None], centre)
+        first_moment, second_moment = self._moments(segments, centre)
+        merged = merge_moments(count, centre, self.covariance[classes], batch_count, first_moment, second_moment)
+        for buffer, value in zip((self.count, self.mean, self.covariance), merged, strict=True):
+            buffer.index_copy_(0, classes, value)
+
+    def _moments(self, segments: list[Tensor], centre: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over the pixels of all processes of d and d d^T (or its diagonal) of each segment's class."""
+        first, second = [], []
+        for segment, point in zip(segments, centre, strict=True):
+            deviation = segment - point
+            first.append(deviation.sum(0))
+            full = self.covariance.dim() == 3
+            second.append(deviation.T @ deviation if full else deviation.square().sum(0))
+        return self._all_reduce(torch.stack(first)), self._all_reduce(torch.stack(second))
+
+    def _all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.sync and dist.is_available() and dist.is_initialized():
+            dist.all_reduce(tensor)
+        return tensor
+
+
+def sort_by_class(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Group pixels by class without a transfer to the host.
+
+    Args:
+        labels: (m,) int64; labels outside 0 to k-1 are left out.
+        num_classes: k.
+
+    Returns:
+        Pixel indices ordered by class, (m,), with those left out at the end; and the number of pixels of each
+        class, (k,) int64.
+    """
+    inside = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes)
+    inside, order = torch.sort(inside, stable=True)
+    # Not bincount, which waits for the device to learn the largest label.
+    bounds = torch.searchsorted(inside, torch.arange(num_classes + 1, device=labels.device))
+    return order, bounds.diff()
