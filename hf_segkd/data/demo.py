@@ -199,5 +199,7 @@ def _light(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 def _encode_png(pixels: np.ndarray) -> bytes:
     """Lossless bytes of an (h, w) or (h, w, 3) uint8 picture."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=0)  # noise does not compress; 2 times faster than 1
+    Image.fromarray(pixels).save(
+        buffer, format="PNG", compress_level=0
+    )  # noise does not compress; 2 times faster than 1
     return buffer.getvalue()

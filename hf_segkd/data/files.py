@@ -99,7 +99,7 @@ def check_pairs(images: dict[str, str], masks: dict[str, str], ids: Sequence[str
             raise ValueError(f"{where}: {len(missing)} of {len(ids)} have no {kind}: {shorten(missing)}.")
 
 
-def check_size(found: int, expected: int, where: str, missing: str = "") -> None:
+def check_num_images(found: int, expected: int, where: str, missing: str = "") -> None:
     """Check that an official split is complete.
 
     Args:
