@@ -1,0 +1,71 @@
+"""Small networks, and weights and images that depend on shapes alone, so that any implementation can rebuild them."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
+
+HEAD = {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4, "num_labels": 5}
+TINY = {
+    "resnet": {
+        "backbone_config": {
+            "model_type": "segkd-resnet",
+            "width": 8,
+            "depths": [1, 1, 1, 2],
+            "strides": [1, 2, 2, 1],
+            "dilations": [[1], [1], [1], [2, 2]],
+            "out_features": ["stage1", "stage4"],
+        }
+    },
+    "bottleneck": {
+        "backbone_config": {
+            "model_type": "segkd-resnet",
+            "layer_type": "bottleneck",
+            "width": 8,
+            "depths": [1, 1, 1, 1],
+            "out_features": ["stage1", "stage4"],
+        }
+    },
+    "mobilenet_v2": {"backbone": "mobilenet_v2", "depth_multiplier": 0.25},
+}
+
+
+def tiny_config(kind: str = "resnet", **kwargs) -> DeepLabV3PlusConfig:
+    return DeepLabV3PlusConfig(**{**HEAD, **TINY[kind], **kwargs})
+
+
+def tiny_model(kind: str = "resnet", **kwargs) -> DeepLabV3PlusForSemanticSegmentation:
+    torch.manual_seed(0)
+    return DeepLabV3PlusForSemanticSegmentation(tiny_config(kind, **kwargs)).eval()
+
+
+def hashed(shape: tuple[int, ...], k: int, scale: float) -> Tensor:
+    """Float64 values in (-scale/2, scale/2) from a 32-bit integer hash of the flat index."""
+    mask = np.uint64(0xFFFFFFFF)
+    with np.errstate(over="ignore"):
+        z = np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) * np.uint64((2 * k + 1) % 65536)
+        z = z * np.uint64(2654435761) & mask
+        z = (z ^ (z >> np.uint64(15))) * np.uint64(2246822519) & mask
+        z = (z ^ (z >> np.uint64(13))) * np.uint64(3266489917) & mask
+        z = z ^ (z >> np.uint64(16))
+    return torch.from_numpy((z.astype(np.float64) / 2**32 - 0.5) * scale).reshape(shape)
+
+
+@torch.no_grad()
+def fill_weights(model: nn.Module) -> None:
+    """Weights of every convolution and batch norm by a rule that knows their shapes alone."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            weight, bias = module.weight, module.bias
+            fan_in = weight.numel() // weight.shape[0]
+            weight.copy_(hashed(weight.shape, weight.numel() % 89, (12 / fan_in) ** 0.5))
+            if bias is not None:
+                bias.copy_(hashed(bias.shape, bias.numel() % 89 + 1, 0.2))
+        elif isinstance(module, nn.BatchNorm2d):
+            shape = (module.num_features,)
+            k = module.num_features % 89
+            module.weight.copy_(1 + hashed(shape, k + 2, 0.4))
+            module.bias.copy_(hashed(shape, k + 3, 0.4))
+            module.running_mean.copy_(hashed(shape, k + 4, 0.2))
+            module.running_var.copy_(1 + hashed(shape, k + 5, 0.5))
