@@ -95,18 +95,16 @@ def normalized_distance(
 class AttnFDLoss(AbstractDistillationLoss):
     r"""Attention-guided Feature Distillation for Semantic Segmentation.
 
-    At each place, student map -> CBAM -> connector (1x1 convolution + BatchNorm to the teacher's channels)
-    and teacher map -> attention, and then `normalized_distance`; summed over the places, times the weight
-    (eq. 6).
+    At each place the student's map goes through a CBAM and a connector (1x1 convolution + BatchNorm to the
+    teacher's channels), the teacher's through its attention. The term is the sum of `normalized_distance` over
+    the places; the weight is alpha of eq. 6.
 
     Presets, which explicit arguments override:
 
     - `default`: the code's places, norm and weight; everything on the student's side learns; the teacher's
       attention has no parameters, so that any teacher gives the same result anywhere. The term is not divided
-      by the batch
-      size: the authors' code divides both it and the mean cross-entropy by b, which leaves CE : KD = 1 : 2,
-          the ratio
-      this term has beside a mean cross-entropy.
+      by the batch size: the authors' code divides both it and the mean cross-entropy by b, which leaves
+      CE : KD = 1 : 2, the ratio that this term has beside a mean cross-entropy.
     - `official`: what the released code computes: the term over b, random attention on the teacher, student
       channel attention left as initialised (no optimizer holds it), connectors alone trained in epoch 0 and
       frozen afterwards. The code's cross-entropy is over b too; with a mean cross-entropy add

@@ -15,8 +15,7 @@ from hf_segkd.types import Features, NetworkSpec, Paper
 class AbstractDistillationLoss(nn.Module, ABC):
     """Base of all losses: picks the taps, computes in fp32 without autocast, weighs each term.
 
-    A subclass sets the class attributes, hands its taps and weights to this constructor and implements
-    `terms`.
+    A subclass sets the class attributes, hands taps and weights to this constructor and implements `terms`.
 
     Args:
         student: What the student offers.

@@ -99,7 +99,7 @@ class ClassCovariance(nn.Module):
         present = [y for y, pixels in enumerate(batch) if pixels]
         if not present:
             return
-        segments = rows[order[: sum(local)]].split(local)
+        segments = rows.index_select(0, order[: sum(local)]).split(local)
         segments = [segments[y] for y in present]
         classes = torch.tensor(present, device=rows.device)
         batch_count, count, centre = batch_count[classes], self.count[classes], self.mean[classes]

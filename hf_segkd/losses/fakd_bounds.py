@@ -108,6 +108,8 @@ def augmented_channel_wise_divergence(
     return loss * temperature**2 / (images * num_classes)
 
 
+# Its groups change with the labels: under torch.compile one clean graph break, instead of a recompilation a step.
+@torch.compiler.disable
 def augmented_pixel_wise_divergence(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -164,7 +166,7 @@ def augmented_pixel_wise_divergence(
     sizes = count.tolist()
     if sigma_index == "pixel" or drop_ignored:
         order = order[: sum(sizes)]
-        log_student, target = log_student[order], target[order]
+        log_student, target = log_student.index_select(0, order), target.index_select(0, order)
     if sigma_index == "pixel":
         present = [y for y, size in enumerate(sizes) if size]
         sizes, covariance = [sizes[y] for y in present], covariance[present]
@@ -180,6 +182,7 @@ def augmented_pixel_wise_divergence(
     return (divergence.sum() + growth) / pixels * temperature**2
 
 
+@torch.compiler.disable
 def _variance_of_present_classes(
     labels: Tensor, classifier_weight: Tensor, covariance: Tensor, detach_weight: bool
 ) -> Tensor:
