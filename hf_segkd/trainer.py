@@ -317,17 +317,20 @@ class _EpochOfAugmentation(TrainerCallback):
 
 
 class _ConnectorsFirst(TrainerCallback):
-    """Trains the loss's parameters alone for its `connector_epochs`, afterwards the student alone.
+    """Trains the loss's connectors alone for its `connector_epochs`, afterwards everything but them.
 
     A gradient of None keeps the optimizer away from a parameter entirely: no decay, no momentum.
     """
 
     def __init__(self, distiller: Distiller) -> None:
-        self.distiller = distiller
+        self.loss = distiller.loss
+        self.connectors = list(distiller.loss.connector_parameters())
+        held = {id(parameter) for parameter in self.connectors}
+        self.others = [parameter for parameter in distiller.parameters() if id(parameter) not in held]
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        warming_up = int(state.epoch or 0) < self.distiller.loss.connector_epochs
-        for parameter in (self.distiller.student if warming_up else self.distiller.loss).parameters():
+        warming_up = int(state.epoch or 0) < self.loss.connector_epochs
+        for parameter in self.others if warming_up else self.connectors:
             parameter.grad = None
 
 

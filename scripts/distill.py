@@ -1,5 +1,11 @@
 """Distil a student from a teacher: accelerate launch scripts/distill.py --config FILE.yaml [--flag value]."""
 
+import sys
+from pathlib import Path
+
+# Python puts this folder first on its path, where evaluate.py would hide the package `evaluate`.
+sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
 from hf_segkd.commands.training import main
 
 if __name__ == "__main__":

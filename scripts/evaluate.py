@@ -1,5 +1,11 @@
 """Score a network: python scripts/evaluate.py --model DIR_OR_ID --dataset NAME [--data_dir DIR]."""
 
+import sys
+from pathlib import Path
+
+# Python puts this folder first on its path, where evaluate.py would hide the package `evaluate`.
+sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
 from hf_segkd.commands.evaluation import main
 
 if __name__ == "__main__":

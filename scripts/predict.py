@@ -1,5 +1,11 @@
 """Draw what a network sees: python scripts/predict.py --model DIR_OR_ID --images FILES_OR_DIRS --output DIR."""
 
+import sys
+from pathlib import Path
+
+# Python puts this folder first on its path, where evaluate.py would hide the package `evaluate`.
+sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
 from hf_segkd.commands.prediction import main
 
 if __name__ == "__main__":

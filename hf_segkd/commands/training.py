@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_segkd.arguments import DistillationArguments, json_object, parse_arguments
 from hf_segkd.commands.evaluation import evaluation_report, format_report, write_json
 from hf_segkd.data import LabelInfo, check_dataset, label_info, load_segmentation_dataset
+
 from hf_segkd.models import load_pretrained_backbone
 from hf_segkd.trainer import DistillationTrainer
 
@@ -81,13 +83,16 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         eval_dataset=evaluation,
         processing_class=processor,
     )
+    processor_seconds = time.process_time()
     result = trainer.train(resume_from_checkpoint=_checkpoint(arguments))
+    processor_seconds = time.process_time() - processor_seconds
     trainer.save_model()
     trainer.save_state()
     trainer.evaluate()
     report = evaluation_report(trainer.confusion_matrix, labels, command.eval_split, len(evaluation))
     report |= {"method": arguments.method, "seed": arguments.seed, "steps": trainer.state.global_step}
     report["train_seconds"] = result.metrics["train_runtime"]
+    report["train_processor_seconds"] = processor_seconds
     if trainer.is_world_process_zero():
         write_json(report, Path(arguments.output_dir, "evaluation.json"))
         print(format_report(report))
