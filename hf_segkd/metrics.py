@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NUM_BYTES = 256
 LabelMaps = Tensor | np.ndarray | Sequence[Tensor | np.ndarray]
 
 _DESCRIPTION = "Mean IoU, mean class accuracy and pixel accuracy from a streaming integer confusion matrix."
@@ -32,7 +33,7 @@ def confusion_matrix(predictions: Tensor, references: Tensor, num_labels: int, i
     Args:
         predictions: Class ids 0..k-1, any integer type and shape.
         references: True class ids 0..k-1 or `ignore_index`, same shape and device.
-        num_labels: k.
+        num_labels: k, at most 255.
         ignore_index: Label of the pixels to leave out.
 
     Returns:
@@ -50,16 +51,21 @@ def confusion_matrix(predictions: Tensor, references: Tensor, num_labels: int, i
         raise ValueError(
             f"predictions and references must be integer class ids, got {predictions.dtype} and {references.dtype}."
         )
-    if predictions.numel() == 0:
-        return torch.zeros(num_labels, num_labels, dtype=torch.int64, device=predictions.device)
-    ignored = references == ignore_index
-    references = references.masked_fill(ignored, 0)
-    _check_range("predictions", predictions, num_labels)
-    _check_range("references", references, num_labels)
-    # Ignored pixels are counted in one cell too many: 7 times faster than selecting the others with a mask.
-    cells = references.int().mul_(num_labels).add_(predictions).masked_fill_(ignored, num_labels**2)
-    counts = torch.bincount(cells.flatten(), minlength=num_labels**2 + 1)
-    return counts[:-1].view(num_labels, num_labels)
+    if not 1 <= num_labels < NUM_BYTES:
+        raise ValueError(f"num_labels must be 1..{NUM_BYTES - 1}, got {num_labels}.")
+    if not 0 <= ignore_index < NUM_BYTES:
+        ignored = references == ignore_index
+        _check_range("references", references.masked_fill(ignored, 0), num_labels, num_labels)
+        references, ignore_index = references.int().masked_fill(ignored, NUM_BYTES - 1), NUM_BYTES - 1
+    # All pairs of bytes are counted and what is not wanted is dropped or found out of range afterwards: 4 times
+    # faster than looking at every pixel first, which is 2 times faster than selecting the others with a mask.
+    rows = _as_bytes("references", references, num_labels).int().mul_(NUM_BYTES)
+    pairs = rows.add_(_as_bytes("predictions", predictions, num_labels)).flatten()
+    counts = torch.bincount(pairs, minlength=NUM_BYTES**2).view(NUM_BYTES, NUM_BYTES)
+    _raise_beyond("predictions", counts.sum(dim=0), num_labels)
+    counts[ignore_index] = 0
+    _raise_beyond("references", counts.sum(dim=1), num_labels)
+    return counts[:num_labels, :num_labels].clone()
 
 
 def scores_from_confusion_matrix(matrix: Tensor) -> dict[str, float | int | list[float]]:
@@ -118,7 +124,7 @@ class MeanIoU(evaluate.Metric):
         Raises:
             ValueError: If the shapes differ or an id is out of range; nothing is counted then.
         """
-        if isinstance(predictions, Tensor | np.ndarray) and isinstance(references, Tensor | np.ndarray):
+        if isinstance(predictions, Tensor | np.ndarray) and predictions.ndim == 2:
             predictions, references = [predictions], [references]
         if len(predictions) != len(references):
             raise ValueError(f"Got {len(predictions)} predictions for {len(references)} references.")
@@ -168,11 +174,31 @@ class MeanIoU(evaluate.Metric):
         return ""
 
 
-def _check_range(name: str, ids: Tensor, num_labels: int) -> None:
-    """Raise where an id is not one of the classes."""
+def _as_bytes(name: str, ids: Tensor, num_labels: int) -> Tensor:
+    """The ids as uint8; raises for those that do not fit."""
+    if ids.dtype != torch.uint8:
+        _check_range(name, ids, NUM_BYTES, num_labels)
+    return ids.byte()
+
+
+def _check_range(name: str, ids: Tensor, limit: int, num_labels: int) -> None:
+    """Raise for an id outside 0..limit-1."""
+    if ids.numel() == 0:
+        return
     low, high = (bound.item() for bound in ids.aminmax())
-    if low < 0 or high >= num_labels:
-        raise ValueError(
-            f"{name} hold class id {low if low < 0 else high}, need 0..{num_labels - 1}. Were the labels converted "
-            "for this data set, and does the model have as many classes?"
-        )
+    if low < 0 or high >= limit:
+        raise _out_of_range(name, low if low < 0 else high, num_labels)
+
+
+def _raise_beyond(name: str, counts: Tensor, num_labels: int) -> None:
+    """Raise for pixels of an id that is not one of the classes, from the (256,) counts of all ids."""
+    beyond = counts[num_labels:].nonzero()
+    if len(beyond):
+        raise _out_of_range(name, num_labels + int(beyond[0]), num_labels)
+
+
+def _out_of_range(name: str, class_id: int, num_labels: int) -> ValueError:
+    return ValueError(
+        f"{name} hold class id {class_id}, need 0..{num_labels - 1}. Were the labels converted for this data set, and "
+        "does the model have as many classes?"
+    )
