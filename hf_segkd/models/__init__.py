@@ -9,12 +9,13 @@ import importlib
 _HOME = {
     "DeepLabV3PlusConfig": "configuration_deeplabv3plus",
     "DeepLabV3PlusForSemanticSegmentation": "modeling_deeplabv3plus",
-    "SegKDBackboneOutput": "modeling_backbones",
-    "SegKDMobileNetV2Backbone": "modeling_backbones",
+    "SegKDBackboneOutput": "modeling_backbone_base",
+    "SegKDMobileNetV2Backbone": "modeling_mobilenet_v2",
     "SegKDMobileNetV2Config": "configuration_backbones",
-    "SegKDResNetBackbone": "modeling_backbones",
+    "SegKDResNetBackbone": "modeling_resnet",
     "SegKDResNetConfig": "configuration_backbones",
     "SemanticSegmenterOutputWithFeatures": "modeling_segmentation",
+    "convert_attnfd_state_dict": "convert_checkpoint",
     "load_pretrained_backbone": "pretrained_backbones",
 }
 __all__ = sorted(_HOME)

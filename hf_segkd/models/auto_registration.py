@@ -26,8 +26,9 @@ def register_models() -> None:
 
     from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
     from .configuration_deeplabv3plus import DeepLabV3PlusConfig
-    from .modeling_backbones import SegKDMobileNetV2Backbone, SegKDResNetBackbone
     from .modeling_deeplabv3plus import DeepLabV3PlusForSemanticSegmentation
+    from .modeling_mobilenet_v2 import SegKDMobileNetV2Backbone
+    from .modeling_resnet import SegKDResNetBackbone
 
     AutoBackbone.register(SegKDResNetConfig, SegKDResNetBackbone, exist_ok=True)
     AutoBackbone.register(SegKDMobileNetV2Config, SegKDMobileNetV2Backbone, exist_ok=True)

@@ -29,7 +29,8 @@ class SegKDResNetConfig(BackboneConfigMixin, SegKDConfig):
         strides: Stride of the first block of each stage, 1 or 2. The stem divides the resolution by four already.
         dilations: For each stage the dilation of each block's 3x3 convolutions (both, in a basic block); None is 1
             everywhere.
-        out_features: Names among `stage_names` ("stage1" to "stage4") of the maps to return; the last by default.
+        out_features: Names among `stage_names` ("stem", "stage1" to "stage4") of the maps to return, by
+            default the last.
         out_indices: The same by index.
 
     Raises:
@@ -55,7 +56,7 @@ class SegKDResNetConfig(BackboneConfigMixin, SegKDConfig):
         self.strides = list(self.strides)
         self.dilations = complete_dilations(self.depths, self.strides, self.dilations)
         kwargs.pop("stage_names", None)  # a config.json has it, but it follows from the rest
-        self.stage_names = [f"stage{i}" for i in range(1, 5)]
+        self.stage_names = ["stem", *(f"stage{i}" for i in range(1, 5))]
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
@@ -75,7 +76,8 @@ class SegKDMobileNetV2Config(BackboneConfigMixin, SegKDConfig):
         pad_before_expansion: Pad a block's input with zeros instead of the depthwise convolution's, as the AttnFD
             code does: then the ring that the depthwise convolution sees around the map is the activation of a
             bias instead of zero. ImageNet weights were not trained that way, hence False by default.
-        out_features: Names among `stage_names` ("stage1" to "stage7") of the maps to return; the last by default.
+        out_features: Names among `stage_names` ("stem", "stage1" to "stage7") of the maps to return, by
+            default the last.
         out_indices: The same by index.
 
     Raises:
@@ -98,7 +100,7 @@ class SegKDMobileNetV2Config(BackboneConfigMixin, SegKDConfig):
         depths = [blocks for _, _, blocks in MOBILENET_V2_STAGES]
         self.dilations = complete_dilations(depths, self.strides, self.dilations)
         kwargs.pop("stage_names", None)  # a config.json has it, but it follows from the rest
-        self.stage_names = [f"stage{i}" for i in range(1, len(MOBILENET_V2_STAGES) + 1)]
+        self.stage_names = ["stem", *(f"stage{i}" for i in range(1, len(MOBILENET_V2_STAGES) + 1))]
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )

@@ -7,7 +7,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
 from .configuration_deeplabv3plus import DeepLabV3PlusConfig
-from .modeling_backbones import SegKDMobileNetV2Backbone, SegKDResNetBackbone
+from .modeling_mobilenet_v2 import SegKDMobileNetV2Backbone
+from .modeling_resnet import SegKDResNetBackbone
 from .modeling_segmentation import (
     ConvNorm,
     SegKDSegmentationModel,

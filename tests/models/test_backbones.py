@@ -53,7 +53,7 @@ def test_dilated_mobilenet_sees_on_every_nth_pixel_what_the_strided_one_sees(out
 
 
 def test_pre_activations_become_the_feature_maps_by_a_relu():
-    backbone = SegKDResNetBackbone(SegKDResNetConfig(width=8, depths=[1, 2, 1, 1], out_indices=[0, 1, 2, 3]))
+    backbone = SegKDResNetBackbone(SegKDResNetConfig(width=8, depths=[1, 2, 1, 1], out_indices=[1, 2, 3, 4]))
     with torch.inference_mode():
         output = backbone(IMAGE)
     assert [m.shape[1] for m in output.feature_maps] == backbone.channels == [8, 16, 32, 64]
@@ -82,8 +82,8 @@ def test_hidden_states_are_the_stem_and_every_stage(backbone):
     with torch.inference_mode():
         output = backbone(IMAGE, output_hidden_states=True)
         as_tuple = backbone(IMAGE, output_hidden_states=True, return_dict=False)
-    assert len(output.hidden_states) == 1 + len(backbone.stage_names)
-    assert [state.shape[1] for state in output.hidden_states[1:]] == backbone.num_features
+    assert len(output.hidden_states) == len(backbone.stage_names)
+    assert [state.shape[1] for state in output.hidden_states] == backbone.num_features
     assert output.hidden_states[-1] is output.feature_maps[-1]
     assert torch.equal(as_tuple[0][0], output.feature_maps[0])
 

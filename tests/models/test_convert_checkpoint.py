@@ -2,7 +2,8 @@ import pytest
 import torch
 from tiny_networks import tiny_model
 
-from hf_segkd.models.convert_checkpoint import HEAD_PREFIXES, convert_attnfd_state_dict
+from hf_segkd.models import convert_attnfd_state_dict
+from hf_segkd.models.convert_checkpoint import HEAD_PREFIXES
 
 OURS_TO_THEIRS = {ours: theirs for theirs, ours in HEAD_PREFIXES.items()}
 FLAT_PLACE = {"0.0": "0", "0.1": "1", "1.0": "3", "1.1": "4", "2": "6", "3": "7"}
