@@ -1,7 +1,7 @@
 """Data sets for semantic segmentation: loading, checking, joint augmentation, evaluation."""
 
 from .decoding import check_dataset, label_info
-from .labels import LabelInfo
+from .labels import LabelInfo, voc_palette
 from .loading import load_segmentation_dataset
 from .photometric import PhotoMetricDistortion, RandomBlur
 from .torch_datasets import AugmentedDataset, EvaluationDataset, evaluation_collator, train_collator
@@ -19,4 +19,5 @@ __all__ = [
     "label_info",
     "load_segmentation_dataset",
     "train_collator",
+    "voc_palette",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from .labels import IGNORE_INDEX
 from .photometric import PhotoMetricDistortion, RandomBlur
 
 PHOTOMETRIC = {"blur": RandomBlur(), "jitter": PhotoMetricDistortion()}
+MAX_REDRAWS = 10  # mmsegmentation's RandomCrop, which then takes the last crop as it is
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class TrainTransform:
         image_std: As `image_mean`.
         rescale_factor: Multiplies the 0-255 values before normalisation.
         ignore_index: Label of the padding.
-        max_class_share: Draw the crop again, up to ten times, while one class covers more than this share of its
+        max_class_share: Move the crop elsewhere, up to ten times, while one class covers more than this share of its
             labelled pixels (mmsegmentation's `cat_max_ratio`, 0.75 in its recipes). 1 (default): never.
 
     Raises:
@@ -86,12 +87,7 @@ class TrainTransform:
         ignore_index: int = IGNORE_INDEX,
         max_class_share: float = 1.0,
     ) -> None:
-        if len(crop_size) != 2 or min(crop_size) < 1:
-            raise ValueError(f"crop_size must be a positive (height, width), got {crop_size}.")
-        if not 0 < scale_range[0] <= scale_range[1]:
-            raise ValueError(f"scale_range must be positive and ascending, got {scale_range}.")
-        if scale_base != "image" and (not isinstance(scale_base, int) or scale_base < 1):
-            raise ValueError(f'scale_base must be "image" or a short side in pixels, got {scale_base!r}.')
+        _check_geometry(crop_size, scale_range, scale_base)
         if not 0 <= flip_probability <= 1:
             raise ValueError(f"flip_probability must be in 0..1, got {flip_probability}.")
         if not 0 < max_class_share <= 1:
@@ -121,9 +117,16 @@ class TrainTransform:
 
         Returns:
             `pixel_values`, (3, h, w) float32, and `labels`, (h, w) int64.
+
+        Raises:
+            ValueError: If the sizes differ or an array is not uint8.
         """
         if isinstance(annotation, np.ndarray):
+            if annotation.dtype != np.uint8:
+                raise ValueError(f"annotation must be uint8 class ids, got {annotation.dtype}.")
             annotation = Image.fromarray(annotation)
+        if image.size != annotation.size:
+            raise ValueError(f"image is {image.size} and annotation {annotation.size} pixels (width, height).")
         window, labels = self._draw_crop(annotation, rng)
         crop = window.cut(image, Image.Resampling.BILINEAR)
         if rng.random() < self.flip_probability:
@@ -143,22 +146,26 @@ class TrainTransform:
             scale = short_side / min(image_size)
         scaled = tuple(max(1, round(side * scale)) for side in image_size)
         size = tuple(min(pair) for pair in zip(scaled, self.crop_size, strict=True))
-        corner = tuple(int(rng.integers(0, s - c, endpoint=True)) for s, c in zip(scaled, size, strict=True))
-        return CropWindow(scaled, corner, size)
+        return CropWindow(scaled, _draw_corner(scaled, size, rng), size)
 
     def _draw_crop(self, annotation: Image.Image, rng: np.random.Generator) -> tuple[CropWindow, Image.Image]:
         """A crop window and the labels in it, none of whose classes takes more than its share."""
-        image_size = (annotation.height, annotation.width)
-        for _ in range(10):  # 10: mmsegmentation's RandomCrop, which then takes the last one as well
-            window = self.draw_window(image_size, rng)
+        window = self.draw_window((annotation.height, annotation.width), rng)
+        labels = window.cut(annotation, Image.Resampling.NEAREST)
+        for _ in range(MAX_REDRAWS):
+            if not self._one_class_prevails(labels):
+                break
+            window = replace(window, corner=_draw_corner(window.scaled_size, window.size, rng))
             labels = window.cut(annotation, Image.Resampling.NEAREST)
-            if self.max_class_share == 1:
-                break
-            counts = labels.histogram()
-            counts[self.ignore_index] = 0
-            if max(counts) <= self.max_class_share * sum(counts):
-                break
         return window, labels
+
+    def _one_class_prevails(self, labels: Image.Image) -> bool:
+        """Whether a class covers more than its share of the labelled pixels."""
+        if self.max_class_share == 1:
+            return False
+        counts = labels.histogram()
+        counts[self.ignore_index] = 0
+        return max(counts) > self.max_class_share * sum(counts)
 
     def _normalise_and_pad(self, crop: Image.Image) -> Tensor:
         """(3, h, w) float32 of the crop's full size; the mean colour is 0 after normalisation."""
@@ -173,3 +180,19 @@ class TrainTransform:
         labels = torch.full(self.crop_size, self.ignore_index)
         labels[: crop.height, : crop.width] = torch.from_numpy(np.array(crop))
         return labels
+
+
+def _draw_corner(scaled_size: tuple[int, int], crop_size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    """A uniformly random (top, left) at which the crop lies inside the scaled image."""
+    top, left = (int(rng.integers(0, s - c, endpoint=True)) for s, c in zip(scaled_size, crop_size, strict=True))
+    return top, left
+
+
+def _check_geometry(crop_size: tuple[int, int], scale_range: tuple[float, float], scale_base: str | int) -> None:
+    """Raise for sizes and scales that cannot be drawn."""
+    if len(crop_size) != 2 or min(crop_size) < 1:
+        raise ValueError(f"crop_size must be a positive (height, width), got {crop_size}.")
+    if not 0 < scale_range[0] <= scale_range[1]:
+        raise ValueError(f"scale_range must be positive and ascending, got {scale_range}.")
+    if scale_base != "image" and (not isinstance(scale_base, int) or scale_base < 1):
+        raise ValueError(f'scale_base must be "image" or a short side in pixels, got {scale_base!r}.')

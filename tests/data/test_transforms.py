@@ -133,6 +133,15 @@ def test_annotations_may_be_arrays():
     assert same_draws(*samples)
 
 
+def test_annotations_of_another_size_or_type_are_errors():
+    image, labels = scene()
+    rng = np.random.default_rng(1)
+    with pytest.raises(ValueError, match=r"image is \(120, 90\) and annotation \(120, 89\)"):
+        TrainTransform((48, 64))(image, np.asarray(labels)[1:], rng)
+    with pytest.raises(ValueError, match="must be uint8 class ids, got int64"):
+        TrainTransform((48, 64))(image, np.asarray(labels).astype(np.int64), rng)
+
+
 def test_blur_softens_half_of_the_images():
     image, _ = scene()
     blurred = [RandomBlur()(image, np.random.default_rng(seed)) is not image for seed in range(200)]
