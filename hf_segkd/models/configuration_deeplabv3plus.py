@@ -84,6 +84,8 @@ class DeepLabV3PlusConfig(SegKDConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.backbone_config, dict):
             self.backbone_config = backbone_config_from_dict(self.backbone_config)
+        if self.multi_grid is not None:
+            self.multi_grid = list(self.multi_grid)  # as it comes back from a config.json
         self._resolve_shorthand()
         if self.atrous_rates is None:
             self.atrous_rates = (12, 24, 36) if self.output_stride == 8 else (6, 12, 18)

@@ -75,6 +75,7 @@ def test_an_unknown_keyword_of_a_backbone_is_an_error_too():
     [
         {},
         {"backbone": "resnet101", "output_stride": 8, "id2label": {0: "road", 1: "sky"}},
+        {"backbone": "resnet50", "multi_grid": (1, 1, 2), "atrous_rates": (2, 4, 6)},
         {"backbone": "mobilenet_v2", "depth_multiplier": 0.35, "late_dilation": True, "aspp_channels": 64},
         TINY["resnet"],
         TINY["bottleneck"],
