@@ -56,6 +56,8 @@ def folder_scheme(
     classes: Sequence[str] | str | os.PathLike, palette: Sequence[Sequence[int]] | None, ignore_index: int
 ) -> LabelScheme:
     """Labels that are class ids already, but for the one that means "no class"; arguments as in `load_folder`."""
+    if not 0 <= ignore_index <= 255:
+        raise ValueError(f"ignore_index must be a number that an 8-bit mask can hold, 0..255, got {ignore_index}.")
     names = read_class_names(classes) if isinstance(classes, str | os.PathLike) else list(classes)
     colours = palette if palette is not None else voc_palette(len(names))
     raw_to_id = {index: index for index in range(len(names))}

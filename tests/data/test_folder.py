@@ -52,6 +52,11 @@ def test_palette_and_ignore_index_can_be_chosen(tmp_path):
     assert label_info(dataset).ignore_index == 255
 
 
+def test_an_ignore_index_that_no_mask_can_hold_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"ignore_index must be .* got -1"):
+        load_segmentation_dataset("folder", trees.folder_tree(tmp_path), classes=CLASSES, ignore_index=-1)
+
+
 def test_unpaired_files_are_named_whichever_half_is_missing(tmp_path):
     trees.folder_tree(tmp_path)
     (tmp_path / "train" / "labels" / "scene1.png").unlink()
