@@ -6,11 +6,16 @@ ResNet-18 learns from ResNet-101 (DeepLabV3+, 21 classes), batch 2, 257 x 257, f
 Times are medians over rounds in which the variants take turns; peak memory is that of a process per variant.
 """
 
+import sys
+from pathlib import Path
+
+# Python puts this folder first on its path, where evaluate.py would hide the package `evaluate`.
+sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
 import argparse
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable

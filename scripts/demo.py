@@ -6,9 +6,14 @@ Trains a teacher, then the same student on the labels alone and with AttnFD, eac
 Ends with a table, a picture, and the lines of Python that load the result.
 """
 
+import sys
+from pathlib import Path
+
+# Python puts this folder first on its path, where evaluate.py would hide the package `evaluate`.
+sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
 import argparse
 import time
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -32,9 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="one student per seed and method")
     arguments = parser.parse_args()
     start = time.monotonic()
-    teacher = Run(
-        SCRIPTS / "train.py", arguments.output / "teacher", ["--config", str(RECIPES / "demo_teacher.yaml")]
-    )
+    teacher = Run(SCRIPTS / "train.py", arguments.output / "teacher", ["--config", str(RECIPES / "demo_teacher.yaml")])
     alone = [student(arguments.output, "alone", seed, ["--method", "none"]) for seed in arguments.seeds]
     distilled = [
         student(arguments.output, "attnfd", seed, ["--teacher", str(teacher.output_dir)]) for seed in arguments.seeds

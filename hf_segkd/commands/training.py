@@ -22,7 +22,6 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_segkd.arguments import DistillationArguments, json_object, parse_arguments
 from hf_segkd.commands.evaluation import evaluation_report, format_report, write_json
 from hf_segkd.data import LabelInfo, check_dataset, label_info, load_segmentation_dataset
-
 from hf_segkd.models import load_pretrained_backbone
 from hf_segkd.trainer import DistillationTrainer
 

@@ -1,0 +1,81 @@
+from dataclasses import dataclass, field
+
+import pytest
+
+from hf_segkd.arguments import DistillationArguments, parse_arguments
+
+
+@dataclass
+class Extra:
+    name: str = field(metadata={"help": "needed"})
+    rate: float = 1.0
+    sizes: list[int] | None = None
+    options: dict | str | None = None
+    flag: bool = True
+
+
+def parse(tmp_path, yaml, *flags):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml)
+    return parse_arguments(Extra, args=["--config", str(path), *flags])[0]
+
+
+def test_yaml_gives_defaults_and_flags_win(tmp_path):
+    extra = parse(tmp_path, "name: a\nrate: 1e-2\nsizes: [3, 4]\noptions: {x: 1}\nflag: no\n", "--rate", "0.5")
+    assert (extra.name, extra.rate, extra.sizes, extra.options, extra.flag) == ("a", 0.5, [3, 4], '{"x": 1}', False)
+
+
+def test_a_number_in_scientific_notation_is_a_number(tmp_path):
+    assert parse(tmp_path, "name: a\nrate: 1e-2\n").rate == 0.01
+
+
+def test_a_list_given_as_flag_replaces_the_one_of_the_file(tmp_path):
+    assert parse(tmp_path, "name: a\nsizes: [3, 4, 5]\n", "--sizes", "7").sizes == [7]
+
+
+@pytest.mark.parametrize(
+    ("yaml", "flags", "message"),
+    [
+        ("nmae: a\n", [], "unknown key 'nmae'. Did you mean name?"),
+        ("name: a\n", ["--raet", "2"], "unknown flag --raet. Did you mean rate?"),
+        ("name: a\nrate: fast\n", [], "invalid float value: 'fast'"),
+        ("- a\n", [], "must hold `key: value` lines"),
+        ("rate: 1\n", [], "required: --name"),
+        ("name: a\n", ["stray"], "unknown flag stray"),
+    ],
+)
+def test_a_mistake_ends_with_a_message_that_names_it(tmp_path, capsys, yaml, flags, message):
+    with pytest.raises(SystemExit):
+        parse(tmp_path, yaml, *flags)
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) < 5  # the message, not a page of flags
+
+
+def test_a_missing_config_file_is_named(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(Extra, args=["--config", "nowhere.yaml"])
+    assert "there is no file nowhere.yaml" in capsys.readouterr().err
+
+
+def test_defaults_are_those_of_the_literature(tmp_path):
+    args = DistillationArguments(output_dir=str(tmp_path))
+    assert (args.optim, args.optim_args, args.weight_decay, args.max_grad_norm) == ("sgd", "momentum=0.9", 5e-4, 0.0)
+    assert args.lr_scheduler_type == "polynomial"
+    assert args.lr_scheduler_kwargs == {"power": 0.9, "lr_end": 0.0}
+    assert DistillationArguments(output_dir=str(tmp_path), lr_scheduler_type="cosine").lr_scheduler_kwargs is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"ce_weight": -1.0}, "ce_weight must not be negative"),
+        ({"crop_size": [3]}, "height and width"),
+        ({"label_smoothing_factor": 0.1}, "without label smoothing"),
+        ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
+        ({"method_kwargs": "{oops"}, "--method_kwargs takes a JSON object"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(tmp_path, values, message):
+    with pytest.raises(ValueError, match=message):
+        DistillationArguments(output_dir=str(tmp_path), **values)

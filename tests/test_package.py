@@ -1,0 +1,56 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_segkd
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_importing_the_package_loads_neither_torch_nor_transformers_and_is_quick():
+    done = run(
+        "import sys, time; start = time.perf_counter(); import hf_segkd; seconds = time.perf_counter() - start\n"
+        "assert not {'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules), sorted(sys.modules)\n"
+        "assert seconds < 0.2, seconds"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", hf_segkd.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(hf_segkd, name).__name__ == name
+    assert name in dir(hf_segkd)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = hf_segkd.Nonsense
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import hf_segkd; from transformers import AutoConfig, AutoModelForSemanticSegmentation, AutoImageProcessor",
+        "from transformers import AutoConfig, AutoModelForSemanticSegmentation, AutoImageProcessor; import hf_segkd",
+        "import transformers, hf_segkd; from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, "
+        "AutoConfig",
+    ],
+    ids=["ours first", "theirs first", "in between"],
+)
+def test_the_auto_classes_know_our_networks_whatever_is_imported_first(imports, tmp_path):
+    done = run(
+        f"{imports}\n"
+        "config = AutoConfig.for_model('segkd-deeplabv3plus', backbone='mobilenet_v2', depth_multiplier=0.1)\n"
+        f"AutoModelForSemanticSegmentation.from_config(config).save_pretrained({str(tmp_path)!r})\n"
+        f"from transformers import SegformerImageProcessor as P; P().save_pretrained({str(tmp_path)!r})\n"
+        f"print(type(AutoModelForSemanticSegmentation.from_pretrained({str(tmp_path)!r})).__name__)\n"
+        f"print(type(AutoImageProcessor.from_pretrained({str(tmp_path)!r})).__name__)\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["DeepLabV3PlusForSemanticSegmentation", "SegformerImageProcessor"]

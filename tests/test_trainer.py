@@ -1,0 +1,272 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import arguments, network, processor, same, scenes, trainer, weights
+from transformers import AutoModelForSemanticSegmentation, Trainer, TrainerCallback, pipeline
+
+from hf_segkd.data import AugmentedDataset, train_collator
+from hf_segkd.losses import LOSSES
+from hf_segkd.trainer import LOSS_STATE_FILE, DistillationTrainer
+
+
+@pytest.mark.parametrize("method", LOSSES)
+def test_every_method_trains_the_student_and_its_own_parameters_and_leaves_the_teacher_alone(method, tmp_path):
+    teacher = network(width=12, seed=1).train()  # whatever mode it comes in
+    teacher_before = weights(teacher)
+    run = trainer(tmp_path, teacher=teacher, method=method)
+    before = {name: value.detach().clone() for name, value in run.model.named_parameters() if value.requires_grad}
+    run.train()
+    unmoved = [name for name, value in run.model.named_parameters() if name in before and before[name].equal(value)]
+    assert unmoved == []
+    assert same(weights(teacher), teacher_before)
+    assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert all(math.isfinite(entry.get("loss", 0)) for entry in run.state.log_history)
+
+
+def test_each_term_is_logged_raw_and_weighted_and_the_terms_add_up_to_the_loss(tmp_path):
+    run = trainer(tmp_path, method="cwd", method_kwargs={"weight": 3.0}, ce_weight=0.5)
+    run.train()
+    for entry in run.state.log_history[:-1]:
+        assert entry["loss_cwd"] == pytest.approx(3 * entry["raw_cwd"], rel=1e-5)
+        assert entry["loss_ce"] == pytest.approx(0.5 * entry["raw_ce"], rel=1e-5)
+        assert entry["loss"] == pytest.approx(entry["loss_ce"] + entry["loss_cwd"], rel=1e-4)
+
+
+def test_terms_are_means_over_accumulated_batches(tmp_path):
+    run = trainer(tmp_path, method="kd", per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    run.train()
+    for entry in run.state.log_history[:-1]:
+        assert entry["loss"] == pytest.approx(entry["loss_ce"] + entry["loss_kd"], rel=1e-4)
+
+
+def test_a_checkpoint_is_a_plain_student_and_the_loss_lies_beside_it(tmp_path):
+    run = trainer(tmp_path, method="attnfd", save_strategy="steps", save_steps=3)
+    run.train()
+    run.save_model()
+    for folder in (tmp_path, tmp_path / "checkpoint-3"):
+        loaded = AutoModelForSemanticSegmentation.from_pretrained(folder)
+        assert same(weights(loaded), weights(run.student))
+        assert "use_cache" not in json.loads((folder / "config.json").read_text())
+        assert not list(folder.glob("training_args.bin"))
+    assert (tmp_path / "checkpoint-3" / LOSS_STATE_FILE).is_file()
+    assert not (tmp_path / LOSS_STATE_FILE).exists()
+
+
+class _StopAfter(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+@pytest.mark.parametrize("method", ["attnfd", "fakd_cwd"])
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does_bit_for_bit(method, tmp_path):
+    options = {"method": method, "max_steps": 5, "save_strategy": "steps", "save_steps": 2}
+    straight = trainer(tmp_path / "straight", **options)
+    straight.train()
+    cut = trainer(tmp_path / "cut", **options)
+    cut.add_callback(_StopAfter(2))
+    cut.train()
+    resumed = trainer(tmp_path / "cut", student=network(seed=9), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
+    assert resumed.state.global_step == 5
+    assert same(weights(resumed.model), weights(straight.model))
+
+
+def test_resuming_a_method_from_a_checkpoint_without_its_state_says_so(tmp_path):
+    trainer(tmp_path, save_strategy="steps", save_steps=3).train()
+    with pytest.raises(ValueError, match="holds no distillation.safetensors"):
+        trainer(tmp_path, method="kd").train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+@pytest.mark.parametrize("options", [{"method": "none"}, {"method": "kd", "method_kwargs": {"weight": 0.0}}])
+def test_without_distillation_the_student_is_what_plain_trainer_makes_of_it(options, tmp_path):
+    ours = trainer(tmp_path, head_lr_multiplier=1, **options)
+    ours.train()
+    args = arguments(tmp_path)
+    student = network()
+    plain = Trainer(
+        model=student,
+        args=args,
+        train_dataset=ours.train_dataset,
+        data_collator=train_collator,
+        optimizers=(
+            torch.optim.SGD(student.parameters(), lr=args.learning_rate, momentum=0.9, weight_decay=args.weight_decay),
+            None,
+        ),
+    )
+    plain.train()
+    assert same(weights(ours.student), weights(student))
+
+
+def test_the_score_is_that_of_the_whole_images_whatever_the_batch_size(tmp_path):
+    run = trainer(tmp_path)
+    run.train()
+    for batch_size in (1, 4):
+        other = trainer(tmp_path, student=run.student, per_device_eval_batch_size=batch_size)
+        scores = other.evaluate()
+        labelled = sum((np.array(row["annotation"]) != 255).sum() for row in scenes("val", 7))
+        assert other.confusion_matrix.sum() == labelled  # 7 images in batches of 4: none dropped, none twice
+        assert other.confusion_matrix.equal(run.confusion_matrix) or run.evaluate()
+        assert scores["eval_mean_iou"] == pytest.approx(run.evaluate()["eval_mean_iou"], abs=1e-4)
+
+
+def test_the_pipeline_gives_the_mask_that_evaluation_scores(tmp_path):
+    run = trainer(tmp_path)
+    run.train()
+    run.save_model()
+    run.evaluate()
+    segment = pipeline("image-segmentation", model=str(tmp_path), device="cpu")
+    names = {name: index for index, name in run.student.config.id2label.items()}
+    matrix = torch.zeros(4, 4, dtype=torch.int64)
+    for row in scenes("val", 7):
+        truth = np.array(row["annotation"])
+        for piece in segment(row["image"], subtask="semantic"):
+            inside = (np.asarray(piece["mask"]) > 0) & (truth != 255)
+            matrix[:, names[piece["label"]]] += torch.from_numpy(np.bincount(truth[inside], minlength=4))
+    assert matrix.equal(run.confusion_matrix)
+
+
+def test_images_of_different_sizes_are_evaluated_in_one_batch(tmp_path):
+    class Mixed(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            size = (32, 32 + 8 * index)
+            return {"pixel_values": torch.zeros(3, *size), "labels": torch.full(size, index)}
+
+    run = trainer(tmp_path)
+    run.evaluate(Mixed())
+    assert run.confusion_matrix.sum(1).tolist() == [32 * 32, 32 * 40, 32 * 48, 0]
+
+
+def test_the_best_model_is_loaded_at_the_end(tmp_path):
+    run = trainer(
+        tmp_path,
+        method="cwd",
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="mean_iou",
+    )
+    run.train()
+    best = AutoModelForSemanticSegmentation.from_pretrained(run.state.best_model_checkpoint)
+    assert same(weights(best), weights(run.student))
+
+
+def test_backbone_head_and_connectors_have_their_own_learning_rates_and_decay_reaches_all(tmp_path):
+    run = trainer(tmp_path, method="attnfd", head_lr_multiplier=5, connector_lr_multiplier=20, weight_decay=0.01)
+    groups = {round(group["lr"] / 0.01): group for group in run.create_optimizer().param_groups}
+    sizes = {factor: sum(p.numel() for p in group["params"]) for factor, group in groups.items()}
+    backbone = sum(p.numel() for p in run.student.backbone.parameters())
+    assert sizes == {
+        1: backbone,
+        5: run.student.num_parameters() - backbone,
+        20: sum(p.numel() for p in run.model.loss.parameters()),
+    }
+    assert {group["weight_decay"] for group in groups.values()} == {0.01}
+
+
+def test_learning_rates_decay_as_the_power_0_9_of_what_is_left(tmp_path):
+    run = trainer(tmp_path, max_steps=4)
+    run.train()
+    rates = [entry["learning_rate"] for entry in run.state.log_history if "learning_rate" in entry]
+    assert rates == pytest.approx([0.01 * (1 - step / 4) ** 0.9 for step in range(4)])
+
+
+def test_frozen_parameters_stay_and_a_beginning_that_fits_nothing_is_an_error(tmp_path):
+    run = trainer(tmp_path, frozen=["backbone.conv1", "backbone.layer1"])
+    before = weights(run.student.backbone.conv1)
+    run.train()
+    assert same(weights(run.student.backbone.conv1), before)
+    with pytest.raises(ValueError, match="no parameter begins with 'layer1'"):
+        trainer(tmp_path, frozen=["layer1"])
+
+
+def test_the_official_attnfd_schedule_trains_connectors_first_and_then_the_rest(tmp_path):
+    run = trainer(tmp_path, method="attnfd", method_kwargs={"preset": "official"}, max_steps=6)  # 3 steps an epoch
+    seen = []
+
+    class Record(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            connectors = [p.detach().clone() for p in run.model.loss.connector_parameters()]
+            seen.append((run.student.classifier.weight.detach().clone(), connectors))
+
+    start = run.student.classifier.weight.detach().clone()
+    run.add_callback(Record())
+    run.train()
+    assert seen[2][0].equal(start)
+    assert not seen[0][1][0].equal(seen[2][1][0])
+    assert not seen[5][0].equal(start)
+    assert all(first.equal(second) for first, second in zip(seen[2][1], seen[5][1], strict=True))
+
+
+def test_augmentation_follows_the_epoch(tmp_path):
+    run = trainer(tmp_path, max_steps=6)
+    epochs = []
+
+    class Record(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            epochs.append(int(run.train_dataset._epoch))
+
+    run.add_callback(Record())
+    run.train()
+    assert isinstance(run.train_dataset, AugmentedDataset)
+    assert epochs == [0, 0, 0, 1, 1, 1]
+
+
+def test_bf16_trains_every_method_finitely(tmp_path):
+    for method in LOSSES:
+        run = trainer(tmp_path / method, method=method, bf16=True)
+        run.train()
+        assert all(math.isfinite(entry["loss"]) for entry in run.state.log_history[:-1])
+
+
+def test_channels_last_gives_the_same_student_up_to_rounding(tmp_path):
+    # Without dropout: its mask is drawn in the order of memory.
+    off = {"aspp_dropout": 0.0, "decoder_dropout": 0.0, "classifier_dropout": 0.0}
+    runs = [
+        trainer(tmp_path, student=network(**off), method="cwd", channels_last=flag, max_steps=1)
+        for flag in (False, True)
+    ]
+    for run in runs:
+        run.train()
+    for first, second in zip(runs[0].student.parameters(), runs[1].student.parameters(), strict=True):
+        torch.testing.assert_close(first, second.contiguous(), rtol=1e-3, atol=1e-4)
+
+
+def test_wrong_set_ups_are_refused_with_the_way_out(tmp_path):
+    cases = {
+        "needs a teacher": {"args": arguments(tmp_path, method="kd")},
+        "method is 'none'": {"args": arguments(tmp_path), "teacher": network(seed=1)},
+        "Did you mean 'attnfd'": {"args": arguments(tmp_path, method="atnfd"), "teacher": network(seed=1)},
+        "in the same order": {
+            "args": arguments(tmp_path, method="kd"),
+            "teacher": network(seed=1, id2label={i: str(i) for i in range(7)}, label2id=None),
+        },
+        "processing_class is missing": {"args": arguments(tmp_path), "processing_class": None},
+    }
+    for message, options in cases.items():
+        with pytest.raises(ValueError, match=message):
+            DistillationTrainer(
+                **{"model": network(), "train_dataset": scenes(), "processing_class": processor()} | options
+            )
+    student = network()
+    with pytest.raises(ValueError, match="same object"):
+        DistillationTrainer(student, arguments(tmp_path, method="kd"), teacher=student)
+
+
+def test_another_batch_size_than_the_recipes_is_warned_about_with_the_factor(tmp_path):
+    text = arguments(tmp_path, recipe_batch_size=16).warn_about_batch_size()
+    assert "16 images per optimizer step; this run has 4" in text
+    assert "by 0.25 to 0.0025" in text
+    assert arguments(tmp_path, recipe_batch_size=4).warn_about_batch_size() is None
