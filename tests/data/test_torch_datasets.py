@@ -56,6 +56,11 @@ def test_samples_depend_on_seed_epoch_and_index_and_not_on_the_order_of_access(s
     assert not torch.equal(augmented(scenes, seed=1)[0]["pixel_values"], augmented(scenes)[0]["pixel_values"])
 
 
+def test_one_image_at_two_indices_is_augmented_differently(scenes):
+    twice = augmented(scenes.select([0, 0]))
+    assert not torch.equal(twice[0]["pixel_values"], twice[1]["pixel_values"])
+
+
 def test_the_global_generators_are_not_touched(scenes):
     torch.manual_seed(0)
     np.random.seed(0)
