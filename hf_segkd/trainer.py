@@ -393,11 +393,12 @@ def _augmented(dataset, args: DistillationArguments, processor, model: PreTraine
     if not isinstance(dataset, datasets.Dataset):
         return dataset
     _need_processor(processor)
-    crop_size = args.crop_size or [processor.size.get("height"), processor.size.get("width")]
+    size = processor.size if processor.do_resize else {}
+    crop_size = args.crop_size or [size.get("height"), size.get("width")]
     if None in crop_size:
         raise ValueError(
-            f"The image processor resizes to {dict(processor.size)}, which does not fix the size of training crops. "
-            "Pass crop_size (height width)."
+            "The image processor does not resize to one height and width, so it does not give the size of training "
+            "crops. Pass crop_size (height width)."
         )
     transform = TrainTransform(
         crop_size=tuple(crop_size),

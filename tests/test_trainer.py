@@ -80,7 +80,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does_bit_for_bit(method,
 
 def test_resuming_a_method_from_a_checkpoint_without_its_state_says_so(tmp_path):
     trainer(tmp_path, save_strategy="steps", save_steps=3).train()
-    with pytest.raises(ValueError, match="holds no distillation.safetensors"):
+    with pytest.raises(ValueError, match=r"holds no distillation\.safetensors"):
         trainer(tmp_path, method="kd").train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 

@@ -90,6 +90,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     trainer.evaluate()
     report = evaluation_report(trainer.confusion_matrix, labels, command.eval_split, len(evaluation))
     report |= {"method": arguments.method, "seed": arguments.seed, "steps": trainer.state.global_step}
+    report["num_processes"] = arguments.world_size
     report["train_seconds"] = result.metrics["train_runtime"]
     report["train_processor_seconds"] = processor_seconds
     if trainer.is_world_process_zero():

@@ -1,0 +1,180 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_runs import SIZE, network, processor, scenes
+from transformers import AutoModelForSemanticSegmentation, pipeline
+
+from hf_segkd.commands import evaluation, prediction, training
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = {"image_size": list(SIZE), "num_classes": 4, "num_images": 8}
+BASE = {
+    "dataset": "demo",
+    "dataset_options": OPTIONS,
+    "image_size": list(SIZE),
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 3,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
+STUDENT = {"backbone": "mobilenet_v2", "depth_multiplier": 0.1, "aspp_channels": 8, "decoder_channels": 8}
+
+
+def flags(folder, **values):
+    """A YAML file (JSON is YAML) and the flags that read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps({**BASE, **values}))
+    return ["--config", str(path), "--output_dir", str(folder)]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    network(width=12).save_pretrained(folder)
+    processor().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def student(teacher, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("student")
+    training.main(flags(folder, student_config=STUDENT, teacher=teacher, method="attnfd"))
+    return folder
+
+
+def test_distilling_leaves_a_student_its_processor_and_its_score(student, capsys):
+    report = json.loads((student / "evaluation.json").read_text())
+    assert (report["dataset"], report["split"], report["num_images"]) == ("demo", "val", 8)
+    assert (report["method"], report["seed"], report["steps"]) == ("attnfd", 42, 2)
+    assert set(report["classes"]) == set(AutoModelForSemanticSegmentation.from_pretrained(student).config.label2id)
+    assert (student / "preprocessor_config.json").is_file()
+
+
+def test_evaluating_a_saved_student_gives_the_score_it_was_trained_to(student, tmp_path, capsys):
+    path = tmp_path / "scores.json"
+    data = ["--dataset", "demo", "--dataset_options", json.dumps(OPTIONS), "--output", str(path), "--use_cpu"]
+    evaluation.main(["--model", str(student), *data])
+    assert "mIoU" in capsys.readouterr().out
+    expected = json.loads((student / "evaluation.json").read_text())
+    assert json.loads(path.read_text())["confusion_matrix"] == expected["confusion_matrix"]
+
+
+def test_predicted_masks_are_those_of_the_pipeline(student, tmp_path):
+    row = scenes("val", 1)[0]
+    (tmp_path / "in").mkdir()
+    row["image"].save(tmp_path / "in" / "scene.png")
+    prediction.main(["--model", str(student), "--images", str(tmp_path / "in"), "--output", str(tmp_path / "out")])
+    mask = np.asarray(Image.open(tmp_path / "out" / "scene_mask.png"))
+    config = AutoModelForSemanticSegmentation.from_pretrained(student).config
+    for piece in pipeline("image-segmentation", model=str(student), device="cpu")(row["image"], subtask="semantic"):
+        assert np.array_equal(np.asarray(piece["mask"]) > 0, mask == config.label2id[piece["label"]])
+    assert Image.open(tmp_path / "out" / "scene.png").size == row["image"].size
+    assert (tmp_path / "out" / "legend.png").is_file()
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(tmp_path, teacher):
+    options = {
+        "student_config": STUDENT,
+        "teacher": teacher,
+        "method": "cwd",
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    training.main(flags(tmp_path, **options))
+    report = training.main([*flags(tmp_path, **options), "--max_steps", "3", "--resume_from_checkpoint", "last"])
+    assert report["steps"] == 3
+    with pytest.raises(ValueError, match="there is no checkpoint in"):
+        training.main([*flags(tmp_path / "new", **options), "--resume_from_checkpoint", "last"])
+
+
+def test_a_trained_student_is_a_starting_point(tmp_path, student):
+    training.main(flags(tmp_path, student=str(student), learning_rate=0.0, lr_scheduler_type="constant"))
+    before = dict(AutoModelForSemanticSegmentation.from_pretrained(student).named_parameters())
+    for name, value in AutoModelForSemanticSegmentation.from_pretrained(tmp_path).named_parameters():
+        assert value.equal(before[name])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "either student"),
+        ({"student_config": STUDENT, "dataset": "demmo"}, "demo"),
+        ({"student_config": {**STUDENT, "output_strid": 8}}, "output_stride"),
+        ({"student_config": STUDENT, "eval_split": "nonsense"}, "nonsense"),
+        ({"student_config": STUDENT, "image_size": [4]}, "height and width"),
+        ({"student_config": STUDENT, "image_size": None}, "size of training crops"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_training(tmp_path, values, message):
+    with pytest.raises(ValueError, match=message):
+        training.main(flags(tmp_path, **values))
+
+
+def test_a_network_of_another_label_set_is_not_evaluated(student, tmp_path):
+    other = json.dumps({**OPTIONS, "num_classes": 6})
+    with pytest.raises(ValueError, match="made for another label set"):
+        evaluation.main(["--model", str(student), "--dataset", "demo", "--dataset_options", other])
+
+
+def test_images_that_are_not_there_or_share_a_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no file or folder"):
+        prediction.image_files([str(tmp_path / "nowhere")])
+    with pytest.raises(ValueError, match="No images"):
+        prediction.image_files([str(tmp_path)])
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    with pytest.raises(ValueError, match="overwrite each other"):
+        prediction.image_files([str(tmp_path)])
+
+
+def launch(*command):
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *map(str, command)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["attnfd", "fakd_cwd"])
+def test_two_processes_train_one_student_and_score_it_as_one_does(method, tmp_path, teacher):
+    options = {
+        "student_config": STUDENT,
+        "teacher": teacher,
+        "method": method,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
+    recipe = [*flags(tmp_path, **options), "--per_device_train_batch_size", "2"]
+    launch("--multi_gpu", "--num_processes", "2", "scripts/distill.py", *recipe)
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert report["num_processes"] == 2
+    output = tmp_path / "one.json"
+    data = ["--dataset", "demo", "--dataset_options", json.dumps(OPTIONS), "--use_cpu", "--output", output]
+    launch("scripts/evaluate.py", "--model", tmp_path, *data)
+    assert json.loads(output.read_text())["confusion_matrix"] == report["confusion_matrix"]
+    states = [load_file(tmp_path / "checkpoint-2" / f) for f in ("model.safetensors", "distillation.safetensors")]
+    assert all(value.isfinite().all() for state in states for value in state.values())
+
+
+@pytest.mark.slow
+def test_the_launched_scripts_distil_and_resume(tmp_path, teacher):
+    recipe = flags(tmp_path, student_config=STUDENT, method="kd")
+    output = launch("scripts/distill.py", *recipe, "--teacher", teacher)
+    assert "mIoU" in output
+    assert "mean class accuracy" in launch("scripts/train.py", *recipe, "--method", "none")

@@ -1,0 +1,33 @@
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hf_segkd.profiling import count_macs, milliseconds_per_image
+
+
+class OneConvolution(PreTrainedModel):
+    config: PreTrainedConfig
+
+    def __init__(self):
+        super().__init__(PreTrainedConfig())
+        self.conv = nn.Conv2d(3, 5, 3, padding=1)
+
+    def forward(self, pixel_values):
+        return self.conv(pixel_values)
+
+
+def test_macs_are_multiply_adds_and_not_twice_that():
+    assert count_macs(OneConvolution(), (7, 11)) == 7 * 11 * 5 * 3 * 9
+
+
+def test_the_networks_of_the_attnfd_paper_cost_what_is_known_of_them():
+    from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
+
+    with torch.device("meta"):
+        model = DeepLabV3PlusForSemanticSegmentation(DeepLabV3PlusConfig(backbone="resnet18", num_labels=21))
+    assert count_macs(model, (513, 513)) == pytest.approx(42.7e9, rel=2e-3)
+
+
+def test_time_is_a_positive_number_of_milliseconds():
+    assert 0 < milliseconds_per_image(OneConvolution(), (8, 8), runs=3) < 1000
