@@ -79,6 +79,10 @@ class DistillationArguments(TrainingArguments):
         metadata={"help": "Scale relative to this length of the short side in pixels; by default to the image's own."},
     )
     flip_probability: float = field(default=0.5, metadata={"help": "Chance of a horizontal flip."})
+    max_class_share: float = field(
+        default=1.0,
+        metadata={"help": "Draw a crop again, up to ten times, while one class fills more than this share of it."},
+    )
     photometric: str = field(
         default="none",
         metadata={"help": "Photometric augmentation, an option of hf_segkd.data.TrainTransform."},

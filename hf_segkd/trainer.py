@@ -406,6 +406,7 @@ def _augmented(dataset, args: DistillationArguments, processor, model: PreTraine
         scale_base=args.scale_base or "image",
         flip_probability=args.flip_probability,
         photometric=args.photometric,
+        max_class_share=args.max_class_share,
         image_mean=processor.image_mean,
         image_std=processor.image_std,
         rescale_factor=processor.rescale_factor,

@@ -165,12 +165,12 @@ def test_a_paper_recipe_names_itself_and_says_that_it_was_not_run(path):
 
 
 @pytest.mark.parametrize("path", [path for path in PAPER_PATHS if path.name.startswith("attnfd")], ids=lambda p: p.stem)
-def test_the_equivalent_of_the_attnfd_code_is_the_learning_rate_over_and_the_decay_times_the_batch(path, tmp_path):
+def test_attnfd_takes_the_papers_learning_rate_over_and_its_decay_times_the_batch(path, tmp_path):
     _, arguments = parse(path, tmp_path)
     stated = re.search(r"--learning_rate (\S+) --weight_decay (\S+)", path.read_text())
     batch = arguments.recipe_batch_size
-    assert float(stated[1]) == pytest.approx(arguments.learning_rate / batch, rel=1e-5)
-    assert float(stated[2]) == pytest.approx(arguments.weight_decay * batch)
+    assert arguments.learning_rate == pytest.approx(float(stated[1]) / batch, rel=1e-5)
+    assert arguments.weight_decay == pytest.approx(float(stated[2]) * batch)
 
 
 def test_sgd_on_a_loss_over_the_batch_is_sgd_at_learning_rate_over_and_decay_times_the_batch():

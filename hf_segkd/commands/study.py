@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -73,8 +74,8 @@ def run_all(runs: Sequence[Run], jobs: int) -> None:
                 for run in running.values():
                     print(f"  {run.output_dir.name}: {_last_line(run.log_file)}", flush=True)
     finally:
-        for process in running:
-            process.terminate()
+        for process in running:  # the launcher's children too
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def _start(run: Run, threads: int) -> subprocess.Popen:
@@ -82,7 +83,9 @@ def _start(run: Run, threads: int) -> subprocess.Popen:
     print(f"{run.output_dir.name}: started, log in {run.log_file}", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with open(run.log_file, "w") as log:
-        return subprocess.Popen(run.command(), stdout=log, stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen(
+            run.command(), stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
 
 
 def _finish(run: Run, returncode: int) -> None:

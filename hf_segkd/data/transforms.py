@@ -57,7 +57,7 @@ class TrainTransform:
     Args:
         crop_size: Height and width of the result, in pixels.
         scale_range: Smallest and largest scale; (0.5, 2.0) in the AttnFD and FAKD papers.
-        scale_base: "image": the scale multiplies the image's own size (mmsegmentation). An int: the short side
+        scale_base: "image": the scale multiplies the image's own size. An int: the short side
             becomes a uniform random integer of `scale_range` times this number of pixels (AttnFD's code, 513).
         flip_probability: Of a horizontal flip.
         photometric: "none"; "blur", AttnFD's `RandomBlur`; "jitter", mmsegmentation's `PhotoMetricDistortion`; or
