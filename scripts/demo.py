@@ -15,7 +15,9 @@ sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file_
 import argparse
 import time
 
+import numpy as np
 import torch
+import yaml
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -45,7 +47,12 @@ def main() -> None:
     run_all([teacher], jobs=1)
     run_all([*alone, *distilled], jobs=1 if torch.cuda.is_available() else 2)
 
-    rows = [row("teacher", [teacher]), row("student, labels alone", alone), row("student, AttnFD", distilled)]
+    student_cost = cost(alone[0])  # the same network in both rows
+    rows = [
+        ["teacher", *scores([teacher]), *cost(teacher)],
+        ["student, labels alone", *scores(alone), *student_cost],
+        ["student, AttnFD", *scores(distilled), *student_cost],
+    ]
     header = ["", "mIoU %", "mean class acc. %", "pixel acc. %", "parameters", "MACs", "ms per image"]
     print(f"\nGenerated scenes, {teacher.report()['num_images']} validation images, last step, no selection.")
     print(f"Students: seeds {arguments.seeds}, mean ± std, the same recipe and number of steps.\n")
@@ -73,14 +80,17 @@ def load(run: Run):
     )
 
 
-def row(name: str, runs: list[Run]) -> list[str]:
-    """A line of the table: scores over the seeds, size and cost of one of the networks."""
+def scores(runs: list[Run]) -> list[str]:
+    """Each metric in percent, over the seeds."""
     reports = [run.report() for run in runs]
-    model, processor = load(runs[0])
+    return [mean_and_std([100 * report[metric] for report in reports]) for metric in METRICS]
+
+
+def cost(run: Run) -> list[str]:
+    """Parameters, multiply-adds and time per image of a network."""
+    model, processor = load(run)
     size = (processor.size["height"], processor.size["width"])
     return [
-        name,
-        *(mean_and_std([100 * report[metric] for report in reports]) for metric in METRICS),
         f"{model.num_parameters() / 1e6:.3f} M",
         f"{count_macs(model, size) / 1e9:.3f} G",
         f"{milliseconds_per_image(model, size):.1f}",
@@ -101,18 +111,15 @@ def verdict(alone: list[Run], distilled: list[Run]) -> str:
 
 def draw(teacher: Run, alone: Run, distilled: Run, num_images: int = 4) -> Image.Image:
     """Image, truth, teacher, student, distilled student, in the data set's colours."""
-    options = {"num_images": teacher.report()["num_images"], "image_size": None}
     networks = [load(run) for run in (teacher, alone, distilled)]
-    processor = networks[0][1]
-    options["image_size"] = (processor.size["height"], processor.size["width"])
+    options = yaml.safe_load((RECIPES / "demo.yaml").read_text())["dataset_options"]
     dataset = load_segmentation_dataset("demo", split="val", **options)
     labels = label_info(dataset)
     rows = []
     for sample in dataset.select(range(num_images)):
         masks = [predict(model, processor, sample["image"]).numpy().astype("uint8") for model, processor in networks]
-        truth = colour(torch.tensor(list(sample["annotation"].getdata())).numpy().astype("uint8"), labels.palette)
-        pictures = [Image.fromarray(truth.reshape(*masks[0].shape, 3))]
-        pictures += [Image.fromarray(colour(mask, labels.palette)) for mask in masks]
+        masks.insert(0, np.array(sample["annotation"]))
+        pictures = [Image.fromarray(colour(mask, labels.palette)) for mask in masks]
         rows.append([picture.resize((256, 192), Image.NEAREST) for picture in (sample["image"], *pictures)])
     titles = ["image", "truth", "teacher", "student, labels alone", "student, AttnFD"]
     return comparison(rows, titles, list(labels.id2label.values()), labels.palette)

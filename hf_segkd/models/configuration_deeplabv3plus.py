@@ -85,7 +85,7 @@ class DeepLabV3PlusConfig(SegKDConfig):
         if isinstance(self.backbone_config, dict):
             self.backbone_config = backbone_config_from_dict(self.backbone_config)
         if self.multi_grid is not None:
-            self.multi_grid = list(self.multi_grid)  # as it comes back from a config.json
+            self.__dict__["multi_grid"] = list(self.multi_grid)  # as it comes back from a config.json
         self._resolve_shorthand()
         if self.atrous_rates is None:
             self.atrous_rates = (12, 24, 36) if self.output_stride == 8 else (6, 12, 18)
@@ -121,11 +121,12 @@ class DeepLabV3PlusConfig(SegKDConfig):
             raise ValueError(
                 f"backbone={name!r} (with {given}) and backbone_config describe different networks; give one of them."
             )
-        self.backbone, self.output_stride = name, given["output_stride"]
+        self.__dict__.update(backbone=name, output_stride=given["output_stride"])  # past the guard of __setattr__
         self.backbone_config = self.backbone_config or built
 
     def __setattr__(self, key: str, value: Any) -> None:
-        if key in SHORTHAND and self.__dict__.get("_post_init_done"):
+        built = isinstance(self.__dict__.get("backbone_config"), PreTrainedConfig)
+        if built and key in SHORTHAND and value != self.__dict__.get(key):
             raise ValueError(
                 f"{key} is fixed once the configuration is built, since backbone_config already follows from it: "
                 f"build a new DeepLabV3PlusConfig({key}={value!r}, ...) and pass it as config=."

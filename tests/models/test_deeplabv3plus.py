@@ -264,8 +264,8 @@ def test_it_tells_trainer_and_fsdp_what_they_ask():
     assert model.config.keys_to_ignore_at_inference == ["features"]
     assert model.get_input_embeddings() is None
     assert model.base_model is model.backbone
-    with pytest.raises(ValueError, match="does not support activation checkpointing"):
-        model.activation_checkpointing_enable()
+    with pytest.raises(ValueError, match="does not support (activation|gradient) checkpointing"):
+        model.gradient_checkpointing_enable()
 
 
 def test_heads_start_with_kaiming_normal_weights():
