@@ -264,7 +264,7 @@ def test_it_tells_trainer_and_fsdp_what_they_ask():
     assert model.config.keys_to_ignore_at_inference == ["features"]
     assert model.get_input_embeddings() is None
     assert model.base_model is model.backbone
-    with pytest.raises(ValueError, match="does not support (activation|gradient) checkpointing"):
+    with pytest.raises(ValueError, match=r"does not support (activation|gradient) checkpointing"):
         model.gradient_checkpointing_enable()
 
 
