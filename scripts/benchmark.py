@@ -1,8 +1,8 @@
 """What distillation costs: ratios of a step of ours to plain versions, measured side by side in one run.
 
-    python scripts/benchmark.py [--method attnfd] [--rounds 5]
+    python scripts/benchmark.py [--rounds 5]
 
-ResNet-18 learns from ResNet-101 (DeepLabV3+, 21 classes), batch 2, 257 x 257, fp32, on the CPU, random images.
+ResNet-18 learns from ResNet-101 by AttnFD (DeepLabV3+, 21 classes), batch 2, 257 x 257, fp32, on the CPU.
 Times are medians over rounds in which the variants take turns; peak memory is that of a process per variant.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 import argparse
-import resource
+import re
 import statistics
 import subprocess
 import tempfile
@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.distiller import Distiller, network_spec
 from hf_segkd.losses import create_loss
+from hf_segkd.losses.attnfd import normalized_distance
 from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
 from hf_segkd.trainer import DistillationTrainer, parameter_groups
 
@@ -50,13 +51,13 @@ class RandomImages(Dataset):
 class Bench:
     """Networks, batch and optimizer that the variants share."""
 
-    def __init__(self, method: str) -> None:
+    def __init__(self) -> None:
         torch.manual_seed(0)
         self.student = network("resnet18").train()
         self.teacher = network("resnet101").eval()
-        self.loss = create_loss(method, network_spec(self.student), network_spec(self.teacher))
+        self.loss = create_loss("attnfd", network_spec(self.student), network_spec(self.teacher))
         self.distiller = Distiller(self.student, self.loss)
-        self.arguments = DistillationArguments(output_dir=tempfile.mkdtemp(), use_cpu=True, method=method)
+        self.arguments = DistillationArguments(output_dir=tempfile.mkdtemp(), use_cpu=True, method="attnfd")
         self.optimizer = torch.optim.SGD(parameter_groups(self.distiller, self.arguments), lr=1e-3, momentum=0.9)
         data = RandomImages()
         self.batch = {"pixel_values": data.images, "labels": data.labels}
@@ -80,12 +81,16 @@ class Bench:
         self.update(self.distiller(**self.batch, teacher_features=features)["loss"])
 
     def as_published(self) -> None:
-        """As published code does it: the teacher in training mode and in the autograd graph."""
+        """As AttnFD's released code does it: the teacher in training mode and in the autograd graph."""
         self.teacher.train().requires_grad_(True)
         teacher = self.teacher(pixel_values=self.batch["pixel_values"], output_features=True).features
         student = self.student(**self.batch, output_features=True)
-        terms = self.loss.terms(student.features, teacher, self.batch["labels"])
-        self.update(student.loss + sum(terms.values()))
+        modules = zip(self.loss.student_attention, self.loss.connectors, self.loss.teacher_attention, strict=True)
+        distances = [
+            normalized_distance(connector(attention(student.features[place])), teacher_attention(teacher[place]))
+            for place, (attention, connector, teacher_attention) in zip(self.loss.student_taps, modules, strict=True)
+        ]
+        self.update(student.loss + self.loss.weights["attnfd"] * sum(distances))
         self.teacher.eval().requires_grad_(False).zero_grad()
 
     def bare_loop(self, steps: int) -> None:
@@ -126,24 +131,25 @@ def seconds(function: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory(variant: str, method: str) -> float:
+def peak_memory(variant: str) -> float:
     """Peak memory in MiB of a fresh process that takes three steps of a variant."""
-    command = [sys.executable, __file__, "--method", method, "--memory_of", variant]
+    command = [sys.executable, __file__, "--memory_of", variant]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", default="attnfd", help="distillation loss")
     parser.add_argument("--rounds", type=int, default=5, help="rounds in which the variants take turns")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    bench = Bench(options.method)
+    bench = Bench()
     if options.memory_of:
         for _ in range(3):
             getattr(bench, options.memory_of)()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        # Not getrusage: its peak begins with that of the process that started this one.
+        status = Path("/proc/self/status").read_text()
+        print(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024)
         return
 
     variants = ("bare_sum", "ours", "as_published")
@@ -153,8 +159,8 @@ def main() -> None:
             elapsed = seconds(getattr(bench, name))
             if round_number:  # the first warms up
                 times[name].append(elapsed)
-    memory = {name: peak_memory(name, options.method) for name in variants}
-    print(f"{options.method}, ResNet-18 <- ResNet-101, batch {BATCH}, {SIZE} x {SIZE}, fp32, CPU,", end=" ")
+    memory = {name: peak_memory(name) for name in variants}
+    print(f"AttnFD, ResNet-18 <- ResNet-101, batch {BATCH}, {SIZE} x {SIZE}, fp32, CPU,", end=" ")
     print(f"{torch.get_num_threads()} threads, median of {options.rounds} rounds\n")
     print(f"{'step':14}{'seconds':>9}{'peak MiB':>10}")
     for name in variants:
