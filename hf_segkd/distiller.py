@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
-from hf_segkd.losses import AbstractDistillationLoss
+from hf_segkd.arguments import DistillationArguments
+from hf_segkd.losses import AbstractDistillationLoss, create_loss
 from hf_segkd.types import Features, NetworkSpec
+
+logger = logging.get_logger(__name__)
 
 
 class Distiller(nn.Module):
@@ -81,3 +87,84 @@ def network_spec(model: PreTrainedModel) -> NetworkSpec:
             "must be networks of hf_segkd, such as DeepLabV3PlusForSemanticSegmentation."
         )
     return NetworkSpec(channels, model.config.num_labels, model.config.semantic_loss_ignore_index)
+
+
+def build_distiller(
+    student: PreTrainedModel, teacher: PreTrainedModel | None, args: DistillationArguments
+) -> Distiller:
+    """The student and the loss that `args` asks for, with the parameters in `args.frozen` frozen.
+
+    Raises:
+        ValueError: If teacher and method don't go together, the two networks are one object or differ in their number
+            of labels, a tap is missing, or `args.frozen` names nothing.
+    """
+    distiller = Distiller(student, _create_loss(student, teacher, args), args.ce_weight)
+    _freeze(student, args.frozen)
+    return distiller
+
+
+def parameter_groups(distiller: Distiller, args: DistillationArguments) -> list[dict[str, Any]]:
+    """Parameters with the learning rates of backbone, head and connectors, and one weight decay for all.
+
+    Heads and connectors learn at 10 times the backbone's rate in the papers' code; weight decay is on biases and
+    batch norms too.
+    """
+    backbone_prefix = f"student.{distiller.student.base_model_prefix}."
+    groups: dict[float, list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in distiller.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.startswith("loss."):
+            groups[args.connector_lr_multiplier].append(parameter)
+        elif name.startswith(backbone_prefix):
+            groups[1.0].append(parameter)
+        else:
+            groups[args.head_lr_multiplier].append(parameter)
+    return [
+        {"params": parameters, "lr": multiplier * args.learning_rate, "weight_decay": args.weight_decay}
+        for multiplier, parameters in groups.items()
+    ]
+
+
+def _create_loss(
+    student: PreTrainedModel, teacher: PreTrainedModel | None, args: DistillationArguments
+) -> AbstractDistillationLoss | None:
+    if args.method == "none":
+        if teacher is not None:
+            raise ValueError("A teacher was given, but method is 'none'. Choose a method, or leave the teacher out.")
+        return None
+    if teacher is None:
+        raise ValueError(f"Method {args.method!r} needs a teacher, and none was given.")
+    if teacher is student:
+        raise ValueError("Teacher and student are the same object; the teacher would be trained. Load it twice.")
+    if teacher.config.num_labels != student.config.num_labels:
+        raise ValueError(
+            f"The teacher has {teacher.config.num_labels} labels, the student {student.config.num_labels}. Both must "
+            "be made for the same label set, in the same order."
+        )
+    if _names(teacher) and _names(student) and _names(teacher) != _names(student):
+        logger.warning(
+            f"Teacher and student name their labels differently: {_names(teacher)} and {_names(student)}. "
+            "Distillation pairs them by index."
+        )
+    # The loss draws its weights from a generator of its own: the student's dropout and the order of the data are
+    # then the same with and without distillation.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        return create_loss(args.method, network_spec(student), network_spec(teacher), **args.method_kwargs)
+
+
+def _names(model: PreTrainedModel) -> list[str]:
+    """Label names in order; empty where they are only the defaults LABEL_0, LABEL_1 ..."""
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    return [] if names == [f"LABEL_{index}" for index in range(len(names))] else names
+
+
+def _freeze(model: PreTrainedModel, beginnings: list[str]) -> None:
+    for beginning in beginnings:
+        matching = [p for name, p in model.named_parameters() if name.startswith(beginning)]
+        if not matching:
+            children = ", ".join(sorted({name.split(".")[0] for name, _ in model.named_parameters()}))
+            raise ValueError(f"frozen: no parameter begins with {beginning!r}. The student's parts are {children}.")
+        for parameter in matching:
+            parameter.requires_grad_(False)

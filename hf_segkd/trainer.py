@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ from hf_segkd.data import (
     evaluation_collator,
     train_collator,
 )
-from hf_segkd.distiller import Distiller, network_spec
-from hf_segkd.losses import create_loss
+from hf_segkd.distiller import Distiller, build_distiller, parameter_groups
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
 
 logger = logging.get_logger(__name__)
@@ -77,11 +75,11 @@ class DistillationTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         _refuse_what_was_never_tested(args)
-        distiller = Distiller(model, _create_loss(args, model, teacher), args.ce_weight)
-        _freeze(model, args.frozen)
+        distiller = build_distiller(model, teacher, args)
         if args.channels_last:
             model.to(memory_format=torch.channels_last)
         self._confusion_matrix = torch.zeros(0, dtype=torch.int64)
+        self._sum_of_rows: Tensor | None = None
         self._sums: dict[str, Tensor] = {}
         self._batches_summed = 0
         super().__init__(
@@ -244,8 +242,6 @@ class DistillationTrainer(Trainer):
         scores = scores_from_confusion_matrix(self._confusion_matrix)
         return {name: scores[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
 
-    _sum_of_rows: Tensor | None = None
-
     # --- saving and resuming ---
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -280,29 +276,6 @@ class DistillationTrainer(Trainer):
     def _load_best_model(self) -> None:
         logger.info(f"Loading the best model, {self.state.best_model_checkpoint} ({self.state.best_metric}).")
         self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-
-def parameter_groups(distiller: Distiller, args: DistillationArguments) -> list[dict[str, Any]]:
-    """Parameters with the learning rates of backbone, head and connectors, and one weight decay for all.
-
-    Heads and connectors learn at 10 times the backbone's rate in the papers' code; weight decay is on biases and
-    batch norms too.
-    """
-    backbone_prefix = f"student.{distiller.student.base_model_prefix}."
-    groups: dict[float, list[nn.Parameter]] = defaultdict(list)
-    for name, parameter in distiller.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name.startswith("loss."):
-            groups[args.connector_lr_multiplier].append(parameter)
-        elif name.startswith(backbone_prefix):
-            groups[1.0].append(parameter)
-        else:
-            groups[args.head_lr_multiplier].append(parameter)
-    return [
-        {"params": parameters, "lr": multiplier * args.learning_rate, "weight_decay": args.weight_decay}
-        for multiplier, parameters in groups.items()
-    ]
 
 
 class _EpochOfAugmentation(TrainerCallback):
@@ -345,48 +318,6 @@ def _refuse_what_was_never_tested(args: DistillationArguments) -> None:
             f"This process sees {args.n_gpu} GPUs and Trainer would use nn.DataParallel, which loses the loss's "
             "statistics. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one."
         )
-
-
-def _create_loss(args: DistillationArguments, student: PreTrainedModel, teacher: PreTrainedModel | None):
-    if args.method == "none":
-        if teacher is not None:
-            raise ValueError("A teacher was given, but method is 'none'. Choose a method, or leave the teacher out.")
-        return None
-    if teacher is None:
-        raise ValueError(f"Method {args.method!r} needs a teacher, and none was given.")
-    if teacher is student:
-        raise ValueError("Teacher and student are the same object; the teacher would be trained. Load it twice.")
-    if teacher.config.num_labels != student.config.num_labels:
-        raise ValueError(
-            f"The teacher has {teacher.config.num_labels} labels, the student {student.config.num_labels}. Both must "
-            "be made for the same label set, in the same order."
-        )
-    if _names(teacher) and _names(student) and _names(teacher) != _names(student):
-        logger.warning(
-            f"Teacher and student name their labels differently: {_names(teacher)} and {_names(student)}. "
-            "Distillation pairs them by index."
-        )
-    # The loss draws its weights from a generator of its own: the student's dropout and the order of the data are
-    # then the same with and without distillation.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(args.seed)
-        return create_loss(args.method, network_spec(student), network_spec(teacher), **args.method_kwargs)
-
-
-def _names(model: PreTrainedModel) -> list[str]:
-    """Label names in order; empty where they are only the defaults LABEL_0, LABEL_1 ..."""
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    return [] if names == [f"LABEL_{index}" for index in range(len(names))] else names
-
-
-def _freeze(model: PreTrainedModel, beginnings: list[str]) -> None:
-    for beginning in beginnings:
-        matching = [p for name, p in model.named_parameters() if name.startswith(beginning)]
-        if not matching:
-            children = ", ".join(sorted({name.split(".")[0] for name, _ in model.named_parameters()}))
-            raise ValueError(f"frozen: no parameter begins with {beginning!r}. The student's parts are {children}.")
-        for parameter in matching:
-            parameter.requires_grad_(False)
 
 
 def _augmented(dataset, args: DistillationArguments, processor, model: PreTrainedModel):
