@@ -55,7 +55,7 @@ class DistillationArguments(TrainingArguments):
     )
     frozen: list[str] = field(
         default_factory=list,
-        metadata={"help": "Beginnings of the names of student parameters that stay as they are, e.g. backbone.conv1."},
+        metadata={"help": "Beginnings of the names of student parameters that get no gradient, e.g. backbone.conv1."},
     )
     lr_scheduler_type: SchedulerType | str = field(
         default="polynomial", metadata={"help": "Schedule, as in TrainingArguments: polynomial, cosine, ..."}
@@ -76,7 +76,10 @@ class DistillationArguments(TrainingArguments):
     )
     scale_base: int | None = field(
         default=None,
-        metadata={"help": "Scale relative to this length of the short side in pixels; by default to the image's own."},
+        metadata={
+            "help": "Scale 1 is an image with a short side of so many pixels; by default the size the image processor "
+            "resizes to, or the image's own if it does not resize."
+        },
     )
     flip_probability: float = field(default=0.5, metadata={"help": "Chance of a horizontal flip."})
     max_class_share: float = field(
@@ -127,6 +130,8 @@ class DistillationArguments(TrainingArguments):
         for name in ("ce_weight", "head_lr_multiplier", "connector_lr_multiplier"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"scale_range takes the smallest and the largest scale, got {self.scale_range}.")
         if self.crop_size is not None and (len(self.crop_size) != 2 or min(self.crop_size) < 1):
             raise ValueError(f"crop_size takes height and width in pixels, got {self.crop_size}.")
 
@@ -209,14 +214,17 @@ def _flags_of_yaml(path: str | None, known: set[str], parser: HfArgumentParser) 
         return []
     if not Path(path).is_file():
         parser.error(f"--config: there is no file {path}.")
-    values = yaml.safe_load(Path(path).read_text()) or {}
+    try:
+        values = yaml.safe_load(Path(path).read_text()) or {}
+    except yaml.YAMLError as error:
+        parser.error(f"{path} is not YAML: {error}")
     if not isinstance(values, dict):
         parser.error(f"{path} must hold `key: value` lines, got a {type(values).__name__}.")
     flags = []
     for key, value in values.items():
         if key not in known:
             parser.error(f"{path}: unknown key {key!r}.{_nearest(str(key), known)}")
-        if value is None:
+        if value is None or value == []:
             continue
         if isinstance(value, list):
             flags += [f"--{key}", *map(str, value)]

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from hf_segkd.arguments import DistillationArguments
+from hf_segkd.inputs import label_names
 from hf_segkd.losses import AbstractDistillationLoss, create_loss
 from hf_segkd.types import Features, NetworkSpec
 
@@ -32,7 +33,6 @@ class Distiller(nn.Module):
     # The loss is the mean of its batch; the Trainer divides by the accumulation steps.
     accepts_loss_kwargs = False
     main_input_name = "pixel_values"
-    _keys_to_ignore_on_save = None
 
     def __init__(
         self, student: PreTrainedModel, loss: AbstractDistillationLoss | None = None, ce_weight: float = 1.0
@@ -41,6 +41,11 @@ class Distiller(nn.Module):
         self.student = student
         self.loss = loss
         self.ce_weight = ce_weight
+        # Read by DistributedDataParallel: statistics are equal on all processes by themselves, and too large (157 MB
+        # for 150 classes of 512 channels) to be sent with every step.
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, _ in self.named_buffers() if name.startswith("loss.statistics.")
+        ]
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, teacher_features: Features | None = None
@@ -53,20 +58,27 @@ class Distiller(nn.Module):
             teacher_features: The teacher's taps for the same images. Without them there are no distillation terms.
 
         Returns:
-            `{"logits"}` without labels, else `{"loss", "terms"}`: the sum to minimise and each of its summands.
+            `{"logits"}` without labels, else `{"loss", "terms"}`: the weighted sum to minimise, and what it is of,
+            unweighted.
         """
         if labels is None:
             return {"logits": self.student(pixel_values=pixel_values).logits}
         if self.loss is None:
-            cross_entropy = self.student(pixel_values=pixel_values, labels=labels).loss
-            terms = {"ce": self.ce_weight * cross_entropy}
+            terms = {"ce": self.student(pixel_values=pixel_values, labels=labels).loss}
         else:
             output = self.student(pixel_values=pixel_values, labels=labels, output_features=True)
             features = output.features
             if self.loss.uses_classifier_weight:
                 features = {**features, "classifier_weight": self.student.classifier.weight}
-            terms = {"ce": self.ce_weight * output.loss, **self.loss(features, teacher_features, labels)}
-        return {"loss": sum(terms.values()), "terms": {name: value.detach() for name, value in terms.items()}}
+            cross_entropy = output.loss / len(labels) if self.loss.divide_by_batch else output.loss
+            terms = {"ce": cross_entropy, **self.loss.unweighted(features, teacher_features, labels)}
+        loss = sum(self.weights[name] * value for name, value in terms.items())
+        return {"loss": loss, "terms": {name: value.detach() for name, value in terms.items()}}
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The student's; Trainer's logging and model cards ask for it."""
+        return self.student.config
 
     @property
     def weights(self) -> dict[str, float]:
@@ -134,7 +146,9 @@ def _create_loss(
             raise ValueError("A teacher was given, but method is 'none'. Choose a method, or leave the teacher out.")
         return None
     if teacher is None:
-        raise ValueError(f"Method {args.method!r} needs a teacher, and none was given.")
+        raise ValueError(
+            f"Method {args.method!r} needs a teacher, and none was given: pass teacher (--teacher FOLDER_OR_ID)."
+        )
     if teacher is student:
         raise ValueError("Teacher and student are the same object; the teacher would be trained. Load it twice.")
     if teacher.config.num_labels != student.config.num_labels:
@@ -142,22 +156,14 @@ def _create_loss(
             f"The teacher has {teacher.config.num_labels} labels, the student {student.config.num_labels}. Both must "
             "be made for the same label set, in the same order."
         )
-    if _names(teacher) and _names(student) and _names(teacher) != _names(student):
-        logger.warning(
-            f"Teacher and student name their labels differently: {_names(teacher)} and {_names(student)}. "
-            "Distillation pairs them by index."
-        )
+    taught, learnt = label_names(teacher), label_names(student)
+    if taught and learnt and taught != learnt:
+        logger.warning(f"The teacher calls its labels {taught}, the student {learnt}; they are paired by index.")
     # The loss draws its weights from a generator of its own: the student's dropout and the order of the data are
     # then the same with and without distillation.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
         return create_loss(args.method, network_spec(student), network_spec(teacher), **args.method_kwargs)
-
-
-def _names(model: PreTrainedModel) -> list[str]:
-    """Label names in order; empty where they are only the defaults LABEL_0, LABEL_1 ..."""
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    return [] if names == [f"LABEL_{index}" for index in range(len(names))] else names
 
 
 def _freeze(model: PreTrainedModel, beginnings: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, EvalPrediction
 from transformers.utils import logging
 
 from hf_segkd.arguments import DistillationArguments
-from hf_segkd.data import (
-    AugmentedDataset,
-    EvaluationDataset,
-    TrainTransform,
-    evaluation_collator,
-    train_collator,
-)
+from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
 from hf_segkd.distiller import Distiller, build_distiller, parameter_groups
+from hf_segkd.inputs import augmented, whole_images
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
 
 logger = logging.get_logger(__name__)
@@ -47,7 +43,8 @@ class DistillationTrainer(Trainer):
         args: Training arguments; `args.method` names the loss, "none" trains without a teacher.
         teacher: The network to learn from. It is never trained, saved, or taken out of evaluation mode.
         train_dataset: A data set of `load_segmentation_dataset`, which is augmented as `args` says, or any torch
-            data set of `pixel_values` (3, h, w) and `labels` (h, w), both of the crop's size.
+            data set of `pixel_values` (3, h, w) and `labels` (h, w), both of the crop's size. The trainer tells an
+            `AugmentedDataset` the epoch; one that is wrapped in another data set you must tell yourself.
         eval_dataset: The same without augmentation, or a dict of them; labels stay at their own resolution.
         processing_class: The image processor of the student (and the teacher): its size, mean and std are used in
             training and evaluation, and it is saved with the student.
@@ -85,14 +82,17 @@ class DistillationTrainer(Trainer):
         super().__init__(
             model=distiller,
             args=args,
-            train_dataset=_augmented(train_dataset, args, processing_class, model),
-            eval_dataset=_whole_images(eval_dataset, processing_class),
+            train_dataset=augmented(train_dataset, args, processing_class, model),
+            eval_dataset=whole_images(eval_dataset, processing_class, model),
             processing_class=processing_class,
             data_collator=train_collator,
             compute_metrics=self._streaming_scores,
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        vars(model.config).pop("use_cache", None)  # Trainer sets it on any config; it would be saved
+        if self.optimizer is not None:
+            _require_all_parameters(self.optimizer, distiller)
         self.add_callback(_EpochOfAugmentation(self))
         if distiller.loss is not None and distiller.loss.connector_epochs:
             self.add_callback(_ConnectorsFirst(distiller))
@@ -142,15 +142,14 @@ class DistillationTrainer(Trainer):
         return inputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as `Trainer` does, with the mean of each loss term since the last log, raw and weighted."""
+        """Log as `Trainer` does, with the mean of each term since the last log: `raw_` and, weighted, `loss_`."""
         if "loss" in logs and self._batches_summed:
             weights = self.accelerator.unwrap_model(self.model).weights
             sums = torch.stack([value.float() for value in self._sums.values()])
             means = (self.accelerator.reduce(sums, reduction="mean") / self._batches_summed).tolist()
             for name, mean in zip(self._sums, means, strict=True):
-                logs[f"loss_{name}"] = mean
-                if weights[name] not in (0, 1):
-                    logs[f"raw_{name}"] = mean / weights[name]
+                logs[f"loss_{name}"] = weights[name] * mean
+                logs[f"raw_{name}"] = mean
             self._sums, self._batches_summed = {}, 0
         super().log(logs, start_time)
 
@@ -167,14 +166,14 @@ class DistillationTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset: str | Dataset | datasets.Dataset | None = None) -> DataLoader:
         """Whole images; no image is dropped, whatever `dataloader_drop_last` says for training."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = _whole_images(eval_dataset, self.processing_class)
+            eval_dataset = whole_images(eval_dataset, self.processing_class, self.student)
         with self._for_evaluation():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Dataset | datasets.Dataset) -> DataLoader:
         """As `get_eval_dataloader`."""
         with self._for_evaluation():
-            return super().get_test_dataloader(_whole_images(test_dataset, self.processing_class))
+            return super().get_test_dataloader(whole_images(test_dataset, self.processing_class, self.student))
 
     @contextlib.contextmanager
     def _for_evaluation(self) -> Iterator[None]:
@@ -185,17 +184,18 @@ class DistillationTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last, self.data_collator = drop_last, collator
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """mIoU, mean class accuracy and pixel accuracy of the student, whole images at a single scale.
 
         Labels are compared at their own resolution, logits being resized to it as the image processor's
         `post_process_semantic_segmentation` does. `confusion_matrix` holds the last evaluation's counts.
         """
+        self._sum_of_rows = None  # an evaluation that was interrupted leaves its counts
         if self.args.world_size > 1:
             # Batch norm statistics differ between the processes; score the ones that are saved, process 0's.
             for buffer in self.student.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-        return super().evaluate(*args, **kwargs)
+        return super().evaluation_loop(*args, **kwargs)
 
     @property
     def confusion_matrix(self) -> Tensor:
@@ -260,6 +260,8 @@ class DistillationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         distiller = self.accelerator.unwrap_model(self.model if model is None else model)
+        if not Path(resume_from_checkpoint).is_dir():
+            raise ValueError(f"There is no checkpoint folder {resume_from_checkpoint}.")
         saved = type(distiller.student).from_pretrained(resume_from_checkpoint)
         distiller.student.load_state_dict(saved.state_dict())
         if distiller.loss is None:
@@ -270,6 +272,12 @@ class DistillationTrainer(Trainer):
                 f"{resume_from_checkpoint} holds no {LOSS_STATE_FILE}, the state of the distillation loss: it is a "
                 "finished student or comes from a run without distillation. Resume from a checkpoint-* folder of "
                 "the same method, or pass the folder as the student to start anew from its weights."
+            )
+        method = json.loads(Path(resume_from_checkpoint, ARGUMENTS_FILE).read_text())["method"]
+        if method != self.args.method:
+            raise ValueError(
+                f"{resume_from_checkpoint} was trained with method {method!r}, this run has {self.args.method!r}. "
+                "Resume with the same method, or pass the folder as the student to start anew from its weights."
             )
         distiller.loss.load_state_dict(load_file(loss_state))
 
@@ -313,53 +321,17 @@ def _refuse_what_was_never_tested(args: DistillationArguments) -> None:
             "FSDP and DeepSpeed were never tested with distillation and are refused. Networks of this size fit into "
             "one GPU: use plain data parallelism (`accelerate launch` without --fsdp and --deepspeed)."
         )
+    if args.gradient_checkpointing or args.activation_checkpointing:
+        raise ValueError(
+            "Gradient checkpointing would update batch norm statistics twice a step and is refused. For less memory "
+            "lower per_device_train_batch_size and raise gradient_accumulation_steps."
+        )
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError("fp16 needs a GPU; on a CPU use --bf16, or neither.")
     if args.n_gpu > 1:
         raise ValueError(
             f"This process sees {args.n_gpu} GPUs and Trainer would use nn.DataParallel, which loses the loss's "
             "statistics. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one."
-        )
-
-
-def _augmented(dataset, args: DistillationArguments, processor, model: PreTrainedModel):
-    if not isinstance(dataset, datasets.Dataset):
-        return dataset
-    _need_processor(processor)
-    size = processor.size if processor.do_resize else {}
-    crop_size = args.crop_size or [size.get("height"), size.get("width")]
-    if None in crop_size:
-        raise ValueError(
-            "The image processor does not resize to one height and width, so it does not give the size of training "
-            "crops. Pass crop_size (height width)."
-        )
-    transform = TrainTransform(
-        crop_size=tuple(crop_size),
-        scale_range=tuple(args.scale_range),
-        scale_base=args.scale_base or "image",
-        flip_probability=args.flip_probability,
-        photometric=args.photometric,
-        max_class_share=args.max_class_share,
-        image_mean=processor.image_mean,
-        image_std=processor.image_std,
-        rescale_factor=processor.rescale_factor,
-        ignore_index=model.config.semantic_loss_ignore_index,
-    )
-    return AugmentedDataset(dataset, transform, seed=args.seed if args.data_seed is None else args.data_seed)
-
-
-def _whole_images(dataset, processor):
-    if isinstance(dataset, dict):
-        return {name: _whole_images(part, processor) for name, part in dataset.items()}
-    if not isinstance(dataset, datasets.Dataset):
-        return dataset
-    _need_processor(processor)
-    return EvaluationDataset(dataset, processor)
-
-
-def _need_processor(processor) -> None:
-    if processor is None:
-        raise ValueError(
-            "processing_class is missing: an image processor (such as SegformerImageProcessor) holds the size, mean "
-            "and std of the images."
         )
 
 
@@ -370,3 +342,13 @@ def _same_sized(images, labels) -> Iterator[tuple[Tensor, Any]]:
     else:
         for image, label in zip(images, labels, strict=True):
             yield image[None], [label]
+
+
+def _require_all_parameters(optimizer: torch.optim.Optimizer, distiller: Distiller) -> None:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = [name for name, value in distiller.named_parameters() if value.requires_grad and id(value) not in held]
+    if missing:
+        raise ValueError(
+            f"The optimizer that was passed does not hold {len(missing)} trainable parameters, such as {missing[0]}: "
+            "they would never learn. Leave optimizers out (they are built from args), or freeze what shall not train."
+        )

@@ -112,7 +112,6 @@ def test_the_score_is_that_of_the_whole_images_whatever_the_batch_size(tmp_path)
         scores = other.evaluate()
         labelled = sum((np.array(row["annotation"]) != 255).sum() for row in scenes("val", 7))
         assert other.confusion_matrix.sum() == labelled  # 7 images in batches of 4: none dropped, none twice
-        assert other.confusion_matrix.equal(run.confusion_matrix) or run.evaluate()
         assert scores["eval_mean_iou"] == pytest.approx(run.evaluate()["eval_mean_iou"], abs=1e-4)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from hf_segkd.arguments import DistillationArguments, json_object, parse_arguments
+from hf_segkd.commands.networks import load_network
 from hf_segkd.data import LabelInfo, label_info, load_segmentation_dataset
 from hf_segkd.metrics import scores_from_confusion_matrix
 from hf_segkd.trainer import DistillationTrainer
@@ -32,7 +32,9 @@ class EvaluationCommand:
     batch_size: int = field(default=1, metadata={"help": "Images per device and step."})
     num_workers: int = field(default=0, metadata={"help": "Processes that load images."})
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU."})
-    output: str | None = field(default=None, metadata={"help": "JSON file to write; by default MODEL-SPLIT.json."})
+    output: str | None = field(
+        default=None, metadata={"help": "JSON file to write; by default MODEL-DATASET-SPLIT.json."}
+    )
 
     def __post_init__(self) -> None:
         self.dataset_options = json_object(self.dataset_options, "dataset_options")
@@ -49,12 +51,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         **command.dataset_options,
     )
     labels = label_info(dataset)
-    model = AutoModelForSemanticSegmentation.from_pretrained(command.model)
-    if model.config.num_labels != len(labels.id2label):
-        raise ValueError(
-            f"{command.model} has {model.config.num_labels} labels, {command.dataset} {len(labels.id2label)}: "
-            "the network was made for another label set."
-        )
+    model, processor = load_network(command.model, labels)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = DistillationTrainer(
             model=model,
@@ -65,15 +62,16 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
                 use_cpu=command.use_cpu,
             ),
             eval_dataset=dataset,
-            processing_class=AutoImageProcessor.from_pretrained(command.model),
+            processing_class=processor,
         )
         trainer.evaluate()
     report = evaluation_report(trainer.confusion_matrix, labels, command.split, len(dataset))
     report["model"] = command.model
     if trainer.is_world_process_zero():
-        path = Path(command.output or f"{Path(command.model).name}-{command.split}.json")
+        print(format_report(report))
+        path = Path(command.output or f"{Path(command.model).name}-{command.dataset}-{command.split}.json")
         write_json(report, path)
-        print(format_report(report), f"\nWritten to {path}.")
+        print(f"\nWritten to {path}.")
     trainer.accelerator.end_training()
     return report
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from hf_segkd.arguments import parse_arguments
+from hf_segkd.commands.networks import load_network
 from hf_segkd.data import voc_palette
+from hf_segkd.data.decoding import read_image
 from hf_segkd.pictures import legend, overlay
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -33,16 +34,17 @@ def main(args: list[str] | None = None) -> list[Path]:
     (command,) = parse_arguments(PredictionCommand, args=args)
     if not 0 <= command.opacity <= 1:
         raise ValueError(f"opacity must lie between 0 and 1, got {command.opacity}.")
-    files = image_files(command.images)
     output = Path(command.output)
+    files = image_files(command.images)
+    _refuse_overwriting(files, output)
     output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() and not command.use_cpu else "cpu"
-    model = AutoModelForSemanticSegmentation.from_pretrained(command.model).to(device).eval()
-    processor = AutoImageProcessor.from_pretrained(command.model)
+    model, processor = load_network(command.model)
+    model.to(device)
     palette = voc_palette(model.config.num_labels)
     written = []
     for file in tqdm(files, unit="image"):
-        image = Image.open(file).convert("RGB")
+        image = read_image({"path": str(file), "bytes": None})
         mask = predict(model, processor, image).cpu().numpy().astype("uint8")
         written.append(output / f"{file.stem}.png")
         overlay(image, mask, palette, command.opacity).save(written[-1])
@@ -81,3 +83,13 @@ def image_files(paths: list[str]) -> list[Path]:
     if twice := {stem for stem in stems if stems.count(stem) > 1}:
         raise ValueError(f"Several images are called {sorted(twice)[0]!r}; their pictures would overwrite each other.")
     return files
+
+
+def _refuse_overwriting(files: list[Path], output: Path) -> None:
+    inputs = {file.resolve() for file in files}
+    targets = [name for file in files for name in (f"{file.stem}.png", f"{file.stem}_mask.png")] + ["legend.png"]
+    for name in targets:
+        if (output / name).resolve() in inputs:
+            raise ValueError(f"{output / name} is one of the images and would be overwritten. Choose another --output.")
+        if targets.count(name) > 1:
+            raise ValueError(f"Two pictures would be called {name!r}. Rename an image, or predict them one by one.")

@@ -11,7 +11,6 @@ import datasets
 import numpy as np
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForSemanticSegmentation,
     PreTrainedModel,
     SegformerImageProcessor,
@@ -21,6 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_segkd.arguments import DistillationArguments, json_object, parse_arguments
 from hf_segkd.commands.evaluation import evaluation_report, format_report, write_json
+from hf_segkd.commands.networks import check_same_normalisation, load_network
 from hf_segkd.data import LabelInfo, check_dataset, label_info, load_segmentation_dataset
 from hf_segkd.models import load_pretrained_backbone
 from hf_segkd.trainer import DistillationTrainer
@@ -72,8 +72,9 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     labels = label_info(train)
     student, processor = build_student(command, labels)
     teacher = None
-    if command.teacher is not None and arguments.method != "none":
-        teacher = AutoModelForSemanticSegmentation.from_pretrained(command.teacher)
+    if command.teacher is not None:
+        teacher, teacher_processor = load_network(command.teacher, labels)
+        check_same_normalisation(teacher_processor, processor)
     trainer = DistillationTrainer(
         model=student,
         args=arguments,
@@ -127,13 +128,7 @@ def build_student(command: TrainingCommand, labels: LabelInfo) -> tuple[PreTrain
     if command.student is not None:
         if command.pretrained_backbone is not None:
             raise ValueError("pretrained_backbone is for a new student; student already brings its weights.")
-        student = AutoModelForSemanticSegmentation.from_pretrained(command.student)
-        if student.config.num_labels != len(labels.id2label):
-            raise ValueError(
-                f"{command.student} has {student.config.num_labels} labels, the data set {command.dataset} "
-                f"{len(labels.id2label)}. Start from a network of that data set, or give student_config."
-            )
-        return student, AutoImageProcessor.from_pretrained(command.student)
+        return load_network(command.student, labels)
     values = dict(command.student_config)
     config = AutoConfig.for_model(
         values.pop("model_type", "segkd-deeplabv3plus"),

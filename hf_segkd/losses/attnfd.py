@@ -79,11 +79,11 @@ def normalized_distance(
         dim = 1
     else:
         student_map, teacher_map, dim = student_map.flatten(2), teacher_map.flatten(2), 2
-    student_norm = torch.linalg.vector_norm(student_map, dim=dim)
-    teacher_norm = torch.linalg.vector_norm(teacher_map, dim=dim)
-    student_exists, teacher_exists = student_norm > ZERO_NORM, teacher_norm > ZERO_NORM
+    # Not torch.linalg.vector_norm: over all of a large fp32 map it is off by 5e-4 on CPUs; sum() adds pairwise.
+    student_square, teacher_square = student_map.square().sum(dim), teacher_map.square().sum(dim)
+    student_exists, teacher_exists = student_square > ZERO_NORM**2, teacher_square > ZERO_NORM**2
     # Expanding the square keeps the two normalised maps out of memory.
-    norms = student_norm.clamp_min(ZERO_NORM) * teacher_norm.clamp_min(ZERO_NORM)
+    norms = student_square.clamp_min(ZERO_NORM**2).sqrt() * teacher_square.clamp_min(ZERO_NORM**2).sqrt()
     cosine = (student_map * teacher_map).sum(dim) / norms
     cosine = torch.where(student_exists & teacher_exists, cosine, torch.zeros_like(cosine))
     distance = student_exists.to(cosine) + teacher_exists.to(cosine) - 2.0 * cosine
@@ -105,11 +105,10 @@ class AttnFDLoss(AbstractDistillationLoss):
       attention has no parameters, so that any teacher gives the same result anywhere. The term is not divided
       by the batch size: the authors' code divides both it and the mean cross-entropy by b, which leaves
       CE : KD = 1 : 2, the ratio that this term has beside a mean cross-entropy.
-    - `official`: what the released code computes: the term over b, random attention on the teacher, student
-      channel attention left as initialised (no optimizer holds it), connectors alone trained in epoch 0 and
-      frozen afterwards. The code's cross-entropy is over b too; with a mean cross-entropy add
-      `divide_by_batch=False` to keep the code's ratio. Not copied: the teacher in train mode and without ASPP
-      dropout.
+    - `official`: what the released code computes: the term over b (the trainer divides its cross-entropy likewise),
+      random attention on the teacher, student channel attention left as initialised (no optimizer holds it),
+      connectors alone trained in epoch 0 and frozen afterwards. Not copied: the teacher in train mode and without
+      ASPP dropout, and the code's learning rates of connectors and attention (`connector_lr_multiplier` is for all).
     - `paper`: eq. 1-6 as printed, misprints mended: the norm along the channels, unsquared, mean over
       positions; pre-ReLU maps, "backbone" being the low-level one; trained teacher attention; alpha = 1 (VOC;
       10 for Cityscapes).
@@ -128,7 +127,7 @@ class AttnFDLoss(AbstractDistillationLoss):
         places: Taps to compare; both networks must offer them.
         norm: See `normalized_distance`.
         squared: See `normalized_distance`.
-        divide_by_batch: Divide the term by the number of images.
+        divide_by_batch: Divide the term, and in the trainer the cross-entropy, by the number of images.
         teacher_attention: `parameter_free`, `trained`, or `random` (a CBAM as initialised, for ever).
         teacher_attention_weight: Weight of the term `attnfd_teacher_attention`; only with `trained`.
         train_channel_attention: Whether the MLPs of the student's CBAMs learn.
@@ -177,6 +176,8 @@ class AttnFDLoss(AbstractDistillationLoss):
             raise ValueError("places is empty; attnfd needs at least one tap to compare.")
         teacher_attention = defaults.teacher_attention if teacher_attention is None else teacher_attention
         require_choice("teacher_attention", teacher_attention, ("parameter_free", "trained", "random"))
+        if teacher_attention != "trained" and teacher_attention_weight != 1.0:
+            raise ValueError("teacher_attention_weight is for teacher_attention='trained' alone.")
         weights = {"attnfd": weight}
         if teacher_attention == "trained":
             weights["attnfd_teacher_attention"] = teacher_attention_weight
@@ -186,6 +187,8 @@ class AttnFDLoss(AbstractDistillationLoss):
         self.squared = defaults.squared if squared is None else squared
         self.divide_by_batch = defaults.divide_by_batch if divide_by_batch is None else divide_by_batch
         self.connector_epochs = defaults.connector_epochs if connector_epochs is None else connector_epochs
+        if not isinstance(self.connector_epochs, int) or self.connector_epochs < 0:
+            raise ValueError(f"connector_epochs must be a whole number from 0, got {self.connector_epochs!r}.")
         self.ignore_index = student.ignore_index
 
         widths = [(student.channels[place], teacher.channels[place]) for place in places]

@@ -31,6 +31,8 @@ class AbstractDistillationLoss(nn.Module, ABC):
             student's last convolution, is wanted among the student's features, with its gradient.
         connector_epochs: In the first so many epochs only `connector_parameters()` learn, and afterwards only
             everything else; 0 (default) trains all of it throughout. The trainer obeys it.
+        divide_by_batch: Whether the terms are divided by the number of images, as in code whose cross-entropy is too;
+            the trainer then divides its cross-entropy likewise. False by default.
 
     Raises:
         ValueError: If a tap is missing or a weight is negative.
@@ -40,6 +42,7 @@ class AbstractDistillationLoss(nn.Module, ABC):
     paper: ClassVar[Paper]
     uses_classifier_weight: ClassVar[bool] = False
     connector_epochs: int = 0
+    divide_by_batch: bool = False
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class AbstractDistillationLoss(nn.Module, ABC):
                     f"{sorted(spec.channels)}. Choose other taps with method_kwargs, or another network."
                 )
         for term, weight in weights.items():
-            if weight < 0:
+            if not weight >= 0:  # nan too
                 raise ValueError(f"The weight of {term} is {weight}; it must be 0 or more.")
         self.student_taps = student_taps
         self.teacher_taps = teacher_taps
@@ -76,14 +79,18 @@ class AbstractDistillationLoss(nn.Module, ABC):
         Returns:
             Term name -> scalar, already multiplied by its weight. The trainer adds them to the cross-entropy.
         """
+        terms = self.unweighted(student, teacher, labels)
+        return {name: self.weights[name] * value for name, value in terms.items()}
+
+    def unweighted(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
+        """The same terms before they are weighted, for the log; same arguments as `forward`."""
         student_names = self.student_taps + (("classifier_weight",) if self.uses_classifier_weight else ())
         with torch.autocast(device_type=labels.device.type, enabled=False):
-            terms = self.terms(
+            return self.terms(
                 {name: at_least_float32(student[name]) for name in student_names},
                 {name: at_least_float32(teacher[name].detach()) for name in self.teacher_taps},
                 labels,
             )
-        return {name: self.weights[name] * value for name, value in terms.items()}
 
     @abstractmethod
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:

@@ -85,14 +85,16 @@ class ClassCovariance(nn.Module):
     def update(self, rows: Tensor, labels: Tensor) -> None:
         """Take in a batch of pixels. Every process must call it, with pixels or without.
 
-        One transfer to the host (which classes are present) and two or three all-reduces: the pixels per
-        class, the sums of the classes that are new to everybody, and the moments.
+        One transfer to the host (which classes are present) and three or four all-reduces: the pixels per
+        class, the sums where some class is new to everybody, and the two moments.
 
         Args:
-            rows: (m, c) features; gradients are not tracked.
+            rows: (m, c) features; gradients are not tracked. A pixel with a value that is not finite is left out: one
+                overflow of a step that fp16 training skips anyway would spoil the statistics for ever.
             labels: (m,) int64, 0 to k-1; pixels of any other label, such as the ignore index, are left out.
         """
         rows = rows.detach().to(self.mean.dtype)
+        labels = labels.masked_fill(~rows.isfinite().all(dim=1), -1)
         order, local_count = sort_by_class(labels, len(self.count))
         batch_count = self._all_reduce(local_count.clone())
         local, batch, seen = torch.stack((local_count, batch_count, self.count)).tolist()

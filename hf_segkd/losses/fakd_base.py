@@ -103,7 +103,7 @@ class AbstractFAKDLoss(AbstractDistillationLoss):
             weights={self.name: weight},
         )
         require_same_num_labels(self.name, student, teacher)
-        if lambda0 < 0:
+        if not lambda0 >= 0:  # nan too
             raise ValueError(f"lambda0 is {lambda0}; it must be 0 or more, as it scales a variance.")
         require_choice("schedule", schedule, ("cosine", "linear", "quarter_cosine", "constant", "cosine_decay"))
         require_choice("label_resize", label_resize, ("nearest", "nearest-exact"))

@@ -1,9 +1,9 @@
 r"""How far the covariance of the features spreads the logits: the quadratic forms of FAKD.
 
 Notation: $w_c$ row c of the classifier, $\Sigma_y$ the covariance of class y. Each function gives the exact
-value and first gradient in the weight, but multiplies by $\Sigma$ without autograd: the form is linear in $W
-- W_0 / 2$, with $W_0$ the detached weight, once $T_y = W_0 \Sigma_y$ is known. T, (y, k, c), is all that the
-  backward pass keeps.
+value and first gradient in the weight, but multiplies by $\Sigma$ without autograd: the form is linear in
+$W - W_0 / 2$, with $W_0$ the detached weight, once $T_y = W_0 \Sigma_y$ is known. T, (y, k, c), is all that the
+backward pass keeps.
 """
 
 from __future__ import annotations

@@ -1,0 +1,50 @@
+"""Loading a trained network with its image processor, checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
+
+from hf_segkd.data import LabelInfo
+from hf_segkd.inputs import check_labels, normalisation
+
+
+def load_network(path: str, labels: LabelInfo | None = None) -> tuple[PreTrainedModel, Any]:
+    """A network and its image processor from a folder or the Hub, in evaluation mode.
+
+    Args:
+        path: Folder or Hub id.
+        labels: Classes the network must have.
+
+    Raises:
+        ValueError: If there is no such network, a weight is missing or left over, or the labels are others.
+    """
+    try:
+        model, info = AutoModelForSemanticSegmentation.from_pretrained(path, output_loading_info=True)
+        processor = AutoImageProcessor.from_pretrained(path)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path!r} is neither a folder with a saved network and its image processor, nor one on the Hub that can "
+            f"be reached: {reason}"
+        ) from error
+    wrong = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys") if info[kind]}
+    if wrong:
+        raise ValueError(f"The weights in {path!r} do not fit its config.json: {wrong}. It was not saved completely.")
+    if labels is not None:
+        check_labels(model, labels)
+    return model.eval(), processor
+
+
+def check_same_normalisation(teacher: Any, student: Any) -> None:
+    """Make sure that both image processors prepare pixels alike, since both networks see the same batch.
+
+    Raises:
+        ValueError: If mean, std or rescaling differ.
+    """
+    if normalisation(teacher) != normalisation(student):
+        raise ValueError(
+            f"The teacher was trained on images normalised by {normalisation(teacher)}, the student's are by "
+            f"{normalisation(student)}. Both see the same batch: use a teacher and a student with one normalisation."
+        )

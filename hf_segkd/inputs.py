@@ -1,0 +1,118 @@
+"""From data sets of `load_segmentation_dataset` to what the trainer feeds: augmented crops, whole images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from hf_segkd.arguments import DistillationArguments
+from hf_segkd.data import AugmentedDataset, EvaluationDataset, LabelInfo, TrainTransform, label_info
+
+logger = logging.get_logger(__name__)
+
+
+def augmented(dataset: Any, args: DistillationArguments, processor: Any, model: PreTrainedModel) -> Dataset | None:
+    """Random crops of a data set as `args` and the image processor say; a torch data set stays as it is.
+
+    Raises:
+        ValueError: If there is no processor, the size of crops is not known, the labels are not the model's, or there
+            are fewer images than one step takes.
+    """
+    if isinstance(dataset, datasets.DatasetDict):
+        raise ValueError(f"train_dataset holds the splits {', '.join(dataset)}; pass one of them.")
+    if isinstance(dataset, datasets.Dataset):
+        check_labels(model, label_info(dataset))
+        transform = _train_transform(args, _needed(processor), model)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        dataset = AugmentedDataset(dataset, transform, seed)
+    images = args.per_device_train_batch_size * args.world_size
+    if dataset is not None and args.dataloader_drop_last and len(dataset) < images:
+        raise ValueError(
+            f"There are {len(dataset)} training images, but {images} make a batch ({args.per_device_train_batch_size} "
+            f"for each of {args.world_size} processes) and incomplete batches are dropped, so nothing would be "
+            "trained. Lower per_device_train_batch_size."
+        )
+    return dataset
+
+
+def whole_images(dataset: Any, processor: Any, model: PreTrainedModel) -> Any:
+    """Whole images of a data set as the image processor prepares them; a torch data set stays as it is.
+
+    Raises:
+        ValueError: If there is no processor, or the labels are not the model's.
+    """
+    if isinstance(dataset, dict):
+        return {name: whole_images(part, processor, model) for name, part in dataset.items()}
+    if not isinstance(dataset, datasets.Dataset):
+        return dataset
+    check_labels(model, label_info(dataset))
+    return EvaluationDataset(dataset, _needed(processor))
+
+
+def check_labels(model: PreTrainedModel, labels: LabelInfo) -> None:
+    """Make sure that a network and a data set speak of the same classes in the same order.
+
+    Raises:
+        ValueError: If they differ in number, or have the same names in another order. Other names are warned about.
+    """
+    names, known = list(labels.id2label.values()), label_names(model)
+    if model.config.num_labels != len(names):
+        raise ValueError(
+            f"The network has {model.config.num_labels} labels, the data set {labels.name} {len(names)}: the network "
+            "was made for another label set."
+        )
+    if known and known != names:
+        if sorted(known) == sorted(names):
+            raise ValueError(f"The network has the data set's labels in another order: {known}, not {names}.")
+        logger.warning(f"The network calls its labels {known}, the data set {names}; they are paired by index.")
+
+
+def label_names(model: PreTrainedModel) -> list[str]:
+    """Label names in order; empty where they are only the defaults LABEL_0, LABEL_1 ..."""
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    return [] if names == [f"LABEL_{index}" for index in range(len(names))] else names
+
+
+def normalisation(processor: Any) -> dict[str, Any]:
+    """`image_mean`, `image_std` and `rescale_factor` that the processor applies to pixels of 0 to 255."""
+    return {
+        "image_mean": list(processor.image_mean) if processor.do_normalize else [0.0, 0.0, 0.0],
+        "image_std": list(processor.image_std) if processor.do_normalize else [1.0, 1.0, 1.0],
+        "rescale_factor": processor.rescale_factor if processor.do_rescale else 1.0,
+    }
+
+
+def _train_transform(args: DistillationArguments, processor: Any, model: PreTrainedModel) -> TrainTransform:
+    size = processor.size if processor.do_resize else {}
+    processed = [size.get("height"), size.get("width")]
+    crop_size = args.crop_size or processed
+    if None in crop_size:
+        raise ValueError(
+            "The image processor does not resize to one height and width, so it does not give the size of training "
+            "crops. Pass crop_size (height width)."
+        )
+    # Scale 1 is the scale of evaluation: where whole images are resized, that of the resized image.
+    scale_base = args.scale_base or ("image" if None in processed else min(processed))
+    return TrainTransform(
+        crop_size=tuple(crop_size),
+        scale_range=tuple(args.scale_range),
+        scale_base=scale_base,
+        flip_probability=args.flip_probability,
+        photometric=args.photometric,
+        max_class_share=args.max_class_share,
+        ignore_index=model.config.semantic_loss_ignore_index,
+        **normalisation(processor),
+    )
+
+
+def _needed(processor: Any) -> Any:
+    if processor is None:
+        raise ValueError(
+            "processing_class is missing: an image processor (such as SegformerImageProcessor) holds the size, mean "
+            "and std of the images."
+        )
+    return processor
