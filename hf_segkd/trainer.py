@@ -321,7 +321,8 @@ def _refuse_what_was_never_tested(args: DistillationArguments) -> None:
             "FSDP and DeepSpeed were never tested with distillation and are refused. Networks of this size fit into "
             "one GPU: use plain data parallelism (`accelerate launch` without --fsdp and --deepspeed)."
         )
-    if args.gradient_checkpointing or args.activation_checkpointing:
+    # transformers renames the one to the other on its way to version 6.
+    if getattr(args, "gradient_checkpointing", False) or getattr(args, "activation_checkpointing", False):
         raise ValueError(
             "Gradient checkpointing would update batch norm statistics twice a step and is refused. For less memory "
             "lower per_device_train_batch_size and raise gradient_accumulation_steps."

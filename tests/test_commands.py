@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_runs import SIZE, network, processor, scenes
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
@@ -135,6 +135,61 @@ def test_images_that_are_not_there_or_share_a_name_are_refused(tmp_path):
         Image.new("RGB", (2, 2)).save(tmp_path / name)
     with pytest.raises(ValueError, match="overwrite each other"):
         prediction.image_files([str(tmp_path)])
+
+
+def test_pictures_never_overwrite_the_images_they_show(student, tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (48, 32)).save(tmp_path / name)
+    before = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(ValueError, match="would be overwritten"):
+        prediction.main(["--model", str(student), "--images", str(tmp_path), "--output", str(tmp_path)])
+    assert (tmp_path / "a.png").read_bytes() == before
+    Image.new("RGB", (48, 32)).save(tmp_path / "a_mask.png")
+    with pytest.raises(ValueError, match=r"Two pictures would be called 'a_mask\.png'"):
+        prediction.main(["--model", str(student), "--images", str(tmp_path), "--output", str(tmp_path / "out")])
+
+
+def test_photos_are_turned_upright_and_a_damaged_one_is_named(student, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.new("RGB", (48, 32)).save(tmp_path / "phone.jpg", exif=exif)
+    prediction.main(
+        ["--model", str(student), "--images", str(tmp_path / "phone.jpg"), "--output", str(tmp_path / "out")]
+    )
+    assert Image.open(tmp_path / "out" / "phone_mask.png").size == (32, 48)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    noise.save(tmp_path / "half.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "half.jpg").read_bytes()[:1500])
+    with pytest.raises(ValueError, match=r"half\.jpg"):
+        prediction.main(
+            ["--model", str(student), "--images", str(tmp_path / "half.jpg"), "--output", str(tmp_path / "o")]
+        )
+
+
+def test_a_teacher_that_would_go_unused_or_sees_other_pixels_is_refused(tmp_path, teacher):
+    with pytest.raises(ValueError, match="method is 'none'"):
+        training.main(flags(tmp_path, student_config=STUDENT, teacher=teacher))
+    other = tmp_path / "teacher"
+    network(width=12).save_pretrained(other)
+    half = processor()
+    half.image_mean = half.image_std = [0.5, 0.5, 0.5]
+    half.save_pretrained(other)
+    with pytest.raises(ValueError, match="one normalisation"):
+        training.main(flags(tmp_path, student_config=STUDENT, teacher=str(other), method="kd"))
+
+
+def test_a_network_that_is_not_there_or_not_complete_is_named(tmp_path, teacher):
+    with pytest.raises(ValueError, match="neither a folder with a saved network"):
+        evaluation.main(
+            ["--model", str(tmp_path / "nowhere"), "--dataset", "demo", "--dataset_options", json.dumps(OPTIONS)]
+        )
+    weights = load_file(Path(teacher, "model.safetensors"))
+    weights.pop("classifier.weight")
+    network(width=12).save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"classifier\.weight"):
+        evaluation.main(["--model", str(tmp_path), "--dataset", "demo", "--dataset_options", json.dumps(OPTIONS)])
 
 
 def launch(*command):

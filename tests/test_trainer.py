@@ -1,6 +1,7 @@
 import json
 import math
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -269,3 +270,119 @@ def test_another_batch_size_than_the_recipes_is_warned_about_with_the_factor(tmp
     assert "16 images per optimizer step; this run has 4" in text
     assert "by 0.25 to 0.0025" in text
     assert arguments(tmp_path, recipe_batch_size=4).warn_about_batch_size() is None
+
+
+def test_the_official_attnfd_divides_the_cross_entropy_by_the_batch_too(tmp_path):
+    run = trainer(tmp_path, method="attnfd", method_kwargs={"preset": "official"}, max_steps=1)
+    student, batch = run.student, train_collator([run.train_dataset[index] for index in range(4)])
+    features = run.teacher(pixel_values=batch["pixel_values"], output_features=True).features
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    outputs = run.model(**batch, teacher_features=features)
+    plain = student(**batch, output_features=True)
+    (distance,) = run.model.loss(plain.features, features, batch["labels"]).values()  # over the batch, times 2
+    assert outputs["loss"].item() == pytest.approx(plain.loss.item() / 4 + distance.item(), rel=1e-5)
+
+
+def test_statistics_are_not_sent_again_with_every_step_of_several_processes(tmp_path):
+    ignored = trainer(tmp_path, method="fakd_cwd").model._ddp_params_and_buffers_to_ignore
+    assert ignored == [f"loss.statistics.{name}" for name in ("count", "mean", "covariance")]
+
+
+def test_scale_one_of_training_is_the_scale_of_evaluation(tmp_path):
+    large = [(row["image"].resize((480, 320)), row["annotation"].resize((480, 320), 0)) for row in scenes(num_images=1)]
+    run = trainer(tmp_path, scale_range=[1.0, 1.0], flip_probability=0.0)
+    trained = run.train_dataset.transform(*large[0], np.random.default_rng(0))["pixel_values"]
+    evaluated = processor()(images=large[0][0], return_tensors="pt")["pixel_values"][0]
+    assert (trained - evaluated).abs().mean() < 0.02
+
+
+def test_images_are_normalised_in_training_as_in_evaluation(tmp_path):
+    plain = processor()
+    plain.do_normalize = False
+    run = DistillationTrainer(
+        network(),
+        arguments(tmp_path, scale_range=[1.0, 1.0]),
+        train_dataset=scenes(),
+        eval_dataset=scenes(),
+        processing_class=plain,
+    )
+    for dataset in (run.train_dataset, run.eval_dataset):
+        values = dataset[0]["pixel_values"]
+        assert 0 <= values.min() < values.max() <= 1
+
+
+def test_an_interrupted_evaluation_leaves_no_counts_behind(tmp_path):
+    class Interrupted(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            if index == 6:
+                raise KeyboardInterrupt
+            return {"pixel_values": torch.zeros(3, 32, 48), "labels": torch.zeros(32, 48, dtype=torch.int64)}
+
+    run = trainer(tmp_path)
+    expected = run.evaluate()["eval_mean_iou"]
+    with pytest.raises(KeyboardInterrupt):
+        run.evaluate(Interrupted())
+    assert run.evaluate()["eval_mean_iou"] == expected
+
+
+def test_transformers_own_model_card_is_written(tmp_path):
+    run = trainer(tmp_path, method="kd", max_steps=1)
+    run.train()
+    run.create_model_card()
+    assert (tmp_path / "README.md").is_file()
+
+
+def test_what_would_train_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="so nothing would be trained"):
+        DistillationTrainer(
+            network(), arguments(tmp_path), train_dataset=scenes(num_images=3), processing_class=processor()
+        )
+    splits = datasets.DatasetDict({"train": scenes()})
+    with pytest.raises(ValueError, match="holds the splits train"):
+        DistillationTrainer(network(), arguments(tmp_path), train_dataset=splits, processing_class=processor())
+
+
+def test_an_optimizer_without_the_losss_parameters_is_refused(tmp_path):
+    student = network()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="they would never learn"):
+        DistillationTrainer(
+            student,
+            arguments(tmp_path, method="attnfd"),
+            teacher=network(seed=1),
+            train_dataset=scenes(),
+            processing_class=processor(),
+            optimizers=(optimizer, None),
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"gradient_checkpointing": True}, "batch norm statistics twice"), ({"fp16": True}, "fp16 needs a GPU")],
+)
+def test_modes_that_can_not_work_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, **options)
+
+
+def test_resuming_another_method_is_refused_by_name(tmp_path):
+    trainer(tmp_path, method="attnfd", save_strategy="steps", save_steps=3).train()
+    with pytest.raises(ValueError, match="trained with method 'attnfd', this run has 'kd'"):
+        trainer(tmp_path, method="kd").train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    with pytest.raises(ValueError, match="There is no checkpoint folder"):
+        trainer(tmp_path, method="kd").train(resume_from_checkpoint=str(tmp_path / "nowhere"))
+
+
+def test_labels_in_another_order_are_refused_and_other_names_warned_about(tmp_path, caplog):
+    names = list(network().config.id2label.values())
+    mixed = network(id2label=dict(enumerate(names[::-1])), label2id=None)
+    with pytest.raises(ValueError, match="in another order"):
+        trainer(tmp_path, student=mixed)
+    foreign = scenes().with_format(None)
+    with pytest.raises(ValueError, match="carries no label information"):
+        DistillationTrainer(network(), arguments(tmp_path), train_dataset=foreign, processing_class=processor())

@@ -40,8 +40,9 @@ def resize_labels(
     Args:
         labels: Class of each pixel or the ignore index.
         size: h and w of the result.
-        mode: `nearest` is that of `F.interpolate`, the top-left pixel of each cell (about
-            floor(o * in / out)), as in the public code of ISDA; `nearest-exact` takes the centre of each cell, which suits maps without align_corners.
+        mode: `nearest` is that of `F.interpolate`: the top-left pixel of each cell, about floor(o * in / out), as
+            in the public code of ISDA; `nearest-exact` takes the centre of each cell, which suits maps without
+            align_corners.
     """
     if labels.shape[1:] == size:
         return labels
