@@ -212,7 +212,8 @@ class DistillationTrainer(Trainer):
         """One confusion matrix for each image, so that neither logits nor masks pile up.
 
         Per image, not per batch: when processes share the images unevenly, `gather_for_metrics` drops the
-        duplicates that fill the last batch, which it can do only along the batch axis.
+        duplicates that fill the last batch, which it can do only along the batch axis. They are also what `predict`
+        returns as predictions, (images, k * k); for masks use the pipeline or `scripts/predict.py`.
         """
         inputs = self._prepare_inputs(inputs)
         config = self.student.config

@@ -11,7 +11,7 @@ from PIL import Image
 
 import hf_segkd.recipes
 from hf_segkd.arguments import DistillationArguments, parse_arguments
-from hf_segkd.commands.training import TrainingCommand, build_student, load_splits, main
+from hf_segkd.commands.training import TrainingCommand, build_processor, build_student, load_splits, main
 from hf_segkd.data import label_info
 from hf_segkd.data.labels import voc_palette
 from hf_segkd.distiller import network_spec
@@ -247,6 +247,7 @@ def test_the_command_takes_a_step_on_data_in_the_official_layout_and_evaluates(p
         backbone = {**TINY_RESNET, "layer_type": "bottleneck"}
         teacher = teacher_network(label_info(load_splits(command)[0]), backbone_config=backbone, **TINY_HEAD)
         teacher.save_pretrained(tmp_path / "teacher")
+        build_processor(None).save_pretrained(tmp_path / "teacher")
         flags += ["--teacher", str(tmp_path / "teacher")]
     output = tmp_path / "output"
     report = main(["--config", str(config), "--output_dir", str(output), "--use_cpu", "true", *flags])
