@@ -19,8 +19,8 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from hf_segkd.commands.networks import load_network
 from hf_segkd.commands.prediction import predict
 from hf_segkd.commands.study import Run, mean_and_std, run_all, table
 from hf_segkd.data import label_info, load_segmentation_dataset
@@ -72,14 +72,6 @@ def student(output: Path, name: str, seed: int, flags: list[str]) -> Run:
     return Run(SCRIPTS / "distill.py", output / f"{name}-seed{seed}", [*config, *flags])
 
 
-def load(run: Run):
-    """The trained network and its image processor."""
-    return (
-        AutoModelForSemanticSegmentation.from_pretrained(run.output_dir).eval(),
-        AutoImageProcessor.from_pretrained(run.output_dir),
-    )
-
-
 def scores(runs: list[Run]) -> list[str]:
     """Each metric in percent, over the seeds."""
     reports = [run.report() for run in runs]
@@ -88,7 +80,7 @@ def scores(runs: list[Run]) -> list[str]:
 
 def cost(run: Run) -> list[str]:
     """Parameters, multiply-adds and time per image of a network."""
-    model, processor = load(run)
+    model, processor = load_network(str(run.output_dir))
     size = (processor.size["height"], processor.size["width"])
     return [
         f"{model.num_parameters() / 1e6:.3f} M",
@@ -111,7 +103,7 @@ def verdict(alone: list[Run], distilled: list[Run]) -> str:
 
 def draw(teacher: Run, alone: Run, distilled: Run, num_images: int = 4) -> Image.Image:
     """Image, truth, teacher, student, distilled student, in the data set's colours."""
-    networks = [load(run) for run in (teacher, alone, distilled)]
+    networks = [load_network(str(run.output_dir)) for run in (teacher, alone, distilled)]
     options = yaml.safe_load((RECIPES / "demo.yaml").read_text())["dataset_options"]
     dataset = load_segmentation_dataset("demo", split="val", **options)
     labels = label_info(dataset)
