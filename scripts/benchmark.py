@@ -32,7 +32,7 @@ from hf_segkd.trainer import DistillationTrainer
 
 BATCH, SIZE, CLASSES = 2, 257, 21
 STEPS = ("bare_sum", "ours", "as_published")
-LOOPS, LOOP_STEPS = ("bare_loop", "trainer_loop"), 8
+LOOPS, LOOP_STEPS = ("bare_loop", "trainer_loop"), 20
 
 
 class RandomImages(Dataset):
