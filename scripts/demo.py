@@ -21,9 +21,9 @@ import yaml
 from PIL import Image
 
 from hf_segkd.commands.networks import load_network
-from hf_segkd.commands.prediction import predict
 from hf_segkd.commands.study import Run, mean_and_std, run_all, table
 from hf_segkd.data import label_info, load_segmentation_dataset
+from hf_segkd.inference import predict
 from hf_segkd.pictures import colour, comparison
 from hf_segkd.profiling import count_macs, milliseconds_per_image
 

@@ -13,6 +13,7 @@ from hf_segkd.arguments import parse_arguments
 from hf_segkd.commands.networks import load_network
 from hf_segkd.data import voc_palette
 from hf_segkd.data.decoding import read_image
+from hf_segkd.inference import predict
 from hf_segkd.pictures import legend, overlay
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -53,14 +54,6 @@ def main(args: list[str] | None = None) -> list[Path]:
     legend(names, palette, width=480).save(output / "legend.png")
     print(f"Wrote {len(written)} overlays with their masks, and legend.png, to {output}.")
     return written
-
-
-def predict(model, processor, image: Image.Image) -> torch.Tensor:
-    """Class of each pixel of an image, (h, w) int64, as the pipeline and the evaluation give it."""
-    inputs = processor(images=image, return_tensors="pt").to(model.device)
-    with torch.inference_mode():
-        output = model(pixel_values=inputs["pixel_values"])
-    return processor.post_process_semantic_segmentation(output, target_sizes=[image.size[::-1]])[0]
 
 
 def image_files(paths: list[str]) -> list[Path]:

@@ -19,23 +19,18 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_segkd.arguments import DistillationArguments, json_object, parse_arguments
-from hf_segkd.commands.evaluation import evaluation_report, format_report, write_json
+from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.commands.networks import check_same_normalisation, load_network
-from hf_segkd.data import LabelInfo, check_dataset, label_info, load_segmentation_dataset
+from hf_segkd.data import LabelInfo, check_dataset, label_info
 from hf_segkd.models import load_pretrained_backbone
+from hf_segkd.reports import evaluation_report, format_report, write_json
 from hf_segkd.trainer import DistillationTrainer
 
 
-@dataclass
-class TrainingCommand:
+@dataclass(kw_only=True)
+class TrainingCommand(DataFlags):
     """Networks and data of a run."""
 
-    dataset: str = field(metadata={"help": "Name of the data set, see load_segmentation_dataset."})
-    data_dir: str | None = field(default=None, metadata={"help": "Its folder."})
-    hub_id: str | None = field(default=None, metadata={"help": "A copy of the data set on the Hub."})
-    dataset_options: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further arguments of load_segmentation_dataset, as a JSON object."}
-    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="val", metadata={"help": "Split to evaluate on."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images."})
@@ -59,7 +54,7 @@ class TrainingCommand:
     check_data: bool = field(default=True, metadata={"help": "Read some images and masks before training starts."})
 
     def __post_init__(self) -> None:
-        self.dataset_options = json_object(self.dataset_options, "dataset_options")
+        super().__post_init__()
         if self.student_config is not None:
             self.student_config = json_object(self.student_config, "student_config")
 
@@ -103,13 +98,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
 
 def load_splits(command: TrainingCommand) -> tuple[datasets.Dataset, datasets.Dataset]:
     """The training and the evaluation split, checked for what can be known before training."""
-
-    def load(split: str) -> datasets.Dataset:
-        return load_segmentation_dataset(
-            command.dataset, command.data_dir, split, hub_id=command.hub_id, **command.dataset_options
-        )
-
-    train, evaluation = load(command.train_split), load(command.eval_split)
+    train, evaluation = command.load(command.train_split), command.load(command.eval_split)
     if command.max_train_samples is not None:
         train = train.select(range(min(command.max_train_samples, len(train))))
     if command.max_eval_samples is not None and command.max_eval_samples < len(evaluation):

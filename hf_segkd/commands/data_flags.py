@@ -1,0 +1,30 @@
+"""The flags that name a data set, shared by the commands that read one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+
+from hf_segkd.arguments import json_object
+from hf_segkd.data import load_segmentation_dataset
+
+
+@dataclass(kw_only=True)
+class DataFlags:
+    """Arguments of `load_segmentation_dataset`, all but the split."""
+
+    dataset: str = field(metadata={"help": "Name of the data set, see load_segmentation_dataset."})
+    data_dir: str | None = field(default=None, metadata={"help": "Its folder."})
+    hub_id: str | None = field(default=None, metadata={"help": "A copy of the data set on the Hub."})
+    dataset_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further arguments of load_segmentation_dataset, as a JSON object."}
+    )
+
+    def __post_init__(self) -> None:
+        self.dataset_options = json_object(self.dataset_options, "dataset_options")
+
+    def load(self, split: str) -> datasets.Dataset:
+        """One split of the data set."""
+        return load_segmentation_dataset(self.dataset, self.data_dir, split, hub_id=self.hub_id, **self.dataset_options)

@@ -1,0 +1,66 @@
+"""The score of a network as people and programs read it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hf_segkd.data import LabelInfo
+from hf_segkd.metrics import scores_from_confusion_matrix
+
+
+def evaluation_report(matrix: Tensor, labels: LabelInfo, split: str, num_images: int) -> dict[str, Any]:
+    """Scores of a confusion matrix with names: fractions of 1, None for a class that neither truth nor network has."""
+    scores = scores_from_confusion_matrix(matrix)
+    classes = {
+        name: {
+            "iou": _or_none(scores["per_category_iou"][index]),
+            "accuracy": _or_none(scores["per_category_accuracy"][index]),
+        }
+        for index, name in labels.id2label.items()
+    }
+    return {
+        "dataset": labels.name,
+        "split": split,
+        "num_images": num_images,
+        "mean_iou": float(scores["mean_iou"]),
+        "mean_accuracy": float(scores["mean_accuracy"]),
+        "overall_accuracy": float(scores["overall_accuracy"]),
+        "classes": classes,
+        "confusion_matrix": matrix.tolist(),
+    }
+
+
+def _or_none(value: float) -> float | None:
+    value = float(value)
+    return None if value != value else value
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The report as a table of percentages."""
+
+    def percent(value: float | None) -> str:
+        return "     -" if value is None else f"{100 * value:6.2f}"
+
+    width = max(len(name) for name in (*report["classes"], "mean class accuracy"))
+    lines = [f"{report['dataset']} {report['split']}, {report['num_images']} images, %"]
+    lines.append(f"{'class':{width}}     IoU  accuracy")
+    for name, scores in report["classes"].items():
+        lines.append(f"{name:{width}}  {percent(scores['iou'])}    {percent(scores['accuracy'])}")
+    lines.append("")
+    for name, key in (
+        ("mIoU", "mean_iou"),
+        ("mean class accuracy", "mean_accuracy"),
+        ("pixel accuracy", "overall_accuracy"),
+    ):
+        lines.append(f"{name:{width}}  {percent(report[key])}")
+    return "\n".join(lines)
+
+
+def write_json(report: dict[str, Any], path: Path) -> None:
+    """Write a report for people and programs to read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
