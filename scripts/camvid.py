@@ -24,8 +24,9 @@ import json
 from transformers import AutoModelForSemanticSegmentation
 
 from hf_segkd.commands import evaluation
-from hf_segkd.commands.study import Run, mean_and_std, run_all, table
+from hf_segkd.commands.study import Run, run_all
 from hf_segkd.profiling import count_macs
+from hf_segkd.reports import mean_and_std, table
 
 SCRIPTS = Path(__file__).parent
 RECIPES = SCRIPTS.parent / "hf_segkd" / "recipes"

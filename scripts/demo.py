@@ -21,11 +21,12 @@ import yaml
 from PIL import Image
 
 from hf_segkd.commands.networks import load_network
-from hf_segkd.commands.study import Run, mean_and_std, run_all, table
+from hf_segkd.commands.study import Run, run_all
 from hf_segkd.data import label_info, load_segmentation_dataset
 from hf_segkd.inference import predict
 from hf_segkd.pictures import colour, comparison
 from hf_segkd.profiling import count_macs, milliseconds_per_image
+from hf_segkd.reports import mean_and_std, table
 
 SCRIPTS = Path(__file__).parent
 RECIPES = SCRIPTS.parent / "hf_segkd" / "recipes"

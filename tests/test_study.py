@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_segkd.commands.study import Run, mean_and_std, run_all, table
+from hf_segkd.commands.study import Run, run_all
 
 SCRIPT = """
 import json, pathlib, sys
@@ -32,16 +32,3 @@ def test_runs_are_made_once_and_kept(tmp_path, capsys):
 def test_a_run_that_fails_stops_the_study_with_the_end_of_its_log(tmp_path):
     with pytest.raises(RuntimeError, match="out of luck"):
         run_all(runs(tmp_path, "--fail"), jobs=1)
-
-
-def test_spread_is_the_sample_standard_deviation_and_needs_two_values():
-    assert mean_and_std([1.0, 3.0]) == "2.00 ± 1.41"
-    assert mean_and_std([2.0]) == "2.00"
-
-
-def test_a_table_lines_up():
-    assert table(["a", "long"], [["wide cell", "1"]]).splitlines() == [
-        "| a         | long |",
-        "| --------- | ---- |",
-        "| wide cell | 1    |",
-    ]

@@ -1,11 +1,10 @@
-"""Several runs of one protocol side by side, and the table that compares them: mean and spread over seeds."""
+"""Several runs of one protocol side by side, each in a process of its own."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -107,19 +106,3 @@ def _last_line(log: Path) -> str:
         parts = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
     bars = [part.strip() for part in parts if "%|" in part]
     return bars[-1] if bars else "starting"
-
-
-def mean_and_std(values: Sequence[float], digits: int = 2) -> str:
-    """`mean +- std` (sample standard deviation), or the value alone when there is only one."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns also line up as plain text."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-
-    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
