@@ -1,0 +1,150 @@
+"""A folder to the Hub in one commit, with errors that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.utils import validate_repo_id
+
+# The Hub stores what is binary or larger than this as LFS objects, everything else as plain git files. Binary is for
+# git what has a zero byte among its first so many.
+LARGEST_PLAIN_FILE = 10 * 1024**2
+LOOKED_AT_BY_GIT = 8000
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    repo_type: str = "model",
+    space_sdk: str | None = None,
+    commit_message: str,
+    revision: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Put all files of a folder into a repository, which is created if it is not there.
+
+    One commit takes all files or none. Uploading again sends only what is not there yet, and a folder that has not
+    changed makes no commit. Other files of the repository are left alone.
+
+    Args:
+        folder: The files; subfolders stay subfolders.
+        repo_id: "user/name", or "name" for the user whose token it is.
+        private: Only people with access see the repository.
+        repo_type: "model", "dataset" or "space".
+        space_sdk: What a space runs on, e.g. "gradio".
+        commit_message: First line of the commit.
+        revision: Branch to commit to, by default the main one.
+        token: Write token, by default that of HF_TOKEN or of `hf auth login`.
+
+    Returns:
+        URL of the commit; of the last one if nothing has changed.
+
+    Raises:
+        ValueError: If the folder holds no files, the name is none, or the Hub refuses token, rights or content.
+        ConnectionError: If the connection breaks or the Hub is out of order; then uploading again goes on.
+    """
+    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in _files(folder)]
+    repo_id = create_repository(repo_id, private=private, repo_type=repo_type, space_sdk=space_sdk, token=token)
+    with _explained(repo_id):
+        # Not upload_folder, which may take several commits.
+        commit = HfApi(token=_checked(token)).create_commit(
+            repo_id, operations, commit_message=commit_message, repo_type=repo_type, revision=revision
+        )
+    return commit.commit_url
+
+
+def create_repository(
+    repo_id: str,
+    *,
+    private: bool = False,
+    repo_type: str = "model",
+    space_sdk: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Create a repository if it is not there; returns its full name.
+
+    Arguments and errors are those of `upload`.
+
+    Raises:
+        ValueError: Also if the repository is public and a private one is asked for.
+    """
+    validate_repo_id(repo_id)
+    api = HfApi(token=_checked(token))
+    with _explained(repo_id):
+        # private=None leaves it to the organisation, whose repositories may be private by default.
+        url = api.create_repo(repo_id, private=private or None, repo_type=repo_type, space_sdk=space_sdk, exist_ok=True)
+        public = private and not api.repo_info(url.repo_id, repo_type=repo_type).private
+    if public:
+        raise ValueError(
+            f"{url} is a public repository, and a private one was asked for, so nothing was uploaded. Make it private "
+            "in its settings on the Hub, choose another name, or publish without asking for a private repository."
+        )
+    return url.repo_id
+
+
+def planned_upload(folder: Path, repo_id: str) -> str:
+    """What `upload` would send and where to, as a table, without asking the Hub.
+
+    Raises:
+        ValueError: If the folder holds no files or the name is none.
+    """
+    validate_repo_id(repo_id)
+    rows = [("file", "bytes", "stored as")]
+    for path in _files(folder):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            binary = b"\0" in file.read(LOOKED_AT_BY_GIT)
+        stored_as = "LFS object" if binary or size > LARGEST_PLAIN_FILE else "plain file"
+        rows.append((path.relative_to(folder).as_posix(), f"{size:,}", stored_as))
+    width, digits = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = [f"{name:{width}}  {size:>{digits}}  {stored_as}" for name, size, stored_as in rows]
+    return "\n".join([f"To {HfApi().endpoint}/{repo_id}, in one commit:", *lines])
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        raise ValueError(f"{folder} holds no files, so there is nothing to upload.")
+    return files
+
+
+def _checked(token: str | None) -> str:
+    token = get_token() if token is None else token.strip()
+    if not token:
+        raise ValueError("Not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token that may write.")
+    # The HTTP client would refuse such a header in a message that shows it.
+    if not (token.isascii() and token.isprintable()):
+        raise ValueError("The token for the Hub holds characters that no token has; copy it again from your settings.")
+    return token
+
+
+@contextlib.contextmanager
+def _explained(repo_id: str) -> Iterator[None]:
+    try:
+        yield
+    except (HTTPError, RuntimeError) as error:
+        # What stops the upload of an LFS object comes as the cause of a RuntimeError.
+        answer = error if isinstance(error, HfHubHTTPError) else error.__cause__
+        status = answer.response.status_code if isinstance(answer, HfHubHTTPError) else None
+        if status is None or status == 429 or status >= 500:
+            raise ConnectionError(
+                f"The upload to {repo_id} was interrupted ({answer or error}). All files appear in one commit, so no "
+                "half of it can be seen. Publish again: what was uploaded is kept and not sent twice."
+            ) from error
+        reason = _REFUSALS.get(status, "The Hub refused what was sent for {repo_id}.").format(repo_id=repo_id)
+        raise ValueError(f"{reason}\nThe Hub's answer: {answer}") from error
+
+
+_REFUSALS = {
+    401: "The Hub does not know the token that was sent for {repo_id}: run `hf auth login`, or set HF_TOKEN to a valid "
+    "token that may write.",
+    403: "The token may not write to {repo_id}: it needs the role write, and you the right to publish under this name. "
+    "Check the name, or make another token at https://huggingface.co/settings/tokens.",
+    404: "{repo_id} or its branch is not there, or the token may not see it. Check name, branch and token.",
+}
