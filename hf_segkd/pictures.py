@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 Palette = Sequence[tuple[int, int, int]]
@@ -56,3 +59,43 @@ def comparison(
             sheet.paste(pictures[column].convert("RGB"), (column * (width + gap), header + row * (height + gap)))
     sheet.paste(strip, (0, sheet.height - strip.height))
     return sheet
+
+
+def per_class_chart(names: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> Image.Image:
+    """Bars that compare the IoU of each class between networks; long lists of classes stand in two columns.
+
+    Args:
+        names: Names of the classes.
+        series: What a network is called -> its IoU of each class, 0..1; None leaves a gap.
+    """
+    columns = 1 if len(names) <= 30 else 2
+    rows = -(-len(names) // columns)
+    bar = 0.14 if columns == 1 else 0.08  # inches
+    figure = Figure(figsize=(9, rows * (len(series) + 0.8) * bar + 1), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)  # an object of its own: pyplot keeps figures and may want a screen
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for column, axis in enumerate(axes):
+        part = slice(column * rows, (column + 1) * rows)
+        _draw_bars(axis, names[part], {label: values[part] for label, values in series.items()}, rows)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(series), frameon=False)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _draw_bars(axis: Axes, names: Sequence[str], series: Mapping[str, Sequence[float | None]], rows: int) -> None:
+    """One column of the chart, with room for so many rows."""
+    thickness = 1 / (len(series) + 0.8)
+    places = np.arange(len(names))
+    for index, (label, values) in enumerate(series.items()):
+        percent = [np.nan if value is None else 100 * value for value in values]
+        offset = (index - (len(series) - 1) / 2) * thickness
+        axis.barh(places + offset, percent, thickness, label=label)
+    shown = [name if len(name) <= 28 else name[:27] + "…" for name in names]
+    axis.set_yticks(places, shown, parse_math=False, fontsize=9)
+    axis.set_ylim(rows - 0.4, -0.6)  # the first class at the top
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("IoU %")
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", alpha=0.4)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)

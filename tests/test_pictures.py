@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from hf_segkd.pictures import colour, comparison, legend, overlay
+from hf_segkd.pictures import colour, comparison, legend, overlay, per_class_chart
 
 PALETTE = [(0, 0, 0), (200, 0, 0)]
 
@@ -30,3 +30,38 @@ def test_a_comparison_shows_every_picture_in_its_place():
     sheet = comparison([[red, blue], [blue, red]], ["one", "two"], ["a", "b"], PALETTE)
     pixels = [sheet.getpixel(place) for place in ((25, 42), (79, 42), (25, 86), (79, 86))]
     assert pixels == [(255, 0, 0), (0, 0, 255), (0, 0, 255), (255, 0, 0)]
+
+
+def longest_bar(chart):
+    """Pixels of the longest line in the colour of the first network; its patch in the legend is shorter than 50."""
+    first = (np.array(chart) == (31, 119, 180)).all(-1)
+    return first.sum(axis=1).max()
+
+
+def test_a_bar_is_as_long_as_its_score():
+    long, short = (longest_bar(per_class_chart(["a"], {"network": [score]})) for score in (0.8, 0.4))
+    assert long > 400
+    assert abs(long / short - 2) < 0.02
+
+
+def test_a_class_without_a_score_has_no_bar():
+    assert longest_bar(per_class_chart(["a", "b"], {"network": [None, None]})) < 50
+
+
+def test_networks_and_classes_beyond_the_first_have_bars_too():
+    chart = np.array(per_class_chart(["a", "b"], {"one": [None, None], "two": [None, 0.9]}))
+    second = (chart == (255, 127, 14)).all(-1)
+    assert second.sum(axis=1).max() > 400
+
+
+def test_many_classes_stand_in_two_columns():
+    one, two = (per_class_chart(["name"] * k, {"network": [0.9] * k}) for k in (30, 60))
+    assert two.height < one.height
+    assert two.width == one.width
+    bars = (np.array(two)[60:] == (31, 119, 180)).all(-1)  # below the legend
+    assert bars[:, : two.width // 2].any()
+    assert bars[:, two.width // 2 :].any()
+
+
+def test_names_of_classes_are_no_formulas():
+    per_class_chart(["$\\frac$", "_hidden"], {"network": [0.5, 0.5]})  # matplotlib would raise on such a formula
