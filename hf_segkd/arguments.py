@@ -135,9 +135,14 @@ class DistillationArguments(TrainingArguments):
         if self.crop_size is not None and (len(self.crop_size) != 2 or min(self.crop_size) < 1):
             raise ValueError(f"crop_size takes height and width in pixels, got {self.crop_size}.")
 
+    @property
+    def images_per_step(self) -> int:
+        """Images per optimizer step, over all processes."""
+        return self.world_size * self.per_device_train_batch_size * self.gradient_accumulation_steps
+
     def warn_about_batch_size(self) -> str | None:
         """What to tell the user when images per optimizer step are not what the recipe was made for."""
-        actual = self.world_size * self.per_device_train_batch_size * self.gradient_accumulation_steps
+        actual = self.images_per_step
         if self.recipe_batch_size in (None, actual):
             return None
         factor = actual / self.recipe_batch_size

@@ -98,7 +98,8 @@ def test_a_run_goes_on_from_its_last_checkpoint(tmp_path, teacher):
 
 
 def test_a_trained_student_is_a_starting_point(tmp_path, student):
-    training.main(flags(tmp_path, student=str(student), learning_rate=0.0, lr_scheduler_type="constant"))
+    start = {"student": str(student), "image_size": None}
+    training.main(flags(tmp_path, **start, learning_rate=0.0, lr_scheduler_type="constant"))
     before = dict(AutoModelForSemanticSegmentation.from_pretrained(student).named_parameters())
     for name, value in AutoModelForSemanticSegmentation.from_pretrained(tmp_path).named_parameters():
         assert value.equal(before[name])
@@ -112,6 +113,7 @@ def test_a_trained_student_is_a_starting_point(tmp_path, student):
         ({"student_config": {**STUDENT, "output_strid": 8}}, "output_stride"),
         ({"student_config": STUDENT, "eval_split": "nonsense"}, "nonsense"),
         ({"student_config": STUDENT, "image_size": [4]}, "height and width"),
+        ({"student": "somewhere", "image_size": [32, 48]}, "image_size is for a new student"),
         ({"student_config": STUDENT, "image_size": None}, "size of training crops"),
     ],
 )

@@ -28,3 +28,8 @@ class DataFlags:
     def load(self, split: str) -> datasets.Dataset:
         """One split of the data set."""
         return load_segmentation_dataset(self.dataset, self.data_dir, split, hub_id=self.hub_id, **self.dataset_options)
+
+    def source(self, split: str) -> dict[str, Any]:
+        """What a report says of where its images came from, so that they can be found again."""
+        flags = {"dataset": self.dataset, "data_dir": self.data_dir, "hub_id": self.hub_id}
+        return {**flags, "dataset_options": self.dataset_options, "split": split}

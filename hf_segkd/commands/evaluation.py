@@ -49,7 +49,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         )
         trainer.evaluate()
     report = evaluation_report(trainer.confusion_matrix, labels, command.split, len(dataset))
-    report["model"] = command.model
+    report |= {"model": command.model, "data": command.source(command.split)}
     if trainer.is_world_process_zero():
         print(format_report(report))
         path = Path(command.output or f"{Path(command.model).name}-{command.dataset}-{command.split}.json")

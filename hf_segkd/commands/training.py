@@ -85,10 +85,19 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     trainer.save_state()
     trainer.evaluate()
     report = evaluation_report(trainer.confusion_matrix, labels, command.eval_split, len(evaluation))
-    report |= {"method": arguments.method, "seed": arguments.seed, "steps": trainer.state.global_step}
-    report["num_processes"] = arguments.world_size
-    report["train_seconds"] = result.metrics["train_runtime"]
-    report["train_processor_seconds"] = processor_seconds
+    report |= {
+        "method": arguments.method,
+        "method_kwargs": arguments.method_kwargs,
+        "teacher": command.teacher,
+        "seed": arguments.seed,
+        "steps": trainer.state.global_step,
+        "batch_size": arguments.images_per_step,
+        "train_images": len(train),
+        "num_processes": arguments.world_size,
+        "train_seconds": result.metrics["train_runtime"],
+        "train_processor_seconds": processor_seconds,
+        "data": command.source(command.eval_split),
+    }
     if trainer.is_world_process_zero():
         write_json(report, Path(arguments.output_dir, "evaluation.json"))
         print(format_report(report))
@@ -117,6 +126,8 @@ def build_student(command: TrainingCommand, labels: LabelInfo) -> tuple[PreTrain
     if command.student is not None:
         if command.pretrained_backbone is not None:
             raise ValueError("pretrained_backbone is for a new student; student already brings its weights.")
+        if command.image_size is not None:
+            raise ValueError("image_size is for a new student; student brings its image processor, and so its size.")
         return load_network(command.student, labels)
     values = dict(command.student_config)
     config = AutoConfig.for_model(
