@@ -7,6 +7,7 @@ import inspect
 
 from hf_segkd.losses.attnfd import AttnFDLoss
 from hf_segkd.losses.base import AbstractDistillationLoss
+from hf_segkd.losses.combined import CombinedLoss
 from hf_segkd.losses.cwd import CWDLoss
 from hf_segkd.losses.fakd import FAKDCWDLoss, FAKDPDLoss
 from hf_segkd.losses.kd import KDLoss
@@ -21,14 +22,17 @@ def create_loss(name: str, student: NetworkSpec, teacher: NetworkSpec, **kwargs)
     """Build the loss called `name` for a student and a teacher.
 
     Args:
-        name: A key of `LOSSES`.
+        name: A key of `LOSSES`, or several joined by commas, whose terms are then added.
         student: What the student offers.
         teacher: What the teacher offers.
-        **kwargs: Arguments of the loss's constructor (see its docstring).
+        **kwargs: Arguments of the loss's constructor (see its docstring); of several losses, name -> dict of them.
 
     Raises:
-        ValueError: If the name or an argument is unknown, a tap is missing, or a value is out of range.
+        ValueError: If the name or an argument is unknown, a tap is missing, a value is out of range, or losses do not
+            go together.
     """
+    if "," in name:
+        return _combine(name.split(","), student, teacher, kwargs)
     if name not in LOSSES:
         raise ValueError(
             f"Unknown distillation method {name!r}.{_nearest(name, LOSSES)} There are: {', '.join(LOSSES)}."
@@ -38,6 +42,19 @@ def create_loss(name: str, student: NetworkSpec, teacher: NetworkSpec, **kwargs)
         if key not in known:
             raise ValueError(f"{name} has no argument {key!r}.{_nearest(key, known)} It takes: {', '.join(known)}.")
     return LOSSES[name](student, teacher, **kwargs)
+
+
+def _combine(names: list[str], student: NetworkSpec, teacher: NetworkSpec, kwargs: dict) -> CombinedLoss:
+    if len(set(names)) < len(names):
+        raise ValueError(f"{','.join(names)} names a method twice.")
+    for key, value in kwargs.items():
+        if key not in names or not isinstance(value, dict):
+            raise ValueError(
+                f"With several methods ({', '.join(names)}) each has its arguments under its own name, such as "
+                f'{{"{names[0]}": {{"weight": 1}}}}; got {key}: {value!r}.'
+            )
+    losses = [create_loss(name, student, teacher, **kwargs.get(name, {})) for name in names]
+    return CombinedLoss(student, teacher, losses)
 
 
 def _nearest(word: str, known) -> str:

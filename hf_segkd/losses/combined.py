@@ -1,0 +1,65 @@
+"""Several distillation losses as one, as the papers combine them: `--method cwd,kd`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from hf_segkd.losses.base import AbstractDistillationLoss
+from hf_segkd.types import Features, NetworkSpec
+
+
+class CombinedLoss(AbstractDistillationLoss):
+    """The terms of several losses side by side, each with the weights it has alone.
+
+    Args:
+        student: What the student offers.
+        teacher: What the teacher offers.
+        losses: At least two, of different methods.
+
+    Raises:
+        ValueError: If two have a term of the same name, or they want different things of the trainer: connectors
+            trained first, or a cross-entropy divided by the batch size.
+    """
+
+    def __init__(self, student: NetworkSpec, teacher: NetworkSpec, losses: Sequence[AbstractDistillationLoss]) -> None:
+        names = [loss.name for loss in losses]
+        for setting in ("connector_epochs", "divide_by_batch"):
+            values = {loss.name: getattr(loss, setting) for loss in losses}
+            if len(set(values.values())) > 1:
+                raise ValueError(
+                    f"{' and '.join(names)} can't be combined: {setting} is one for all, but got {values}."
+                )
+        terms = [term for loss in losses for term in loss.weights]
+        if len(set(terms)) < len(terms):
+            raise ValueError(f"{' and '.join(names)} can't be combined: their terms {terms} must have different names.")
+        super().__init__(
+            student,
+            teacher,
+            student_taps=_union(loss.student_taps for loss in losses),
+            teacher_taps=_union(loss.teacher_taps for loss in losses),
+            weights={term: weight for loss in losses for term, weight in loss.weights.items()},
+        )
+        self.name = ",".join(names)
+        self.losses = nn.ModuleList(losses)
+        self.uses_classifier_weight = any(loss.uses_classifier_weight for loss in losses)
+        self.connector_epochs = losses[0].connector_epochs
+        self.divide_by_batch = losses[0].divide_by_batch
+
+    def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
+        """The terms of all losses."""
+        return {name: value for loss in self.losses for name, value in loss.terms(student, teacher, labels).items()}
+
+    def connector_parameters(self) -> Iterator[nn.Parameter]:
+        """The connectors of all losses."""
+        return (parameter for loss in self.losses for parameter in loss.connector_parameters())
+
+    def set_progress(self, progress: float) -> None:
+        """See the base class."""
+        for loss in self.losses:
+            loss.set_progress(progress)
+
+
+def _union(taps: Iterator[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(tap for names in taps for tap in names))

@@ -1,0 +1,49 @@
+import pytest
+import torch
+from loss_cases import STUDENT, TEACHER, make_features, make_labels
+
+from hf_segkd.losses import create_loss
+
+
+def values(name, **kwargs):
+    torch.manual_seed(0)
+    loss = create_loss(name, STUDENT, TEACHER, **kwargs)
+    return loss, loss(make_features(STUDENT, 1), make_features(TEACHER, 2), make_labels())
+
+
+def test_each_term_is_what_its_loss_gives_alone():
+    _, together = values("cwd,kd,fakd_pd", cwd={"weight": 2.0}, kd={"temperature": 3.0})
+    alone = {**values("cwd", weight=2.0)[1], **values("kd", temperature=3.0)[1], **values("fakd_pd")[1]}
+    assert list(together) == list(alone)
+    assert all(torch.equal(together[name], alone[name]) for name in alone)
+
+
+def test_weights_and_parameters_are_those_of_all():
+    loss, _ = values("attnfd,cwd", cwd={"tap": "encoder"})
+    assert loss.name == "attnfd,cwd"
+    assert loss.weights.keys() == {"attnfd", "cwd"}
+    parts = [values("attnfd")[0], values("cwd", tap="encoder")[0]]
+    count = sum(parameter.numel() for part in parts for parameter in part.parameters())
+    assert sum(parameter.numel() for parameter in loss.parameters()) == count
+
+
+def test_progress_reaches_every_loss():
+    loss, _ = values("fakd_pd,fakd_cwd")
+    loss.set_progress(0.25)
+    assert [part.progress for part in loss.losses] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("cwd,cwd", {}, "twice"),
+        ("cwd,kdd", {}, "'kd'"),
+        ("cwd,kd", {"weight": 2}, "cwd, kd"),
+        ("cwd,kd", {"kd": {"temprature": 2}}, "temperature"),
+        ("cwd,kd", {"kd": 2}, "kd"),
+        ("attnfd,cwd", {"attnfd": {"preset": "official"}}, "connector_epochs"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        values(name, **kwargs)
