@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
@@ -24,13 +24,14 @@ def upload(
     repo_type: str = "model",
     space_sdk: str | None = None,
     commit_message: str,
+    outdated: Collection[str] = (),
     revision: str | None = None,
     token: str | None = None,
 ) -> str:
     """Put all files of a folder into a repository, which is created if it is not there.
 
     One commit takes all files or none. Uploading again sends only what is not there yet, and a folder that has not
-    changed makes no commit. Other files of the repository are left alone.
+    changed makes no commit. Other files of the repository are left alone, except `outdated` ones.
 
     Args:
         folder: The files; subfolders stay subfolders.
@@ -39,6 +40,7 @@ def upload(
         repo_type: "model", "dataset" or "space".
         space_sdk: What a space runs on, e.g. "gradio".
         commit_message: First line of the commit.
+        outdated: Files of earlier uploads that the same commit deletes, where this folder does not have them.
         revision: Branch to commit to, by default the main one.
         token: Write token, by default that of HF_TOKEN or of `hf auth login`.
 
@@ -49,11 +51,15 @@ def upload(
         ValueError: If the folder holds no files, the name is none, or the Hub refuses token, rights or content.
         ConnectionError: If the connection breaks or the Hub is out of order; then uploading again goes on.
     """
-    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in _files(folder)]
+    files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     repo_id = create_repository(repo_id, private=private, repo_type=repo_type, space_sdk=space_sdk, token=token)
+    api = HfApi(token=_checked(token))
     with _explained(repo_id):
+        there = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=revision)) if outdated else set()
+        operations = [CommitOperationDelete(name) for name in sorted(there.intersection(outdated) - files.keys())]
+        operations += [CommitOperationAdd(name, path) for name, path in files.items()]
         # Not upload_folder, which may take several commits.
-        commit = HfApi(token=_checked(token)).create_commit(
+        commit = api.create_commit(
             repo_id, operations, commit_message=commit_message, repo_type=repo_type, revision=revision
         )
     return commit.commit_url

@@ -1,21 +1,14 @@
 import os
+import shutil
 
 import pytest
 from huggingface_hub import HfApi
-from local_hub import LocalHub
 
 from hf_segkd.hub import planned_upload, upload
 
 NAME = "tester/student"
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content")  # how huggingface_hub calls its HTTP client
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with LocalHub(tmp_path) as hub:
-        hub.serve_this_process(monkeypatch)
-        yield hub
 
 
 @pytest.fixture
@@ -73,6 +66,14 @@ def test_other_files_of_the_repository_stay(hub, folder, tmp_path):
     (other / "notes.md").write_text("mine")
     publish(other)
     assert hub.files(NAME).keys() == {".gitattributes", "notes.md", *contents(folder)}
+
+
+def test_outdated_files_go_with_the_commit_that_no_longer_has_them(hub, folder):
+    publish(folder)
+    shutil.rmtree(folder / "onnx")
+    publish(folder, outdated=["onnx/model.onnx", "config.json", "never.there"])
+    assert len(hub.commits(NAME)) == 3
+    assert hub.files(NAME).keys() == {".gitattributes", *contents(folder)}
 
 
 @pytest.mark.parametrize(("repo_type", "sdk"), [("dataset", None), ("space", "gradio")])
