@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
+import platform
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
@@ -18,19 +22,51 @@ def count_macs(model: PreTrainedModel, image_size: tuple[int, int]) -> int:
     return counter.get_total_flops() // 2  # the counter takes a multiply-add for two operations
 
 
+@dataclass(frozen=True)
+class Latency:
+    """Median and 95th percentile of the time of a call, in milliseconds."""
+
+    median_ms: float
+    p95_ms: float
+
+
 def milliseconds_per_image(model: PreTrainedModel, image_size: tuple[int, int], runs: int = 15) -> float:
     """Median time of a forward pass with one image, logits at the image's resolution, on the model's device."""
     image = _image(model, image_size)
     model.eval()
-    times = []
+
+    def forward() -> None:
+        model(pixel_values=image)
+        if image.is_cuda:
+            torch.cuda.synchronize()
+
+    (latency,) = measure_latencies([forward], runs)
+    return latency.median_ms
+
+
+def measure_latencies(calls: Sequence[Callable[[], object]], runs: int) -> list[Latency]:
+    """Time of each call over `runs` rounds in which they take turns, so that a noisy machine favours none of them.
+
+    Each turn is a call without the clock, which brings the call's data back into the caches and lets the threads of
+    the one before go to sleep, and one with it. The first two rounds are not counted.
+    """
+    times: list[list[float]] = [[] for _ in calls]
     with torch.inference_mode():
-        for _ in range(runs + 3):
-            start = time.perf_counter()
-            model(pixel_values=image)
-            if image.is_cuda:
-                torch.cuda.synchronize()
-            times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[3:])  # the first three warm up caches and kernels
+        for _ in range(runs + 2):
+            for call, own in zip(calls, times, strict=True):
+                call()
+                start = time.perf_counter()
+                call()
+                own.append(1000 * (time.perf_counter() - start))
+    return [Latency(float(np.median(own[2:])), float(np.percentile(own[2:], 95))) for own in times]
+
+
+def cpu_name() -> str:
+    """Name of the processor as its maker gives it, or the architecture where the system does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _image(model: PreTrainedModel, image_size: tuple[int, int]) -> torch.Tensor:

@@ -1,9 +1,11 @@
+import time
+
 import pytest
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_segkd.profiling import count_macs, milliseconds_per_image
+from hf_segkd.profiling import count_macs, cpu_name, measure_latencies, milliseconds_per_image
 
 
 class OneConvolution(PreTrainedModel):
@@ -31,3 +33,28 @@ def test_the_networks_of_the_attnfd_paper_cost_what_is_known_of_them():
 
 def test_time_is_a_positive_number_of_milliseconds():
     assert 0 < milliseconds_per_image(OneConvolution(), (8, 8), runs=3) < 1000
+
+
+def test_calls_take_turns_and_the_slow_one_is_the_slow_one():
+    order = []
+
+    def call(name, seconds):
+        def run():
+            order.append(name)
+            time.sleep(seconds)
+
+        return run
+
+    fast, slow = measure_latencies([call("fast", 0.001), call("slow", 0.005)], runs=3)
+    assert order == ["fast", "fast", "slow", "slow"] * 5
+    assert 1 <= fast.median_ms < 5 <= slow.median_ms <= slow.p95_ms
+
+
+def test_one_slow_run_of_many_moves_the_95th_percentile_and_not_the_median():
+    pauses = iter([0.0] * 7 + [0.03] + [0.0] * 2)  # two uncounted rounds, then three: the last call but one is timed
+    (latency,) = measure_latencies([lambda: time.sleep(next(pauses))], runs=3)
+    assert latency.median_ms < 10 < latency.p95_ms
+
+
+def test_the_processor_has_a_name():
+    assert cpu_name()
