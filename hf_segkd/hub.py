@@ -80,7 +80,6 @@ def create_repository(
     Raises:
         ValueError: Also if the repository is public and a private one is asked for.
     """
-    validate_repo_id(repo_id)
     api = HfApi(token=_checked(token))
     with _explained(repo_id):
         # private=None leaves it to the organisation, whose repositories may be private by default.
@@ -121,7 +120,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _checked(token: str | None) -> str:
-    token = get_token() if token is None else token.strip()
+    token = get_token() if token is None else token
     if not token:
         raise ValueError("Not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token that may write.")
     # The HTTP client would refuse such a header in a message that shows it.

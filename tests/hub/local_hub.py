@@ -88,6 +88,7 @@ class LocalHub:
         requests: (method, path, status) of every answered request, in order.
         cut_lfs_from: Connections break in the middle of LFS uploads from this one on (1 is the first); None: never.
         cut_commits: "before" breaks the connection while a commit is being sent, "after" when it has been applied.
+        refuse_commits: Status with which commits are refused, such as 429 or 503; None takes them.
     """
 
     user = "tester"
@@ -102,6 +103,7 @@ class LocalHub:
         self.requests = []
         self.cut_lfs_from = None
         self.cut_commits = None
+        self.refuse_commits = None
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -369,6 +371,8 @@ class _Handler(BaseHTTPRequestHandler):
     def commit(self, kind, repo_id, revision):
         repository = self._repository(kind, repo_id, write=True)
         self._commit(repository, revision)
+        if self.hub.refuse_commits is not None:
+            raise _RefusalError(self.hub.refuse_commits, "Not now.")
         if self.hub.cut_commits == "before":
             raise ConnectionAbortedError
         header, *changes = [json.loads(line) for line in self.body.splitlines()]

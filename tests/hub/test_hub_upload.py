@@ -72,8 +72,9 @@ def test_outdated_files_go_with_the_commit_that_no_longer_has_them(hub, folder):
     publish(folder)
     shutil.rmtree(folder / "onnx")
     publish(folder, outdated=["onnx/model.onnx", "config.json", "never.there"])
-    assert len(hub.commits(NAME)) == 3
     assert hub.files(NAME).keys() == {".gitattributes", *contents(folder)}
+    publish(folder, outdated=["onnx/model.onnx", "config.json", "never.there"])
+    assert len(hub.commits(NAME)) == 3
 
 
 @pytest.mark.parametrize(("repo_type", "sdk"), [("dataset", None), ("space", "gradio")])
@@ -181,13 +182,26 @@ def test_a_cut_commit_is_there_whole_or_not_at_all_and_is_not_made_twice(moment,
     assert hub.files(NAME).items() >= contents(folder).items()
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_hub_that_is_busy_is_asked_again_later(status, hub, folder):
+    hub.refuse_commits = status
+    with pytest.raises(ConnectionError, match=f"{status}(.|\n)*Publish again"):
+        publish(folder)
+
+
+def test_another_refusal_is_told_in_the_hubs_words(hub, folder):
+    hub.refuse_commits = 418
+    with pytest.raises(ValueError, match=r"refused what was sent for tester/student(.|\n)*Not now"):
+        publish(folder)
+
+
 def test_a_hub_that_can_not_be_reached_is_a_connection_error(hub, folder):
     hub.__exit__()
     with pytest.raises(ConnectionError, match="upload to tester/student was interrupted"):
         publish(folder)
 
 
-def test_a_dry_run_lists_every_file_with_its_size_and_asks_nothing_of_the_hub(hub, folder):
+def test_a_dry_run_lists_every_file_with_its_size_and_asks_nothing_of_the_hub(hub, folder, monkeypatch):
     table = planned_upload(folder, NAME).splitlines()
     assert table[0] == f"To {hub.url}/{NAME}, in one commit:"
     assert [line.split(maxsplit=2) for line in table[2:]] == [
@@ -196,4 +210,6 @@ def test_a_dry_run_lists_every_file_with_its_size_and_asks_nothing_of_the_hub(hu
         ["model.safetensors", "3,000", "LFS object"],
         ["onnx/model.onnx", "2,000", "LFS object"],
     ]
+    monkeypatch.setattr("hf_segkd.hub.LARGEST_PLAIN_FILE", 10)
+    assert planned_upload(folder, NAME).splitlines()[2].endswith("LFS object")  # the card, of more than 10 bytes
     assert hub.requests == []
