@@ -98,7 +98,12 @@ def network_spec(model: PreTrainedModel) -> NetworkSpec:
             f"{type(model).__name__} has no `tap_channels`, so its features can't be distilled. Teacher and student "
             "must be networks of hf_segkd, such as DeepLabV3PlusForSemanticSegmentation."
         )
-    return NetworkSpec(channels, model.config.num_labels, model.config.semantic_loss_ignore_index)
+    return NetworkSpec(
+        channels,
+        model.config.num_labels,
+        model.config.semantic_loss_ignore_index,
+        norms=getattr(model, "tap_norms", {}),
+    )
 
 
 def build_distiller(

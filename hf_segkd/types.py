@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -30,8 +30,10 @@ class NetworkSpec:
         channels: Channels of each tap the network offers, e.g. `{"decoder": 256, "logits": 21}`.
         num_labels: Number of classes k.
         ignore_index: Label of the pixels that have no class.
+        norms: Weight and bias, (c,) each, of the batch norm that ends in a tap, for the taps that have one.
     """
 
     channels: Mapping[str, int]
     num_labels: int
     ignore_index: int = 255
+    norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)

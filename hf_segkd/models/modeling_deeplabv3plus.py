@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
 from .configuration_deeplabv3plus import DeepLabV3PlusConfig
+from .modeling_backbone_base import SegKDBackbone, stage_channels, stage_maps
 from .modeling_mobilenet_v2 import SegKDMobileNetV2Backbone
 from .modeling_resnet import SegKDResNetBackbone
 from .modeling_segmentation import (
@@ -115,7 +116,20 @@ class DeepLabV3PlusForSemanticSegmentation(SegKDSegmentationModel):
             "decoder": decoder,
             "decoder_pre": decoder,
             "logits": self.classifier.out_channels,
+            **stage_channels(self.backbone),
         }
+
+    @property
+    def tap_norms(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Tap name -> weight and bias, (c,) each, of the batch norm whose output (plus a shortcut) is that map."""
+        norms = {"encoder_pre": self.aspp.project.norm, "decoder_pre": self.decoder.refine.norm}
+        if isinstance(self.backbone, SegKDBackbone):
+            stage_norms = self.backbone.level_norms()
+            norms |= {f"stage{i}_pre": norm for i, norm in enumerate(stage_norms.values(), start=1)}
+            first, *_, last = self.backbone.out_features
+            ends = {"low_level_pre": first, "backbone": last}
+            norms |= {tap: stage_norms[stage] for tap, stage in ends.items() if stage in stage_norms}
+        return {tap: (norm.weight.detach(), norm.bias.detach()) for tap, norm in norms.items()}
 
     def forward(
         self,
@@ -136,7 +150,10 @@ class DeepLabV3PlusForSemanticSegmentation(SegKDSegmentationModel):
                 `encoder` (the ASPP's projection after its ReLU, before dropout). The other side of each activation is
                 in `low_level_pre`, `backbone_post`, `encoder_pre` and `decoder_pre`; where a stage has none
                 (MobileNetV2, most foreign backbones) both sides are the same map. A foreign backbone that ends in a
-                ReLU only offers its maps after it.
+                ReLU only offers its maps after it. And all stages of the backbone, whatever its `out_features`:
+                `stage1` to `stage4` and `stage1_pre` to `stage4_pre`, of a MobileNetV2 its stages 2, 3, 5 and 7, the
+                last at the strides 4, 8 and 16 and the last of all; of a foreign backbone the maps in its
+                `out_features`, by the names there.
             output_hidden_states: Also return the backbone's maps of all stages.
             return_dict: False returns a tuple.
 
@@ -150,8 +167,9 @@ class DeepLabV3PlusForSemanticSegmentation(SegKDSegmentationModel):
             output_hidden_states = self.config.output_hidden_states
         if return_dict is None:
             return_dict = self.config.return_dict
+        wants_stages = output_features and isinstance(self.backbone, SegKDBackbone)
         maps = self.backbone.forward_with_filtered_kwargs(
-            pixel_values, output_hidden_states=output_hidden_states, return_dict=True
+            pixel_values, output_hidden_states=output_hidden_states or wants_stages, return_dict=True
         )
         low_level, last = maps.feature_maps[0], maps.feature_maps[-1]
         encoder_pre = self.aspp(last)
@@ -174,11 +192,12 @@ class DeepLabV3PlusForSemanticSegmentation(SegKDSegmentationModel):
                 "decoder": decoder,
                 "decoder_pre": decoder_pre,
                 "logits": head_logits,
+                **stage_maps(self.backbone, maps),
             }
         output = SemanticSegmenterOutputWithFeatures(
             loss=None if labels is None else segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index),
             logits=logits,
-            hidden_states=maps.hidden_states,
+            hidden_states=maps.hidden_states if output_hidden_states else None,
             features=features,
         )
         return output if return_dict else output.to_tuple()

@@ -66,6 +66,7 @@ class SegKDMobileNetV2Backbone(SegKDBackbone):
     """
 
     config: SegKDMobileNetV2Config
+    levels = ("stage2", "stage3", "stage5", "stage7")
     _no_split_modules = ["InvertedResidual"]  # noqa: RUF012  transformers' own form
 
     def __init__(self, config: SegKDMobileNetV2Config) -> None:
@@ -102,6 +103,11 @@ class SegKDMobileNetV2Backbone(SegKDBackbone):
             init.kaiming_normal_(module.weight)  # fan_in, as in the AttnFD code
         else:
             super()._init_weights(module)
+
+    def level_norms(self) -> dict[str, nn.BatchNorm2d]:
+        """See the base class."""
+        ends = dict(zip(self.stage_names, self.stage_ends, strict=True))
+        return {level: self.features[ends[level]].conv[-1] for level in self.levels}
 
     def forward(
         self,

@@ -79,6 +79,7 @@ class SegKDResNetBackbone(SegKDBackbone):
     """
 
     config: SegKDResNetConfig
+    levels = ("stage1", "stage2", "stage3", "stage4")
     _no_split_modules = ["BasicBlock", "Bottleneck"]  # noqa: RUF012  transformers' own form
 
     def __init__(self, config: SegKDResNetConfig) -> None:
@@ -106,6 +107,12 @@ class SegKDResNetBackbone(SegKDBackbone):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         else:
             super()._init_weights(module)
+
+    def level_norms(self) -> dict[str, nn.BatchNorm2d]:
+        """See the base class."""
+        blocks = [stage[-1] for stage in (self.layer1, self.layer2, self.layer3, self.layer4)]
+        norms = [block.bn2 if isinstance(block, BasicBlock) else block.bn3 for block in blocks]
+        return dict(zip(self.levels, norms, strict=True))
 
     def forward(
         self,

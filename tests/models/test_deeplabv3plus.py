@@ -44,7 +44,58 @@ def test_each_tap_and_its_other_side_differ_by_the_activation(kind):
     assert torch.equal(features["backbone_post"], relu(features["backbone"]))
     assert torch.equal(features["encoder"], F.relu(features["encoder_pre"]))
     assert torch.equal(features["decoder"], F.relu(features["decoder_pre"]))
+    for stage in ("stage1", "stage2", "stage3", "stage4"):
+        assert torch.equal(features[stage], relu(features[f"{stage}_pre"]))
+        assert features[f"{stage}_pre"].min() < 0
     assert all(features[name].min() < 0 for name in ("backbone", "encoder_pre", "decoder_pre"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "heights"),
+    [
+        ("resnet", [8, 16, 32, 64], [17, 9, 5, 5]),
+        ("bottleneck", [32, 64, 128, 256], [17, 9, 5, 3]),
+        ("mobilenet_v2", [8, 8, 24, 80], [17, 9, 5, 5]),
+    ],
+)
+def test_stage_taps_are_the_last_maps_of_each_resolution_whatever_the_backbone_returns(kind, channels, heights):
+    model = tiny_model(kind)
+    with torch.inference_mode():
+        output = model(PIXELS, output_features=True)
+        states = model.backbone(PIXELS, output_hidden_states=True).hidden_states
+    features = output.features
+    taps = [features[f"stage{i}"] for i in (1, 2, 3, 4)]
+    assert [(tap.shape[1], tap.shape[2]) for tap in taps] == list(zip(channels, heights, strict=True))
+    assert [next(i for i, state in enumerate(states) if torch.equal(state, tap)) for tap in taps] == (
+        [2, 3, 5, 7] if kind == "mobilenet_v2" else [1, 2, 3, 4]
+    )
+    assert features["low_level"] is taps[0]
+    assert features["backbone_post"] is taps[3]
+    assert features["low_level_pre"] is features["stage1_pre"]
+    assert features["backbone"] is features["stage4_pre"]
+    assert output.hidden_states is None  # not asked for
+    assert len(model.config.backbone_config.out_features) == 2
+
+
+@KINDS
+def test_the_bias_of_a_taps_norm_shifts_that_tap(kind):
+    model = tiny_model(kind)
+    stages = {f"stage{i}_pre" for i in (1, 2, 3, 4)}
+    assert model.tap_norms.keys() == stages | {"low_level_pre", "backbone", "encoder_pre", "decoder_pre"}
+    with torch.no_grad():
+        for tap, (weight, bias) in model.tap_norms.items():
+            assert weight.shape == bias.shape == (model.tap_channels[tap],)
+            assert not bias.requires_grad
+            before = model(PIXELS, output_features=True).features[tap]
+            bias += 1.0
+            after = model(PIXELS, output_features=True).features[tap]
+            bias -= 1.0
+            torch.testing.assert_close(after, before + 1.0)
+
+
+def test_taps_at_other_ends_of_the_backbone_have_no_norm_of_their_own():
+    own = {"model_type": "segkd-mobilenet-v2", "depth_multiplier": 0.25, "out_features": ["stage1", "stage6"]}
+    assert {"low_level_pre", "backbone"}.isdisjoint(tiny_model(backbone_config=own).tap_norms)
 
 
 @KINDS
@@ -251,6 +302,10 @@ def test_a_backbone_of_transformers_fits():
         output = model(PIXELS, output_features=True)
     assert output.logits.shape == (2, 5, 65, 97)
     assert torch.equal(output.features["backbone"], output.features["backbone_post"])
+    assert output.features["stage4"] is output.features["stage4_pre"] is output.features["backbone"]
+    assert output.features.keys() == model.tap_channels.keys()
+    assert "stage2" not in model.tap_channels
+    assert model.tap_norms.keys() == {"encoder_pre", "decoder_pre"}
 
 
 def test_a_backbone_with_a_single_map_is_refused():
