@@ -29,11 +29,11 @@ class CombinedLoss(AbstractDistillationLoss):
             values = {loss.name: getattr(loss, setting) for loss in losses}
             if len(set(values.values())) > 1:
                 raise ValueError(
-                    f"{' and '.join(names)} can't be combined: {setting} is one for all, but got {values}."
+                    f"{', '.join(names)} can't be combined: {setting} is one for all, but got {values}."
                 )
         terms = [term for loss in losses for term in loss.weights]
         if len(set(terms)) < len(terms):
-            raise ValueError(f"{' and '.join(names)} can't be combined: their terms {terms} must have different names.")
+            raise ValueError(f"{', '.join(names)} can't be combined: their terms {terms} must have different names.")
         super().__init__(
             student,
             teacher,
