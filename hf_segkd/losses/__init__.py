@@ -11,10 +11,11 @@ from hf_segkd.losses.combined import CombinedLoss
 from hf_segkd.losses.cwd import CWDLoss
 from hf_segkd.losses.fakd import FAKDCWDLoss, FAKDPDLoss
 from hf_segkd.losses.kd import KDLoss
+from hf_segkd.losses.ofd import OFDLoss
 from hf_segkd.types import NetworkSpec
 
 LOSSES: dict[str, type[AbstractDistillationLoss]] = {
-    loss.name: loss for loss in (KDLoss, CWDLoss, AttnFDLoss, FAKDPDLoss, FAKDCWDLoss)
+    loss.name: loss for loss in (KDLoss, OFDLoss, CWDLoss, AttnFDLoss, FAKDPDLoss, FAKDCWDLoss)
 }
 
 

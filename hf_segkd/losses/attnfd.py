@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import Connector, align, resize_labels
 from hf_segkd.losses.attention import CBAM, ParameterFreeAttention
-from hf_segkd.losses.base import AbstractDistillationLoss, require_choice
+from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_whole
 from hf_segkd.types import Features, NetworkSpec, Paper
 
 Norm = Literal["tensor", "sample", "channel", "map"]
@@ -187,8 +187,7 @@ class AttnFDLoss(AbstractDistillationLoss):
         self.squared = defaults.squared if squared is None else squared
         self.divide_by_batch = defaults.divide_by_batch if divide_by_batch is None else divide_by_batch
         self.connector_epochs = defaults.connector_epochs if connector_epochs is None else connector_epochs
-        if not isinstance(self.connector_epochs, int) or self.connector_epochs < 0:
-            raise ValueError(f"connector_epochs must be a whole number from 0, got {self.connector_epochs!r}.")
+        require_whole("connector_epochs", self.connector_epochs)
         self.ignore_index = student.ignore_index
 
         widths = [(student.channels[place], teacher.channels[place]) for place in places]

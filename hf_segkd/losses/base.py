@@ -29,10 +29,12 @@ class AbstractDistillationLoss(nn.Module, ABC):
         paper: The publication.
         uses_classifier_weight: Whether `student["classifier_weight"]`, the weight (k, c, 1, 1) or (k, c) of the
             student's last convolution, is wanted among the student's features, with its gradient.
-        connector_epochs: In the first so many epochs only `connector_parameters()` learn, and afterwards only
-            everything else; 0 (default) trains all of it throughout. The trainer obeys it.
+        connector_epochs: In the first so many epochs only `connector_parameters()` learn, and afterwards all but
+            `finished_parameters()`; 0 (default) trains all of it throughout. The trainer obeys it.
         divide_by_batch: Whether the terms are divided by the number of images, as in code whose cross-entropy is too;
             the trainer then divides its cross-entropy likewise. False by default.
+        teacher_batch_statistics: Whether the teacher's batch norms normalise by the statistics of each batch instead
+            of their running ones, which stay as they are. False by default. The trainer obeys it.
 
     Raises:
         ValueError: If a tap is missing or a weight is negative.
@@ -43,6 +45,7 @@ class AbstractDistillationLoss(nn.Module, ABC):
     uses_classifier_weight: ClassVar[bool] = False
     connector_epochs: int = 0
     divide_by_batch: bool = False
+    teacher_batch_statistics: bool = False
 
     def __init__(
         self,
@@ -100,6 +103,10 @@ class AbstractDistillationLoss(nn.Module, ABC):
         """The parameters that `connector_epochs` speaks of; all of the loss's own unless overridden."""
         return self.parameters()
 
+    def finished_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that stop learning after `connector_epochs`; the connectors' unless overridden."""
+        return self.connector_parameters()
+
     def set_progress(self, progress: float) -> None:
         """Tell the loss which fraction (0 to 1) of training has passed; called before each optimizer step."""
 
@@ -131,6 +138,16 @@ def require_positive(argument: str, value: float) -> None:
     """
     if not value > 0:
         raise ValueError(f"{argument} is {value}; it must be positive.")
+
+
+def require_whole(argument: str, value: int) -> None:
+    """Refuse fractions and negative numbers.
+
+    Raises:
+        ValueError: If `value` is not 0, 1, 2, ...
+    """
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{argument} must be a whole number from 0, got {value!r}.")
 
 
 def require_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:

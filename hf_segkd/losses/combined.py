@@ -20,12 +20,12 @@ class CombinedLoss(AbstractDistillationLoss):
 
     Raises:
         ValueError: If two have a term of the same name, or they want different things of the trainer: connectors
-            trained first, or a cross-entropy divided by the batch size.
+            trained first, a cross-entropy divided by the batch size, or the teacher's batch statistics.
     """
 
     def __init__(self, student: NetworkSpec, teacher: NetworkSpec, losses: Sequence[AbstractDistillationLoss]) -> None:
         names = [loss.name for loss in losses]
-        for setting in ("connector_epochs", "divide_by_batch"):
+        for setting in ("connector_epochs", "divide_by_batch", "teacher_batch_statistics"):
             values = {loss.name: getattr(loss, setting) for loss in losses}
             if len(set(values.values())) > 1:
                 raise ValueError(
@@ -46,6 +46,7 @@ class CombinedLoss(AbstractDistillationLoss):
         self.uses_classifier_weight = any(loss.uses_classifier_weight for loss in losses)
         self.connector_epochs = losses[0].connector_epochs
         self.divide_by_batch = losses[0].divide_by_batch
+        self.teacher_batch_statistics = losses[0].teacher_batch_statistics
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """The terms of all losses."""
@@ -54,6 +55,10 @@ class CombinedLoss(AbstractDistillationLoss):
     def connector_parameters(self) -> Iterator[nn.Parameter]:
         """The connectors of all losses."""
         return (parameter for loss in self.losses for parameter in loss.connector_parameters())
+
+    def finished_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of all losses."""
+        return (parameter for loss in self.losses for parameter in loss.finished_parameters())
 
     def set_progress(self, progress: float) -> None:
         """See the base class."""

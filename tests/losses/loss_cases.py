@@ -21,15 +21,22 @@ STUDENT = NetworkSpec(
         "backbone_post": 16,
         "encoder_pre": 8,
         "decoder_pre": 8,
+        **{tap: c for i, c in enumerate((6, 8, 12, 16), start=1) for tap in (f"stage{i}", f"stage{i}_pre")},
     },
     num_labels=NUM_LABELS,
 )
 TEACHER = NetworkSpec(
     channels={name: 2 * c if name != "logits" else c for name, c in STUDENT.channels.items()},
     num_labels=NUM_LABELS,
+    norms={
+        tap: (torch.linspace(-1.0, 1.0, 2 * c), torch.linspace(0.5, -0.5, 2 * c))
+        for tap, c in STUDENT.channels.items()
+        if tap.startswith(("stage", "encoder", "decoder")) and tap.endswith("_pre")
+    },
 )
 # Deep maps are half the size of the shallow ones; odd sizes, as real crops have.
-SIZES = {"backbone": (5, 7), "backbone_post": (5, 7), "encoder": (5, 7), "encoder_pre": (5, 7)}
+DEEP = ("backbone", "backbone_post", "encoder", "encoder_pre", "stage3", "stage3_pre", "stage4", "stage4_pre")
+SIZES = dict.fromkeys(DEEP, (5, 7))
 
 
 def make_features(spec, seed, sizes=SIZES, default_size=(9, 13), scale=1.0, dtype=torch.float32):

@@ -13,6 +13,8 @@ from hf_segkd.types import NetworkSpec
 STATISTICS_TAPS = {"fakd_pd": {"decoder"}, "fakd_cwd": {"decoder"}}
 VARIANTS = {
     **{name: (name, {}) for name in LOSSES},
+    "ofd official": ("ofd", {"preset": "official"}),
+    "ofd estimated margins": ("ofd", {"divisors": {"stage2": 1.0, "backbone": 0.5}}),
     "kd drop_ignored": ("kd", {"drop_ignored": True}),
     "cwd feature": ("cwd", {"tap": "encoder"}),
     "attnfd official": ("attnfd", {"preset": "official"}),
@@ -136,7 +138,7 @@ def test_the_publication_is_complete(variant):
     paper = LOSSES[VARIANTS[variant][0]].paper
     assert paper.title in paper.bibtex.replace("{{", "").replace("}}", "")
     assert paper.venue
-    assert paper.arxiv in ("1503.02531", "2011.13256", "2403.05451", "2208.14143")
+    assert paper.arxiv in ("1503.02531", "1904.01866", "2011.13256", "2403.05451", "2208.14143")
     assert paper.bibtex.startswith("@")
     assert paper.bibtex.count("{") == paper.bibtex.count("}")
     assert paper.code is None or paper.code.startswith("https://github.com/")

@@ -1,0 +1,195 @@
+"""OFD ("Overhaul"): partial L2 distance to the teacher's maps before the ReLU, at six places (Heo et al., ICCV 2019)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from hf_segkd.losses.adapters import Connector, align
+from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_positive, require_whole
+from hf_segkd.types import Features, NetworkSpec, Paper
+
+# The code's: a stage counts half as much as the next; the decoder's map has 16 times the positions of the encoder's.
+DIVISORS = {
+    "stage1_pre": 8.0,
+    "stage2_pre": 4.0,
+    "stage3_pre": 2.0,
+    "stage4_pre": 1.0,
+    "encoder_pre": 1.0,
+    "decoder_pre": 16.0,
+}
+
+
+def partial_l2_distance(student_map: Tensor, teacher_map: Tensor, margin: Tensor) -> Tensor:
+    r"""Sum of squared distances to the margin-ReLU of the teacher, where they matter.
+
+    With the margin ReLU $\sigma_m(t) = \max(t, m_c)$ of channel c, the partial L2 distance is
+    $$\sum \begin{cases} 0 & s \le \sigma_m(t) \le 0 \\ (s - \sigma_m(t))^2 & \text{otherwise} \end{cases}$$
+    over all of (b, c, h, w): below a target that is not positive, the ReLU hides any difference.
+
+    Args:
+        student_map: s, before the ReLU, (b, c, h, w).
+        teacher_map: t, before the ReLU, (b, c, h, w).
+        margin: m, (c,), not positive.
+    """
+    target = torch.maximum(teacher_map, margin[:, None, None])
+    matters = (student_map > target) | (target > 0)
+    return torch.where(matters, student_map - target, 0.0).square().sum()
+
+
+def margin_of_norm(weight: Tensor, bias: Tensor) -> Tensor:
+    r"""Expected negative response of each channel after a batch norm, (c,).
+
+    $m = E[x | x < 0]$ for $x \sim N(\beta, \gamma^2)$, with the normal density and distribution function:
+    $$m = \beta - |\gamma| \frac{\varphi(\beta / |\gamma|)}{\Phi(-\beta / |\gamma|)}$$
+    and $-3 |\gamma|$ where $\Phi \le 0.001$, as in the code. A channel with gamma 0 always has the value beta.
+
+    Args:
+        weight: gamma, (c,).
+        bias: beta, (c,).
+    """
+    deviation, bias = weight.double().abs(), bias.double()
+    ratio = bias / deviation.clamp_min(torch.finfo(torch.float64).tiny)
+    density = torch.exp(-ratio.square() / 2) / math.sqrt(2 * math.pi)
+    probability = torch.special.ndtr(-ratio)  # of a negative response
+    mean = bias - deviation * density / probability.clamp_min(0.001)
+    return torch.where(probability > 0.001, mean, -3 * deviation).float()
+
+
+class TeacherMargin(nn.Module):
+    """Margin of each channel of one of the teacher's maps: from its batch norm or, where it has none, estimated.
+
+    The estimate is the mean of all negative responses in training so far, on all processes, which is what the
+    authors advise (issue 7 of their repository). Without one it is 0, the plain ReLU.
+
+    Args:
+        channels: c.
+        norm: Weight and bias of the batch norm, (c,) each, or None.
+
+    Attributes:
+        value: The margins, (c,).
+        count: Negative responses seen of each channel, (c,) int64; only of an estimate.
+    """
+
+    def __init__(self, channels: int, norm: tuple[Tensor, Tensor] | None) -> None:
+        super().__init__()
+        self.estimated = norm is None
+        self.register_buffer("value", torch.zeros(channels) if norm is None else margin_of_norm(*norm))
+        if self.estimated:
+            self.register_buffer("count", torch.zeros(channels, dtype=torch.int64))
+
+    def forward(self, teacher_map: Tensor) -> Tensor:
+        """The margins, (c,), to which an estimate has added this map, (b, c, h, w), in training mode."""
+        if self.estimated and self.training:
+            self._update(teacher_map)
+        return self.value
+
+    @torch.no_grad()
+    def _update(self, teacher_map: Tensor) -> None:
+        negative = (teacher_map < 0) & teacher_map.isfinite()  # an overflow in fp16 would spoil the mean for ever
+        sums = torch.where(negative, teacher_map, 0.0).sum((0, 2, 3))
+        sums_and_counts = torch.stack((sums, negative.sum((0, 2, 3)).to(sums)))
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums_and_counts)
+        sums, counts = sums_and_counts
+        self.count += counts.long()
+        self.value += (sums - counts * self.value) / self.count.clamp_min(1)
+
+
+class OFDLoss(AbstractDistillationLoss):
+    """A Comprehensive Overhaul of Feature Distillation.
+
+    The student's maps before the ReLU go through a connector (1x1 convolution + BatchNorm to the teacher's
+    channels); the term is the sum over the taps of `partial_l2_distance` over the tap's divisor. Margins come from
+    the teacher's batch norm at each tap, or are estimated, see `TeacherMargin`. Connectors learn with the student, in
+    the papers' code and in the trainer at 10 times the backbone's rate.
+
+    Weight 1e-5 is the code's. It adds 1e-5 / b times the sum over the batch of b images to a mean cross-entropy that
+    is divided by b too; beside a mean cross-entropy that is 1e-5 times the sum. So, as there, the term's share grows
+    with the batch of a process (theirs: 6 images) and with the crop (513 x 513).
+
+    Presets, which explicit arguments override:
+
+    - `default`: the above, the teacher in evaluation mode.
+    - `official`: both terms divided by b; the teacher normalises by each batch's statistics (the authors found it
+      better: Table 8, issue 37), its running ones untouched; connectors alone are trained in epoch 0. Not copied:
+      live dropout in the teacher's decoder, no dropout after the ASPP, the connectors' lower rate in epoch 0, and
+      MobileNetV2's first three taps, which are the expansions that follow ours.
+
+    Args:
+        student: What the student offers.
+        teacher: What the teacher offers.
+        preset: `default` or `official`.
+        weight: Weight of the term.
+        divisors: Tap -> what its sum is divided by; both networks must offer the taps.
+        divide_by_batch: Divide the term, and in the trainer the cross-entropy, by the number of images.
+        teacher_batch_statistics: See `AbstractDistillationLoss`.
+        connector_epochs: In the first so many epochs only the connectors learn, afterwards everything.
+
+    Raises:
+        ValueError: If a tap is missing in a network or a value is out of range.
+    """
+
+    name: ClassVar[str] = "ofd"
+    paper: ClassVar[Paper] = Paper(
+        title="A Comprehensive Overhaul of Feature Distillation",
+        venue="ICCV 2019",
+        arxiv="1904.01866",
+        bibtex="""@inproceedings{heo2019comprehensive,
+  title     = {A Comprehensive Overhaul of Feature Distillation},
+  author    = {Heo, Byeongho and Kim, Jeesoo and Yun, Sangdoo and Park, Hyojin and Kwak, Nojun and Choi, Jin Young},
+  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)},
+  pages     = {1921--1930},
+  year      = {2019}
+}""",
+        code="https://github.com/clovaai/overhaul-distillation/tree/76344a8/Segmentation",
+    )
+
+    def __init__(
+        self,
+        student: NetworkSpec,
+        teacher: NetworkSpec,
+        *,
+        preset: Literal["default", "official"] = "default",
+        weight: float = 1e-5,
+        divisors: Mapping[str, float] = DIVISORS,
+        divide_by_batch: bool | None = None,
+        teacher_batch_statistics: bool | None = None,
+        connector_epochs: int | None = None,
+    ) -> None:
+        require_choice("preset", preset, ("default", "official"))
+        official = preset == "official"
+        if not divisors:
+            raise ValueError("divisors is empty; ofd needs at least one tap to compare.")
+        for tap, divisor in divisors.items():
+            require_positive(f"The divisor of {tap}", divisor)
+        taps = tuple(divisors)
+        super().__init__(student, teacher, student_taps=taps, teacher_taps=taps, weights={"ofd": weight})
+        self.divisors = dict(divisors)
+        self.divide_by_batch = official if divide_by_batch is None else divide_by_batch
+        self.teacher_batch_statistics = official if teacher_batch_statistics is None else teacher_batch_statistics
+        self.connector_epochs = int(official) if connector_epochs is None else connector_epochs
+        require_whole("connector_epochs", self.connector_epochs)
+        self.connectors = nn.ModuleList(Connector(student.channels[tap], teacher.channels[tap]) for tap in taps)
+        self.margins = nn.ModuleList(TeacherMargin(teacher.channels[tap], teacher.norms.get(tap)) for tap in taps)
+
+    def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
+        """See the base class and `partial_l2_distance`; the labels are not read."""
+        distances = []
+        for (tap, divisor), connector, margin in zip(
+            self.divisors.items(), self.connectors, self.margins, strict=True
+        ):
+            connected = connector(student[tap])
+            target = align(teacher[tap], connected)
+            distances.append(partial_l2_distance(connected, target, margin(teacher[tap])) / divisor)
+        distance = torch.stack(distances).sum()
+        return {"ofd": distance / labels.shape[0] if self.divide_by_batch else distance}
+
+    def finished_parameters(self) -> Iterator[nn.Parameter]:
+        """None: the connectors go on learning beside the student."""
+        return iter(())
