@@ -28,9 +28,7 @@ class CombinedLoss(AbstractDistillationLoss):
         for setting in ("connector_epochs", "divide_by_batch", "teacher_batch_statistics"):
             values = {loss.name: getattr(loss, setting) for loss in losses}
             if len(set(values.values())) > 1:
-                raise ValueError(
-                    f"{', '.join(names)} can't be combined: {setting} is one for all, but got {values}."
-                )
+                raise ValueError(f"{', '.join(names)} can't be combined: {setting} is one for all, but got {values}.")
         terms = [term for loss in losses for term in loss.weights]
         if len(set(terms)) < len(terms):
             raise ValueError(f"{', '.join(names)} can't be combined: their terms {terms} must have different names.")

@@ -1,4 +1,4 @@
-"""OFD ("Overhaul"): partial L2 distance to the teacher's maps before the ReLU, at six places (Heo et al., ICCV 2019)."""
+"""OFD ("Overhaul"): partial L2 distance to the maps before the ReLU, at six places (Heo et al., ICCV 2019)."""
 
 from __future__ import annotations
 
@@ -181,9 +181,7 @@ class OFDLoss(AbstractDistillationLoss):
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class and `partial_l2_distance`; the labels are not read."""
         distances = []
-        for (tap, divisor), connector, margin in zip(
-            self.divisors.items(), self.connectors, self.margins, strict=True
-        ):
+        for (tap, divisor), connector, margin in zip(self.divisors.items(), self.connectors, self.margins, strict=True):
             connected = connector(student[tap])
             target = align(teacher[tap], connected)
             distances.append(partial_l2_distance(connected, target, margin(teacher[tap])) / divisor)

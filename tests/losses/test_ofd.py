@@ -72,9 +72,7 @@ def test_the_reference_file_agrees():
     cases = {case["id"]: case for case in reference("methods.json")["cases"] if case["method"] == "OFD"}
     case = cases["distillation_loss_with_margin"]
     student, teacher, margin = official_case()
-    assert partial_l2_distance(student, teacher, margin).item() == pytest.approx(
-        case["outputs_f64"]["loss"], rel=1e-12
-    )
+    assert partial_l2_distance(student, teacher, margin).item() == pytest.approx(case["outputs_f64"]["loss"], rel=1e-12)
     torch.testing.assert_close(margin, torch.tensor(case["margin"]), rtol=1e-6, atol=0.0)
     case = cases["margin_from_bn_unit"]
     margin = margin_of_norm(*(torch.tensor(case["inputs_inline"][name]) for name in ("gamma", "beta")))
