@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
 from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+from hf_segkd.comparisons import check_comparable, gain_in_words
+from hf_segkd.data.licences import data_terms
+from hf_segkd.losses import LOSSES
+from hf_segkd.reports import mean_and_std, table
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+METRICS = {"mean_iou": "mIoU", "mean_accuracy": "mean class accuracy", "overall_accuracy": "pixel accuracy"}
+
+# Settings that tell of a machine or an account and not of the training: by name, and by an absolute path or an access
+# token in their value (as JSON, where a backslash is two).
+PRIVATE_NAMES = re.compile(r"token|secret|password|_dir$|^hub_|^push_to_hub|^trackio|^run_name$|^resume_from")
+PRIVATE_VALUES = re.compile(r"(?<![\w.])[~/]|\b[A-Za-z]:\\|\\{4}|\bhf_\w{8,}")
 
 
 @dataclass(kw_only=True)
@@ -39,6 +61,10 @@ class CardFacts:
         chart: File in the repository with the bar chart of the classes.
         self_contained: Whether the repository holds the code, for `trust_remote_code=True`.
         space_id: Hub id of a Space that runs the network.
+
+    Raises:
+        ValueError: If a method is unknown, the report is of other classes, or reports cannot stand side by side (see
+            `check_comparable`).
     """
 
     repo_id: str
@@ -66,3 +92,248 @@ class CardFacts:
     chart: str | None = None
     self_contained: bool = False
     space_id: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.method_names:
+            if name not in LOSSES:
+                raise ValueError(f"Unknown distillation method {name!r}. There are: {', '.join(LOSSES)}.")
+        if self.report is None:
+            return
+        if list(self.report["classes"]) != self.class_names:
+            raise ValueError(
+                f"The report has the classes {list(self.report['classes'])}, the network {self.class_names}."
+            )
+        check_comparable(self.report, runs=self.runs, baseline_runs=self.baseline_runs, teacher=self.teacher_report)
+
+    @property
+    def method_names(self) -> list[str]:
+        """Names of the losses; none for training on the labels alone."""
+        return [] if self.method == "none" else self.method.split(",")
+
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of the ids."""
+        return [self.id2label[index] for index in sorted(self.id2label)]
+
+
+def render_card(facts: CardFacts) -> str:
+    """The whole README.md: metadata for the Hub, text for people."""
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"md": escape, "fold": _fold, "last_part": _last_part, "size": _size}
+    environment.filters |= {"percent": _percent, "number": _number}
+    changed, unchanged = _settings(facts)
+    card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        facts=facts,
+        metadata=card_data(facts).to_yaml(),
+        terms=data_terms(facts.dataset),
+        title=_title(facts),
+        papers={name: LOSSES[name].paper for name in facts.method_names},
+        arguments=_public(facts.method_kwargs),
+        results=_results(facts),
+        comparison=_comparison(facts),
+        series=class_series(facts),
+        per_class=_per_class(facts),
+        costs=_costs(facts),
+        exports=_exports(facts),
+        latency=_latency(facts),
+        changed=changed,
+        unchanged=unchanged,
+    )
+    return re.sub(r"\n{3,}", "\n\n", card).rstrip() + "\n"
+
+
+def card_data(facts: CardFacts) -> ModelCardData:
+    """The metadata: what the Hub filters and links by."""
+    tags = ["semantic-segmentation", "hf_segkd"]
+    if facts.method_names:
+        tags += ["knowledge-distillation", *facts.method_names]
+    if facts.self_contained:
+        tags.append("custom_code")
+    if any(export["format"].startswith("onnx") for export in _list_exports(facts)):
+        tags.append("onnx")
+    return ModelCardData(
+        # No base_model_relation: the Hub knows finetune, adapter, merge and quantized, and a student is none of them.
+        base_model=facts.teacher_id,
+        datasets=[facts.dataset_id] if facts.dataset_id else None,
+        eval_results=_eval_results(facts),
+        library_name="transformers",
+        license=facts.license,
+        metrics=["mean_iou"] if facts.report else None,  # as `evaluate` calls it; it gives all three numbers
+        model_name=_last_part(facts.repo_id) if facts.report else None,  # names the scores
+        pipeline_tag="image-segmentation",
+        tags=tags,
+    )
+
+
+def class_series(facts: CardFacts) -> dict[str, list[float | None]]:
+    """What the card calls a network -> its IoU of each class in the order of the ids: 0..1, or None where it has none.
+
+    Of several students trained on the labels alone it is the mean.
+    """
+    groups = {
+        "teacher": [facts.teacher_report] if facts.teacher_report else [],
+        "student, labels alone": facts.baseline_runs,
+        "this network": [facts.report] if facts.report else [],
+    }
+    series = {}
+    for name, reports in groups.items():
+        label = name if len(reports) < 2 else f"{name} (mean of {len(reports)})"
+        if facts.report and reports:
+            series[label] = [_mean(report["classes"][c]["iou"] for report in reports) for c in facts.class_names]
+    return series
+
+
+def escape(text: str) -> str:
+    """Plain text on one line that Markdown, also in a table, and HTML show as it is."""
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+
+
+def _eval_results(facts: CardFacts) -> list[EvalResult] | None:
+    if facts.report is None:
+        return None
+    return [
+        EvalResult(
+            task_type="image-segmentation",
+            dataset_type=facts.dataset_id or facts.dataset,
+            dataset_name=_title(facts),
+            dataset_split=facts.report["split"],
+            metric_type=metric,
+            metric_name=f"{name} (%)",
+            metric_value=round(100 * facts.report[metric], 2),
+        )
+        for metric, name in METRICS.items()
+    ]
+
+
+def _results(facts: CardFacts) -> str:
+    """Teacher, undistilled and distilled students side by side."""
+    if facts.report is None:
+        return ""
+    runs = facts.runs or [facts.report]
+    groups = {
+        "teacher": [facts.teacher_report] if facts.teacher_report else [],
+        "student, labels alone": facts.baseline_runs,
+        "student, distilled" if facts.method_names else "student": runs,
+        "**this network**": [facts.report] if len(runs) > 1 else [],
+    }
+    header = ["", *(f"{name} %" for name in METRICS.values()), "seeds", "steps", "images per step"]
+    return table(header, [_result(name, reports) for name, reports in groups.items() if reports])
+
+
+def _result(name: str, reports: Sequence[dict[str, Any]]) -> list[str]:
+    scores = [mean_and_std([100 * report[metric] for report in reports]) for metric in METRICS]
+    seeds = ", ".join(str(report["seed"]) for report in reports if "seed" in report)
+    budget = [str(reports[0].get(key, "-")) for key in ("steps", "batch_size")]
+    return [name, *scores, f"{len(reports)} ({seeds})" if seeds else str(len(reports)), *budget]
+
+
+def _comparison(facts: CardFacts) -> str:
+    """What distillation gained, and what is left of the teacher."""
+    if facts.report is None:
+        return ""
+    runs = facts.runs or [facts.report]
+    sentences = [gain_in_words(runs, facts.baseline_runs)] if facts.method_names else []
+    if len(runs) == 1:
+        sentences.append("One seed: how much the scores differ from seed to seed is not known.")
+    if facts.teacher_report:
+        kept = statistics.mean(run["mean_iou"] for run in runs) / facts.teacher_report["mean_iou"]
+        sentences.append(f"The student reaches {100 * kept:.2f} % of the teacher's mIoU.")
+    return " ".join(sentences)
+
+
+def _per_class(facts: CardFacts) -> str:
+    series = class_series(facts)
+    columns = [map(escape, facts.class_names), *(map(_percent, values) for values in series.values())]
+    return table(["class", *series], [list(row) for row in zip(*columns, strict=True)])
+
+
+def _costs(facts: CardFacts) -> str:
+    rows = [
+        [
+            cost["network"],
+            f"{cost['parameters'] / 1e6:.3f} M",
+            "-" if cost["macs"] is None else f"{cost['macs'] / 1e9:.3f} G for {_size(cost['image_size'])} pixels",
+            _number(cost["file_mb"]),
+        ]
+        for cost in facts.costs
+    ]
+    return table(["", "parameters", "multiply-adds", "MB"], rows) if rows else ""
+
+
+def _list_exports(facts: CardFacts) -> list[dict[str, Any]]:
+    return facts.export["exports"] if facts.export else []
+
+
+def _exports(facts: CardFacts) -> str:
+    rows = [
+        [
+            escape(export["file"]),
+            f"{escape(export['format'])}{', opset ' + str(export['opset']) if export['opset'] else ''}",
+            _number(export["file_mb"]),
+            "class ids" if export["argmax"] else "logits",
+            "any" if export["dynamic"] else "fixed",
+        ]
+        for export in _list_exports(facts)
+    ]
+    return table(["file", "format", "MB", "gives", "image size"], rows) if rows else ""
+
+
+def _latency(facts: CardFacts) -> str:
+    latency = (facts.export or {}).get("latency")
+    if not latency:
+        return ""
+    times = ("median_ms", "p95_ms", "file_mb")
+    rows = [[row["network"], row["runtime"], *(_number(row[key]) for key in times)] for row in latency["rows"]]
+    return table(["", "runtime", "median ms", "95th percentile ms", "MB"], rows)
+
+
+def _settings(facts: CardFacts) -> tuple[str, str]:
+    """Tables of the training arguments that differ from the defaults, and of the rest."""
+    settings, defaults = _public(facts.settings), _public(facts.defaults)
+    changed = [[name, value, defaults.get(name, "")] for name, value in settings.items() if defaults.get(name) != value]
+    rest = [[name, value] for name, value in settings.items() if defaults.get(name) == value]
+    return (
+        table(["setting", "value", "default"], changed) if changed else "",
+        table(["setting", "value"], rest) if rest else "",
+    )
+
+
+def _public(values: dict[str, Any]) -> dict[str, str]:
+    """Names and values as text, without what tells of a machine or an account."""
+    texts = {name: json.dumps(value) for name, value in values.items() if not PRIVATE_NAMES.search(name)}
+    return {
+        escape(name): "-" if text == "null" else escape(text)
+        for name, text in texts.items()
+        if not PRIVATE_VALUES.search(text)
+    }
+
+
+def _title(facts: CardFacts) -> str:
+    terms = data_terms(facts.dataset)
+    return facts.dataset if terms is None else terms.title
+
+
+def _last_part(name: str) -> str:
+    """Last part of a path of any system, or of a Hub id."""
+    return PureWindowsPath(name).name
+
+
+def _fold(text: str, summary: str, folded: bool = True) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>" if folded else text
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def _size(image_size: Sequence[int]) -> str:
+    return f"{image_size[0]} x {image_size[1]}"
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None

@@ -1,0 +1,100 @@
+"""Which scores may stand side by side, and what distillation gained: one protocol, one budget, seed by seed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+Report = dict[str, Any]  # of `evaluation_report`, with what the training command adds
+
+# What two reports must have in common; what one of them does not tell is not compared.
+PROTOCOL = ("dataset", "split", "num_images", "classes", "labelled pixels of each class")
+BUDGET = (*PROTOCOL, "steps", "batch_size", "train_images")
+METHOD = (*BUDGET, "method", "method_kwargs")
+
+
+def check_comparable(
+    reference: Report, *, runs: Sequence[Report], baseline_runs: Sequence[Report], teacher: Report | None
+) -> None:
+    """Make sure that reports can stand beside the one of a student.
+
+    Args:
+        reference: Report of the student.
+        runs: Same training, other seeds.
+        baseline_runs: Same student and budget, labels alone.
+        teacher: Same evaluation.
+
+    Raises:
+        ValueError: If a report is of another data set, split, number of images, classes or truth (pixels of each
+            class); of students also if it is of another number of steps, batch size, number of training images, or
+            method; or if a seed occurs twice.
+    """
+    teachers = [] if teacher is None else [teacher]
+    for what, reports, keys in (
+        ("A run", runs, METHOD),
+        ("A baseline run", baseline_runs, BUDGET),
+        ("The teacher", teachers, PROTOCOL),
+    ):
+        for report in reports:
+            _refuse_difference(what, report, reference, keys)
+        seeds = [report["seed"] for report in reports if "seed" in report]
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"{what} occurs twice: the seeds are {seeds}. Give each run once.")
+    for report in baseline_runs:
+        if report.get("method", "none") != "none":
+            raise ValueError(
+                f"A baseline run has the method {report['method']!r}; a baseline learns from labels alone."
+            )
+
+
+def _refuse_difference(what: str, report: Report, reference: Report, keys: Sequence[str]) -> None:
+    theirs, ours = _compared(report), _compared(reference)
+    for key in keys:
+        if None not in (theirs[key], ours[key]) and theirs[key] != ours[key]:
+            raise ValueError(
+                f"{what} has {key} = {str(theirs[key])[:200]}, the published network {str(ours[key])[:200]}. Scores "
+                "stand side by side only under one protocol, and a gain needs one budget: evaluate or train again, or "
+                "leave that report out."
+            )
+
+
+def _compared(report: Report) -> Report:
+    matrix = report.get("confusion_matrix")  # its rows are the truth, which no network can change
+    pixels = None if matrix is None else [sum(row) for row in matrix]
+    told = {key: report.get(key) for key in METHOD}
+    return told | {"classes": list(report["classes"]), "labelled pixels of each class": pixels}
+
+
+def gain_in_words(runs: Sequence[Report], baseline_runs: Sequence[Report]) -> str:
+    """What runs gained in mIoU over the baseline, by pairs of one seed where there are any; said as it is."""
+    if not baseline_runs:
+        return "There is no undistilled baseline under the same protocol, and so no gain is claimed."
+    ours, plain = _by_seed(runs), _by_seed(baseline_runs)
+    gains = {seed: ours[seed] - plain[seed] for seed in sorted(ours.keys() & plain.keys())}
+    spread = None
+    if not gains:
+        gain = statistics.mean(map(_points, runs)) - statistics.mean(map(_points, baseline_runs))
+        how = "the difference of the means; no seed is common to both, so its spread is not known"
+    else:
+        gain = statistics.mean(gains.values())
+        how = ", ".join(f"seed {seed}: {points:+.2f}" for seed, points in gains.items())
+        if len(gains) > 1:
+            spread = statistics.stdev(gains.values())
+        else:
+            how += "; with one pair its spread is not known"
+    points = f"{gain:+.2f}" if spread is None else f"{gain:+.2f} ± {spread:.2f}"
+    verdict = ""
+    if gain <= 0:
+        verdict = " Distillation did not help here."
+    elif spread is not None and gain <= spread:
+        verdict = " The gain is within its spread: it may be chance."
+    return f"Gain in mIoU over the same student trained on the labels alone: **{points}** points ({how}).{verdict}"
+
+
+def _by_seed(reports: Sequence[Report]) -> dict[int, float]:
+    return {report["seed"]: _points(report) for report in reports if "seed" in report}
+
+
+def _points(report: Report) -> float:
+    return 100 * report["mean_iou"]

@@ -1,0 +1,100 @@
+import pytest
+from card_reports import alone, report, student
+
+from hf_segkd.comparisons import check_comparable, gain_in_words
+
+
+def check(runs=(), baseline_runs=(), teacher=None, reference=None):
+    check_comparable(reference or student(75), runs=runs, baseline_runs=baseline_runs, teacher=teacher)
+
+
+def other_truth():
+    return {"confusion_matrix": [[75, 25, 0], [25, 75, 0], [0, 0, 7]]}
+
+
+PROTOCOL = [
+    ({"dataset": "cityscapes"}, "dataset = cityscapes, the published network voc2012"),
+    ({"split": "test"}, "split = test"),
+    ({"num_images": 9}, "num_images = 9, the published network 10"),
+    ({"classes": {"road": {}, "car": {}}}, "classes"),
+    (other_truth(), "labelled pixels of each class"),
+]
+BUDGET = [
+    ({"steps": 4000}, "steps = 4000"),
+    ({"batch_size": 8}, "batch_size = 8"),
+    ({"train_images": 9}, "train_images"),
+]
+
+
+@pytest.mark.parametrize(("difference", "message"), PROTOCOL + BUDGET)
+def test_students_of_another_protocol_or_budget_are_refused(difference, message):
+    with pytest.raises(ValueError, match=f"A baseline run has {message}"):
+        check(baseline_runs=[alone(50), {**alone(50, 1), **difference}])
+    with pytest.raises(ValueError, match=f"A run has {message}"):
+        check(runs=[student(75), {**student(80, 1), **difference}])
+
+
+@pytest.mark.parametrize(("difference", "message"), PROTOCOL)
+def test_a_teacher_of_another_protocol_is_refused(difference, message):
+    with pytest.raises(ValueError, match=f"The teacher has {message}"):
+        check(teacher={**report(90), **difference})
+
+
+def test_a_teacher_has_a_budget_of_its_own():
+    check(teacher=report(90, steps=9000, batch_size=2, method="none"))
+
+
+def test_what_a_report_does_not_tell_is_no_difference():
+    check(baseline_runs=[report(50)])
+    check(reference=report(75), baseline_runs=[alone(50)], runs=[student(75)])
+
+
+def test_runs_of_another_method_or_with_other_arguments_are_refused():
+    with pytest.raises(ValueError, match="method = kd, the published network attnfd"):
+        check(runs=[student(75, method="kd")])
+    with pytest.raises(ValueError, match="method_kwargs"):
+        check(runs=[student(75, method_kwargs={"weight": 3})], reference=student(75, method_kwargs={}))
+
+
+def test_a_baseline_that_was_distilled_is_refused():
+    with pytest.raises(ValueError, match="has the method 'kd'"):
+        check(baseline_runs=[student(50, method="kd")])
+
+
+def test_a_run_that_is_given_twice_is_refused():
+    with pytest.raises(ValueError, match=r"A baseline run occurs twice: the seeds are \[0, 1, 0\]"):
+        check(baseline_runs=[alone(50), alone(60, 1), alone(50)])
+
+
+def test_without_a_baseline_no_gain_is_claimed():
+    words = gain_in_words([student(75)], [])
+    assert "no undistilled baseline under the same protocol" in words
+    assert "**" not in words
+
+
+def test_a_gain_is_that_of_pairs_with_one_seed():
+    runs, baseline = [student(75, 0), student(80, 1)], [alone(50, 1), alone(60, 0)]
+    # 60.00 - 42.86 and 66.67 - 33.33
+    assert "**+25.24 ± 11.45** points (seed 0: +17.14, seed 1: +33.33)." in gain_in_words(runs, baseline)
+
+
+def test_seeds_without_a_partner_are_left_out_of_the_gain():
+    words = gain_in_words([student(75, 0), student(80, 1)], [alone(60, 0), alone(50, 5)])
+    assert "**+17.14** points (seed 0: +17.14; with one pair its spread is not known)." in words
+
+
+@pytest.mark.parametrize("baseline", [[alone(50, 7)], [report(50)]])
+def test_without_a_common_seed_the_gain_is_that_of_the_means(baseline):
+    words = gain_in_words([student(75, 0), student(80, 1)], baseline)
+    assert "**+30.00** points" in words  # (60.00 + 66.67) / 2 - 33.33
+    assert "no seed is common to both" in words
+
+
+def test_a_gain_that_is_none_or_within_its_spread_is_said_as_it_is():
+    baseline = [alone(60, 0), alone(60, 1)]
+    assert "**-4.76 ± 6.73** points" in gain_in_words([student(50, 0), student(60, 1)], baseline)
+    assert "did not help" in gain_in_words([student(50, 0), student(60, 1)], baseline)
+    assert "within its spread" in gain_in_words([student(80, 0), student(50, 1)], baseline)
+    clear = gain_in_words([student(80, 0), student(75, 1)], baseline)
+    assert "spread" not in clear
+    assert "did not help" not in clear
