@@ -22,10 +22,9 @@ from PIL import Image
 
 from hf_segkd.commands.networks import load_network
 from hf_segkd.commands.study import Run, run_all
-from hf_segkd.data import label_info, load_segmentation_dataset
-from hf_segkd.inference import predict
-from hf_segkd.pictures import colour, comparison
+from hf_segkd.data import load_segmentation_dataset
 from hf_segkd.profiling import count_macs, milliseconds_per_image
+from hf_segkd.publication import compare
 from hf_segkd.reports import mean_and_std, table
 
 SCRIPTS = Path(__file__).parent
@@ -65,6 +64,8 @@ def main() -> None:
     print("    import hf_segkd")
     print("    from transformers import AutoModelForSemanticSegmentation")
     print(f'    model = AutoModelForSemanticSegmentation.from_pretrained("{distilled[0].output_dir}")')
+    publish = f"python scripts/publish.py --model {distilled[0].output_dir} --repo_id USER/NAME --dry_run"
+    print(f"\nWrite its model card: {publish}")
 
 
 def student(output: Path, name: str, seed: int, flags: list[str]) -> Run:
@@ -103,20 +104,12 @@ def verdict(alone: list[Run], distilled: list[Run]) -> str:
     return f"AttnFD is better with {better} of {len(gains)} seeds ({seeds})."
 
 
-def draw(teacher: Run, alone: Run, distilled: Run, num_images: int = 4) -> Image.Image:
+def draw(teacher: Run, alone: Run, distilled: Run) -> Image.Image:
     """Image, truth, teacher, student, distilled student, in the data set's colours."""
-    networks = [load_network(str(run.output_dir)) for run in (teacher, alone, distilled)]
+    runs = {"teacher": teacher, "student, labels alone": alone, "student, AttnFD": distilled}
+    networks = {title: load_network(str(run.output_dir)) for title, run in runs.items()}
     options = yaml.safe_load((RECIPES / "demo.yaml").read_text())["dataset_options"]
-    dataset = load_segmentation_dataset("demo", split="val", **options)
-    labels = label_info(dataset)
-    rows = []
-    for sample in dataset.select(range(num_images)):
-        masks = [predict(model, processor, sample["image"]).numpy().astype("uint8") for model, processor in networks]
-        masks.insert(0, np.array(sample["annotation"]))
-        pictures = [Image.fromarray(colour(mask, labels.palette)) for mask in masks]
-        rows.append([picture.resize((256, 192), Image.NEAREST) for picture in (sample["image"], *pictures)])
-    titles = ["image", "truth", "teacher", "student, labels alone", "student, AttnFD"]
-    return comparison(rows, titles, list(labels.id2label.values()), labels.palette)
+    return compare(load_segmentation_dataset("demo", split="val", **options).select(range(4)), networks)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,235 @@
+"""`scripts/publish.py`: a trained student, its card and what was measured, to the Hub in one commit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hf_segkd.arguments import parse_arguments
+from hf_segkd.commands.networks import load_network
+from hf_segkd.data import load_segmentation_dataset
+from hf_segkd.hub import planned_upload, upload
+from hf_segkd.model_card import CardFacts
+from hf_segkd.publication import cost, default_settings, describe, image_size, spread, versions, write_publication
+
+# Written by the export command into the network's folder; they go along.
+EXPORTS = ("onnx", "torch_export")
+
+
+@dataclass(kw_only=True)
+class PublishingCommand:
+    """What to publish, under which name, and what it is compared with."""
+
+    model: str = field(metadata={"help": "Folder of the network, as training leaves it."})
+    repo_id: str = field(metadata={"help": "Name on the Hub: user/name."})
+    private: bool = field(default=False, metadata={"help": "Make a private repository, if it is not there yet."})
+    self_contained: bool = field(
+        default=False,
+        metadata={"help": "Ship the network's code too, for trust_remote_code=True without the package."},
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Write the folder, say what would go where, send nothing."})
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder to keep what is sent; by default a temporary one, or MODEL-publication in a dry run."
+        },
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the network as the Hub spells it (apache-2.0, ...); never assumed."}
+    )
+    evaluation: str = field(
+        default="evaluation.json", metadata={"help": "File with the scores in the folder of each run."}
+    )
+    runs: list[str] = field(default_factory=list, metadata={"help": "Folders of the same training with other seeds."})
+    baseline: list[str] = field(
+        default_factory=list, metadata={"help": "Folders of the same student trained on the labels alone."}
+    )
+    teacher: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of the teacher; by default the one the run names."}
+    )
+    teacher_id: str | None = field(
+        default=None, metadata={"help": "Hub id of the teacher, when --teacher is a folder: the card's base_model."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "What the card calls the data set."})
+    dataset_id: str | None = field(default=None, metadata={"help": "Hub id of the data set."})
+    dataset_license: str | None = field(default=None, metadata={"help": "Licence of a data set of your own."})
+    pictures: int = field(default=4, metadata={"help": "Images of the evaluation split to show; 0 shows none."})
+    pictures_note: str | None = field(default=None, metadata={"help": "Why the card shows no pictures."})
+    space: str | None = field(default=None, metadata={"help": "Also publish a Space under this name that runs it."})
+
+
+@dataclass
+class Teacher:
+    """The teacher as far as it can still be found."""
+
+    name: str
+    network: tuple[PreTrainedModel, Any] | None
+    report: dict[str, Any] | None
+
+
+def main(args: list[str] | None = None) -> Path | str:
+    """Publish a network; returns the commit's URL, or in a dry run the folder that would be sent."""
+    (command,) = parse_arguments(PublishingCommand, args=args)
+    folder = Path(command.model)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"--model {command.model}: there is no folder with a saved network (config.json) there.")
+    student, processor = load_network(command.model)
+    report = run_report(folder, command.evaluation) if (folder / command.evaluation).is_file() else None
+    teacher = find_teacher(command, report)
+    samples = picture_samples(command, report)
+    facts = gather_facts(command, student, processor, report, teacher, samples)
+    networks = {"student": (student, processor)}
+    if teacher is not None and teacher.network is not None:
+        networks = {"teacher": teacher.network, **networks}
+    with tempfile.TemporaryDirectory() as scratch:
+        publication = Path(scratch, "publication")
+        write_publication(
+            publication, student=student, processor=processor, facts=facts, networks=networks, samples=samples
+        )
+        for name in EXPORTS:
+            if (folder / name).is_dir():
+                shutil.copytree(folder / name, publication / name)
+        print(planned_upload(publication, command.repo_id))
+        kept = command.output or (f"{command.model.rstrip('/')}-publication" if command.dry_run else None)
+        if kept is not None:
+            _keep(publication, Path(kept))
+        if command.dry_run:
+            print(f"\nDry run: nothing was sent. The folder is {kept}; its README.md is the card.")
+            return Path(kept)
+        url = upload(
+            publication,
+            command.repo_id,
+            private=command.private,
+            commit_message=f"{facts.architecture}, {facts.method}",
+        )
+    print(f"\nPublished: {url}")
+    return url
+
+
+def run_report(folder: Path, evaluation: str) -> dict[str, Any]:
+    """The scores in a run's folder, with what its training says of itself (method, seed, steps ...).
+
+    Raises:
+        ValueError: If the file is not there.
+    """
+    training, scores = folder / "evaluation.json", folder / evaluation
+    if not scores.is_file():
+        raise ValueError(
+            f"There is no {evaluation} in {folder}: train or evaluate it first, with --output {scores} in evaluate."
+        )
+    report = json.loads(training.read_text()) if training.is_file() else {}
+    return {**report, **json.loads(scores.read_text())}
+
+
+def find_teacher(command: PublishingCommand, report: dict[str, Any] | None) -> Teacher | None:
+    """The teacher that the flag or else the run names; what can't be found any more is said and left out."""
+    name = command.teacher or (report or {}).get("teacher")
+    if name is None:
+        return None
+    try:
+        network = load_network(name)
+    except ValueError as error:
+        if command.teacher is not None:
+            raise
+        print(f"The teacher {name} could not be loaded, so the card shows neither its pictures nor its costs: {error}")
+        network = None
+    scores = Path(name, command.evaluation)
+    return Teacher(name, network, run_report(Path(name), command.evaluation) if scores.is_file() else None)
+
+
+def picture_samples(command: PublishingCommand, report: dict[str, Any] | None) -> Any:
+    """Evenly spread images of the split that was evaluated, or None where none are wanted.
+
+    Raises:
+        ValueError: If the report does not say where its images are, or they are not there any more.
+    """
+    if command.pictures < 1:
+        return None
+    source = (report or {}).get("data")
+    if source is None:
+        raise ValueError(
+            f"{command.evaluation} does not say which images were evaluated, so there are none to show. Evaluate the "
+            "network again, or publish with --pictures 0."
+        )
+    dataset = load_segmentation_dataset(
+        source["dataset"], source["data_dir"], source["split"], hub_id=source["hub_id"], **source["dataset_options"]
+    )
+    return spread(dataset, command.pictures)
+
+
+def gather_facts(
+    command: PublishingCommand,
+    student: PreTrainedModel,
+    processor: Any,
+    report: dict[str, Any] | None,
+    teacher: Teacher | None,
+    samples: Any,
+) -> CardFacts:
+    """All that the card tells."""
+    folder = Path(command.model)
+    report = report or {}
+    method = report.get("method", "none")
+    size = image_size(processor, samples)  # both networks': the student's is what counts
+    costs = [cost("student", student, size)]
+    if teacher is not None and teacher.network is not None:
+        costs.append(cost("teacher", teacher.network[0], size))
+    settings_file = folder / "training_args.json"
+    published = teacher is not None and not Path(teacher.name).is_dir()
+    return CardFacts(
+        repo_id=command.repo_id,
+        architecture=describe(student),
+        id2label=student.config.id2label,
+        method=method,
+        method_kwargs=report.get("method_kwargs", {}),
+        dataset=command.dataset_name or report.get("dataset", "unknown"),
+        dataset_id=command.dataset_id or report.get("data", {}).get("hub_id"),
+        dataset_license=command.dataset_license,
+        teacher=None if teacher is None else teacher.name,
+        teacher_id=command.teacher_id or (teacher.name if published else None),
+        license=command.license,
+        report=report or None,
+        runs=[report, *(run_report(Path(run), command.evaluation) for run in command.runs)] if report else [],
+        baseline_runs=[run_report(Path(run), command.evaluation) for run in command.baseline],
+        teacher_report=None if teacher is None else teacher.report,
+        costs=costs,
+        export=read_exports(folder),
+        settings=json.loads(settings_file.read_text()) if settings_file.is_file() else {},
+        defaults=default_settings(),
+        versions=versions(),
+        pictures_note=command.pictures_note,
+        self_contained=command.self_contained,
+        space_id=command.space,
+    )
+
+
+def read_exports(folder: Path) -> dict[str, Any] | None:
+    """What the export command left in the network's folder, of all formats together.
+
+    Raises:
+        ValueError: If the network is newer than an export: it was trained again since.
+    """
+    files = [folder / name / "export.json" for name in EXPORTS if (folder / name / "export.json").is_file()]
+    if not files:
+        return None
+    weights = folder / "model.safetensors"
+    for file in files:
+        if weights.is_file() and weights.stat().st_mtime > file.stat().st_mtime:
+            raise ValueError(f"{file.parent} was exported before {weights} was written. Export again, or remove it.")
+    found = [json.loads(file.read_text()) for file in files]
+    merged = found[0]
+    for other in found[1:]:
+        merged["exports"] += other["exports"]
+        merged["latency"] = merged["latency"] or other["latency"]
+    return merged
+
+
+def _keep(publication: Path, folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists and is not empty. Remove it, or choose another --output.")
+    shutil.copytree(publication, folder, dirs_exist_ok=True)

@@ -1,0 +1,149 @@
+"""The folder that goes to the Hub for one student: weights, configuration, image processor, card, scores, pictures."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image, ImageOps
+from transformers import PreTrainedModel
+
+import hf_segkd
+from hf_segkd.arguments import DistillationArguments
+from hf_segkd.data import label_info
+from hf_segkd.inference import predict
+from hf_segkd.model_card import CardFacts, class_series, render_card
+from hf_segkd.pictures import colour, comparison, per_class_chart
+from hf_segkd.profiling import count_macs
+from hf_segkd.reports import write_json
+
+PICTURE_FILE = "comparison.png"
+CHART_FILE = "per_class_iou.png"
+CELL_WIDTH = 256
+
+# What a report says of the machine it was made on.
+PRIVATE = ("data", "model", "teacher")
+
+
+def write_publication(
+    folder: Path,
+    *,
+    student: PreTrainedModel,
+    processor: Any,
+    facts: CardFacts,
+    networks: Mapping[str, tuple[PreTrainedModel, Any]] | None = None,
+    samples: datasets.Dataset | None = None,
+) -> None:
+    """Write everything about a student into a folder.
+
+    Args:
+        folder: Where to; made if it is not there.
+        student: The network.
+        processor: Its image processor.
+        facts: What the card tells; with `self_contained` the network's code goes along, for users without the package.
+        networks: Column title -> network and image processor, for the pictures.
+        samples: Images to draw; without them (or networks) there are no pictures.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_network(student, folder, facts.self_contained)
+    processor.save_pretrained(folder)
+    if facts.report is not None:
+        write_json(
+            {key: value for key, value in facts.report.items() if key not in PRIVATE}, folder / "evaluation.json"
+        )
+        series = class_series(facts)
+        per_class_chart(list(facts.id2label.values()), series).save(folder / CHART_FILE, optimize=True)
+        facts = replace(facts, chart=CHART_FILE)
+    if samples is not None and networks:
+        compare(samples, networks).save(folder / PICTURE_FILE, optimize=True)
+        facts = replace(facts, pictures=[PICTURE_FILE])
+    (folder / "README.md").write_text(render_card(facts))
+
+
+def save_network(model: PreTrainedModel, folder: Path, self_contained: bool) -> None:
+    """`save_pretrained`; self-contained, with the files of `hf_segkd.models` that the network is made of."""
+    own = type(model).__module__.startswith("hf_segkd.")
+    if not (self_contained and own):
+        model.save_pretrained(folder)
+        return
+    classes = {type(model): "AutoModelForSemanticSegmentation", type(model.config): "AutoConfig"}
+    try:
+        for kind, auto_class in classes.items():
+            kind.register_for_auto_class(auto_class)
+        model.save_pretrained(folder)
+    finally:  # else every later save would ship code
+        for kind in classes:
+            kind._auto_class = None
+
+
+def compare(samples: datasets.Dataset, networks: Mapping[str, tuple[PreTrainedModel, Any]]) -> Image.Image:
+    """A table of pictures: image, truth and what each network sees, in the data set's colours."""
+    labels = label_info(samples)
+    rows, size = [], None
+    for sample in samples:
+        image = sample["image"]
+        size = size or (CELL_WIDTH, round(CELL_WIDTH * image.height / image.width))
+        masks = [np.array(sample["annotation"])]
+        masks += [
+            predict(model, processor, image).cpu().numpy().astype("uint8") for model, processor in networks.values()
+        ]
+        pictures = [Image.fromarray(colour(mask, labels.palette)) for mask in masks]
+        photo = ImageOps.pad(image.convert("RGB"), size, Image.Resampling.BICUBIC, color="white")
+        rows.append([photo, *(ImageOps.pad(p, size, Image.Resampling.NEAREST, color="white") for p in pictures)])
+    return comparison(rows, ["image", "truth", *networks], list(labels.id2label.values()), labels.palette)
+
+
+def spread(dataset: datasets.Dataset, count: int) -> datasets.Dataset:
+    """So many images of a data set, evenly spread over it."""
+    count = min(count, len(dataset))
+    return dataset.select(np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist())
+
+
+def describe(model: PreTrainedModel) -> str:
+    """The architecture in a few words, e.g. "DeepLabV3+ (mobilenet-v2 x 0.35, output stride 16)"."""
+    name = type(model).__name__.removesuffix("ForSemanticSegmentation").replace("DeepLabV3Plus", "DeepLabV3+")
+    config = model.config
+    backbone = getattr(config, "backbone_config", None)
+    if backbone is None:
+        return name
+    details = getattr(config, "backbone", None) or backbone.model_type.removeprefix("segkd-")
+    if getattr(backbone, "depth_multiplier", 1) != 1:
+        details += f" x {backbone.depth_multiplier:g}"
+    stride = getattr(config, "output_stride", None)
+    return f"{name} ({details}, output stride {stride})" if stride else f"{name} ({details})"
+
+
+def cost(network: str, model: PreTrainedModel, image_size: tuple[int, int] | None) -> dict[str, Any]:
+    """Size of a network as `CardFacts.costs` takes it; multiply-adds for one image of (height, width) pixels."""
+    return {
+        "network": network,
+        "parameters": model.num_parameters(),
+        "macs": None if image_size is None else count_macs(model, image_size),
+        "image_size": None if image_size is None else list(image_size),
+        "file_mb": model.get_memory_footprint(return_buffers=True) / 1e6,
+    }
+
+
+def image_size(processor: Any, samples: datasets.Dataset | None) -> tuple[int, int] | None:
+    """Height and width a network sees: the processor's, else those of the first sample."""
+    if processor.do_resize and {"height", "width"} <= set(processor.size):
+        return processor.size["height"], processor.size["width"]
+    return None if samples is None else samples[0]["image"].size[::-1]
+
+
+def default_settings() -> dict[str, Any]:
+    """The training arguments as they are when nothing is given, to tell what a run changed."""
+    return DistillationArguments(output_dir="any").to_dict()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a network was made with."""
+    packages = ("torch", "torchvision", "transformers", "accelerate", "datasets")
+    own = {"Python": platform.python_version(), "hf_segkd": hf_segkd.__version__}
+    return {**own, **{name: version(name) for name in packages}}

@@ -1,0 +1,12 @@
+"""Publish a student with its card: python scripts/publish.py --model DIR --repo_id USER/NAME [--dry_run]."""
+
+import sys
+from pathlib import Path
+
+# Python puts this folder first on its path, where evaluate.py would hide the package `evaluate`.
+sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
+from hf_segkd.commands.publishing import main
+
+if __name__ == "__main__":
+    main()

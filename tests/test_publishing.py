@@ -1,0 +1,141 @@
+import json
+import os
+import shutil
+
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+from test_commands import STUDENT, flags
+from tiny_runs import network, processor
+from transformers import AutoModelForSemanticSegmentation
+
+from hf_segkd.commands import publishing, training
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A teacher, one distilled student and two trained alone, as the training command leaves them."""
+    folder = tmp_path_factory.mktemp("runs")
+    network(width=12).save_pretrained(folder / "teacher")
+    processor().save_pretrained(folder / "teacher")
+    for name, seed, values in (
+        ("distilled", 0, {"method": "cwd", "teacher": str(folder / "teacher")}),
+        ("alone-0", 0, {}),
+        ("alone-1", 1, {}),
+    ):
+        training.main(flags(folder / name, student_config=STUDENT, seed=seed, learning_rate=0.01, **values))
+    return folder
+
+
+def publish(runs, folder, *more, model="distilled"):
+    command = ["--model", str(runs / model), "--repo_id", "ann/student", "--dry_run", "--output", str(folder), *more]
+    return publishing.main(command)
+
+
+@pytest.fixture(scope="module")
+def published(runs, tmp_path_factory):
+    baseline = ["--baseline", str(runs / "alone-0"), str(runs / "alone-1")]
+    folder = tmp_path_factory.mktemp("published") / "folder"
+    return publish(runs, folder, "--self_contained", "--license", "mit", "--pictures", "2", *baseline)
+
+
+def test_a_dry_run_leaves_the_whole_folder(published):
+    names = {path.name for path in published.iterdir()}
+    assert {"model.safetensors", "config.json", "preprocessor_config.json", "README.md", "evaluation.json"} < names
+    assert {"comparison.png", "per_class_iou.png", "modeling_deeplabv3plus.py"} < names
+    assert Image.open(published / "comparison.png").size[0] == 4 * 260 - 4  # image, truth, teacher, student
+
+
+def test_the_card_holds_scores_of_student_teacher_and_baseline(published, runs):
+    card = ModelCard.load(published / "README.md")
+    report = json.loads((runs / "distilled" / "evaluation.json").read_text())
+    scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert scores["mean_iou"] == pytest.approx(100 * report["mean_iou"], abs=0.01)
+    assert card.data.license == "mit"
+    assert "comparison.png" in card.text
+    assert "per_class_iou.png" in card.text
+
+
+def test_nothing_published_names_the_machine_or_its_files(published, runs):
+    for path in published.rglob("*"):
+        if path.suffix in (".json", ".md", ".txt", ".py"):
+            text = path.read_text()
+            assert str(runs) not in text, path
+            assert "HUB_TOKEN" not in text, path
+    assert not (published / "training_args.json").exists()
+    assert not list(published.rglob("*.bin"))
+
+
+def test_code_goes_along_only_when_asked(published, runs, tmp_path):
+    plain = publish(runs, tmp_path / "plain", "--pictures", "0")
+    assert not list(plain.glob("*.py"))
+    assert "auto_map" not in json.loads((plain / "config.json").read_text())
+    assert not (plain / "comparison.png").exists()
+
+
+def test_a_network_that_was_never_evaluated_claims_no_score(runs, tmp_path):
+    card = publish(runs, tmp_path / "out", "--pictures", "0", model="teacher") / "README.md"
+    assert not ModelCard.load(card).data.eval_results
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_a_baseline_of_another_budget_is_refused(runs, tmp_path):
+    shutil.copytree(runs / "alone-0", tmp_path / "longer")
+    report = json.loads((tmp_path / "longer" / "evaluation.json").read_text())
+    (tmp_path / "longer" / "evaluation.json").write_text(json.dumps({**report, "steps": 4000}))
+    with pytest.raises(ValueError, match="steps"):
+        publish(runs, tmp_path / "out", "--baseline", str(tmp_path / "longer"))
+
+
+def test_exports_go_along_unless_they_are_of_an_older_network(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "distilled", run)
+    (run / "onnx").mkdir()
+    (run / "onnx" / "model.onnx").write_bytes(b"onnx")
+    parity = {"images": 4, "max_logit_difference": 1e-6, "argmax_agreement": 1.0, "miou": 0.5, "miou_exported": 0.5}
+    entry = {"format": "onnx", "file": "model.onnx", "file_mb": 1.5, "argmax": False, "dynamic": False, "opset": 20}
+    report = {"exports": [{**entry, "parity": parity}], "latency": None, "versions": {}}
+    (run / "onnx" / "export.json").write_text(json.dumps(report))
+    published = publish(tmp_path, tmp_path / "out", "--pictures", "0", model="run")
+    assert (published / "onnx" / "model.onnx").read_bytes() == b"onnx"
+    assert "model.onnx" in (published / "README.md").read_text()
+    os.utime(run / "model.safetensors", (2**32, 2**32))
+    with pytest.raises(ValueError, match="exported before"):
+        publish(tmp_path, tmp_path / "again", "--pictures", "0", model="run")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--evaluation", "test.json"], "does not say which images"),
+        (["--baseline", "nowhere"], "no evaluation.json in nowhere"),
+        (["--teacher", "no/such/folder"], "no/such/folder"),
+        (["--model", "nowhere"], "no folder with a saved network"),
+    ],
+)
+def test_what_is_missing_is_named(runs, tmp_path, more, message):
+    with pytest.raises(ValueError, match=message):
+        publish(runs, tmp_path / "out", *more)
+
+
+def test_a_folder_with_something_in_it_is_not_written_over(runs, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("all of it")
+    with pytest.raises(ValueError, match="not empty"):
+        publish(runs, tmp_path / "mine", "--pictures", "0")
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "all of it"
+
+
+def test_publishing_leaves_later_saves_without_code(published, runs, tmp_path):
+    AutoModelForSemanticSegmentation.from_pretrained(runs / "distilled").save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.py"))
+
+
+def test_the_pictures_say_when_their_images_are_gone(runs, tmp_path):
+    shutil.copytree(runs / "distilled", tmp_path / "run")
+    file = tmp_path / "run" / "evaluation.json"
+    report = json.loads(file.read_text())
+    report["data"] |= {"dataset": "folder", "data_dir": str(tmp_path / "gone"), "dataset_options": {"classes": ["a"]}}
+    file.write_text(json.dumps(report))
+    with pytest.raises(ValueError, match="gone"):
+        publish(tmp_path, tmp_path / "out", model="run")
