@@ -39,7 +39,7 @@ def partial_l2_distance(student_map: Tensor, teacher_map: Tensor, margin: Tensor
     """
     target = torch.maximum(teacher_map, margin[:, None, None])
     matters = (student_map > target) | (target > 0)
-    return torch.where(matters, student_map - target, 0.0).square().sum()
+    return ((student_map - target) * matters).square().sum()
 
 
 def margin_of_norm(weight: Tensor, bias: Tensor) -> Tensor:
