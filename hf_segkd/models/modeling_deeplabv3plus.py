@@ -167,7 +167,7 @@ class DeepLabV3PlusForSemanticSegmentation(SegKDSegmentationModel):
             output_hidden_states = self.config.output_hidden_states
         if return_dict is None:
             return_dict = self.config.return_dict
-        wants_stages = output_features and isinstance(self.backbone, SegKDBackbone)
+        wants_stages = bool(output_features) and isinstance(self.backbone, SegKDBackbone)
         maps = self.backbone.forward_with_filtered_kwargs(
             pixel_values, output_hidden_states=output_hidden_states or wants_stages, return_dict=True
         )

@@ -155,6 +155,13 @@ def test_connectors_learn_first_and_go_on_learning():
     assert list(both.finished_parameters()) == list(both.losses[1].connectors.parameters())
 
 
+def test_connectors_of_the_papers_pair_have_as_many_parameters_as_the_authors():
+    widths = {"resnet18": (64, 128, 256, 512, 256, 256), "resnet101": (256, 512, 1024, 2048, 256, 256)}
+    taps = create_loss("ofd", STUDENT, TEACHER).divisors
+    specs = [NetworkSpec(dict(zip(taps, channels, strict=True)), 21) for channels in widths.values()]
+    assert sum(p.numel() for p in create_loss("ofd", *specs).parameters()) == 1_532_416
+
+
 def test_margins_come_from_the_teachers_norms_and_are_saved():
     loss = create_loss("ofd", STUDENT, TEACHER)
     state = loss.state_dict()
