@@ -5,17 +5,35 @@ from __future__ import annotations
 import difflib
 import inspect
 
+from hf_segkd.losses.at import ATLoss
 from hf_segkd.losses.attnfd import AttnFDLoss
 from hf_segkd.losses.base import AbstractDistillationLoss
 from hf_segkd.losses.combined import CombinedLoss
 from hf_segkd.losses.cwd import CWDLoss
+from hf_segkd.losses.dist import DISTLoss
 from hf_segkd.losses.fakd import FAKDCWDLoss, FAKDPDLoss
+from hf_segkd.losses.ickd import ICKDLoss
 from hf_segkd.losses.kd import KDLoss
+from hf_segkd.losses.lad import LADLoss
 from hf_segkd.losses.ofd import OFDLoss
+from hf_segkd.losses.sp import SPLoss
 from hf_segkd.types import NetworkSpec
 
 LOSSES: dict[str, type[AbstractDistillationLoss]] = {
-    loss.name: loss for loss in (KDLoss, OFDLoss, CWDLoss, AttnFDLoss, FAKDPDLoss, FAKDCWDLoss)
+    loss.name: loss
+    for loss in (
+        KDLoss,
+        ATLoss,
+        SPLoss,
+        ICKDLoss,
+        OFDLoss,
+        DISTLoss,
+        LADLoss,
+        CWDLoss,
+        AttnFDLoss,
+        FAKDPDLoss,
+        FAKDCWDLoss,
+    )
 }
 
 

@@ -1,0 +1,100 @@
+"""AT: distance between the attention maps of student and teacher (Zagoruyko and Komodakis, ICLR 2017)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_segkd.losses.adapters import align
+from hf_segkd.losses.base import AbstractDistillationLoss, require_choice
+from hf_segkd.types import Features, NetworkSpec, Paper
+
+Reduction = Literal["sum", "mean"]
+
+# CIRKD's weight (train_at.sh) belongs to the mean over positions; its maps have 64 x 128 of them.
+WEIGHTS = {"sum": 1e4 / (64 * 128), "mean": 1e4}
+
+
+def attention_map(feature: Tensor) -> Tensor:
+    """Mean of the squares over the channels: (b, c, h, w) -> (b, 1, h, w)."""
+    return feature.square().mean(dim=1, keepdim=True)
+
+
+def attention_distance(student_map: Tensor, teacher_map: Tensor, reduction: Reduction = "sum") -> Tensor:
+    r"""Mean over the images of $\| q^s / \|q^s\| - q^t / \|q^t\| \|^2$, q being the `attention_map` as a vector.
+
+    The sum over the h w positions lies between 0 and 2 whatever the crop; the mean over them, as public code takes
+    it, is h w times smaller. Eq. 2 of the paper prints the norm itself; all code, the authors' too, squares it.
+
+    Args:
+        student_map: (b, c, h, w).
+        teacher_map: (b, c', h', w'); its attention is resized, as Section 3.1 proposes, where the sizes differ.
+        reduction: `sum` or `mean` over the positions.
+    """
+    student_attention = attention_map(student_map)
+    teacher_attention = align(attention_map(teacher_map), student_attention)
+    # F.normalize divides by at least 1e-12, so a map of zeros stays one and has a gradient of 0.
+    difference = F.normalize(student_attention.flatten(1)) - F.normalize(teacher_attention.flatten(1))
+    squares = difference.square().sum(1)
+    return squares.mean() if reduction == "sum" else squares.mean() / difference.shape[1]
+
+
+class ATLoss(AbstractDistillationLoss):
+    """Paying More Attention to Attention, the activation-based form with the second power.
+
+    One or several taps, whose distances are added. Widths may differ: the channels are averaged away. There is nothing
+    to train, and ignored pixels count, as in all public versions.
+
+    Args:
+        student: What the student offers.
+        teacher: What the teacher offers.
+        weight: Weight of the term. By default CIRKD's 10000 for `mean`, and for `sum` what that is at its maps of
+            64 x 128: 1.22. A weight for `mean` divided by h w is the weight for `sum`. CIRKD adds KD of weight 1
+            (`--method at,kd`).
+        reduction: `sum` over the positions, which doesn't depend on the size of the crop, or their `mean`, as in the
+            code of Zagoruyko, RepDistiller and CIRKD.
+        taps: The maps to compare. CIRKD: the one that enters the classifier; the paper: the end of several stages.
+
+    Raises:
+        ValueError: If there is no tap, one is missing, or a value is out of range.
+    """
+
+    name: ClassVar[str] = "at"
+    paper: ClassVar[Paper] = Paper(
+        title="Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks via "
+        "Attention Transfer",
+        venue="ICLR 2017",
+        arxiv="1612.03928",
+        bibtex="""@inproceedings{zagoruyko2017paying,
+  title     = {{Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks via Attention Transfer}},
+  author    = {Zagoruyko, Sergey and Komodakis, Nikos},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2017}
+}""",  # noqa: E501
+        code="https://github.com/szagoruyko/attention-transfer/tree/893df54",
+    )
+
+    def __init__(
+        self,
+        student: NetworkSpec,
+        teacher: NetworkSpec,
+        *,
+        weight: float | None = None,
+        reduction: Reduction = "sum",
+        taps: tuple[str, ...] = ("decoder",),
+    ) -> None:
+        require_choice("reduction", reduction, tuple(WEIGHTS))
+        taps = tuple(taps)
+        if not taps:
+            raise ValueError("taps is empty; at needs at least one map to compare.")
+        weight = WEIGHTS[reduction] if weight is None else weight
+        super().__init__(student, teacher, student_taps=taps, teacher_taps=taps, weights={"at": weight})
+        self.reduction = reduction
+
+    def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
+        """See the base class and `attention_distance`; the labels are not read."""
+        distances = [attention_distance(student[tap], teacher[tap], self.reduction) for tap in self.student_taps]
+        return {"at": torch.stack(distances).sum()}

@@ -1,0 +1,122 @@
+"""DIST: correlation between the class probabilities of student and teacher (Huang et al., NeurIPS 2022)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from hf_segkd.losses.adapters import align
+from hf_segkd.losses.base import (
+    AbstractDistillationLoss,
+    require_choice,
+    require_positive,
+    require_same_num_labels,
+)
+from hf_segkd.types import Features, NetworkSpec, Paper
+
+# A vector whose deviations from its mean are less than this fraction of it is constant up to fp32's rounding.
+CONSTANT = 1e-6
+
+
+def pearson_correlation(student: Tensor, teacher: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """Correlation coefficients over the dimensions `dim`; 1e-8 is added to the product of the norms, as in the code.
+
+    Where the student is constant the result is 0, as in the code, and so is its gradient: there is no direction to
+    follow. (The code divides by that 1e-8 alone: all-equal logits get gradients of 1e5.)
+    """
+    mean = student.mean(dim, keepdim=True)
+    student, teacher = student - mean, teacher - teacher.mean(dim, keepdim=True)
+    square = student.square().sum(dim)
+    size = student.numel() // square.numel()
+    varies = square > CONSTANT**2 * size * mean.square().squeeze(dim)
+    norms = torch.where(varies, square, 1.0).sqrt() * teacher.square().sum(dim).sqrt()
+    return torch.where(varies, (student * teacher).sum(dim) / (norms + 1e-8), 0.0)
+
+
+def correlation_distances(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    r"""Inter- and intra-class distance, each 1 minus a mean of correlations of $p = \mathrm{softmax}(z / T)$; 0 to 2.
+
+    Inter: over the classes of each pixel, mean over the pixels. Intra: over all pixels of the batch for each class,
+    mean over the classes.
+
+    Args:
+        student_logits: (b, k, h, w).
+        teacher_logits: (b, k, h, w).
+        temperature: T, positive.
+    """
+    student, teacher = (student_logits / temperature).softmax(1), (teacher_logits / temperature).softmax(1)
+    inter = 1.0 - pearson_correlation(student, teacher, (1,)).mean()
+    intra = 1.0 - pearson_correlation(student, teacher, (0, 2, 3)).mean()
+    return inter, intra
+
+
+class DISTLoss(AbstractDistillationLoss):
+    """Knowledge Distillation from A Stronger Teacher; two terms, `dist_inter` and `dist_intra`.
+
+    On the logits at the head's resolution. The authors add 0.4 times the same loss on the logits of auxiliary heads;
+    these networks have none. The pixels of the intra-class correlation are those of one process, and ignored pixels
+    count, as in all public versions.
+
+    Args:
+        student: What the student offers.
+        teacher: What the teacher offers.
+        weight: Factor of both terms; 1 in the authors' segmentation code.
+        beta: Weight of the inter-class term; 1 in the authors' segmentation code.
+        gamma: Weight of the intra-class term; 1 in the authors' segmentation code.
+        temperature: T, positive. The segmentation code has none, that is 1.
+        variant: `paper`, or `mmrazor` for both terms times T^2, as mmrazor and the authors' classification code have
+            it. The correlation doesn't change with the scale of the probabilities, so there is nothing to make up for.
+
+    Raises:
+        ValueError: If the class counts differ, `logits` is missing, or a value is out of range.
+    """
+
+    name: ClassVar[str] = "dist"
+    paper: ClassVar[Paper] = Paper(
+        title="Knowledge Distillation from A Stronger Teacher",
+        venue="NeurIPS 2022",
+        arxiv="2205.10536",
+        bibtex="""@inproceedings{huang2022knowledge,
+  title     = {{Knowledge Distillation from A Stronger Teacher}},
+  author    = {Huang, Tao and You, Shan and Wang, Fei and Qian, Chen and Xu, Chang},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  volume    = {35},
+  pages     = {33716--33727},
+  year      = {2022}
+}""",
+        code="https://github.com/hunto/DIST_KD/blob/2418f18/segmentation/losses/dist_kd.py",
+    )
+
+    def __init__(
+        self,
+        student: NetworkSpec,
+        teacher: NetworkSpec,
+        *,
+        weight: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        temperature: float = 1.0,
+        variant: Literal["paper", "mmrazor"] = "paper",
+    ) -> None:
+        super().__init__(
+            student,
+            teacher,
+            student_taps=("logits",),
+            teacher_taps=("logits",),
+            weights={"dist_inter": weight * beta, "dist_intra": weight * gamma},
+        )
+        require_same_num_labels(self.name, student, teacher)
+        require_positive("temperature", temperature)
+        require_choice("variant", variant, ("paper", "mmrazor"))
+        self.temperature = temperature
+        self.factor = temperature**2 if variant == "mmrazor" else 1.0
+
+    def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
+        """See the base class and `correlation_distances`; the labels are not read."""
+        logits = student["logits"]
+        inter, intra = correlation_distances(logits, align(teacher["logits"], logits), self.temperature)
+        return {"dist_inter": self.factor * inter, "dist_intra": self.factor * intra}

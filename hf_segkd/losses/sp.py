@@ -1,0 +1,105 @@
+"""SP: distance between the image-to-image similarities of student and teacher (Tung and Mori, ICCV 2019)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn import functional as F
+from transformers.utils import logging
+
+from hf_segkd.losses.base import AbstractDistillationLoss
+from hf_segkd.types import Features, NetworkSpec, Paper
+
+logger = logging.get_logger(__name__)
+
+
+def similarity_matrix(maps: Tensor) -> Tensor:
+    """Inner products of all pairs of images, each row of products scaled to length 1: (b, c, h, w) -> (b, b)."""
+    channels = maps.flatten(2).transpose(0, 1)  # (c, b, h*w)
+    # One product over a whole map adds up in sequence on CPUs, and its gradient is off by 1e-3 in fp32.
+    return F.normalize((channels @ channels.mT).sum(0), dim=1)
+
+
+def similarity_distance(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
+    r"""Eq. 4: $\frac{1}{b^2} \| G^s - G^t \|_F^2$, G being the `similarity_matrix`; at most 4 / b.
+
+    Args:
+        student_maps: (b, c, h, w).
+        teacher_maps: (b, c', h', w').
+    """
+    return (similarity_matrix(student_maps) - similarity_matrix(teacher_maps)).square().mean()
+
+
+def gather_images(maps: Tensor) -> Tensor:
+    """The maps (b, c, h, w) of all processes, in the order of their ranks; gradient reaches the own ones alone."""
+    parts = [torch.empty_like(maps, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, maps.detach().contiguous())
+    parts[dist.get_rank()] = maps
+    return torch.cat(parts)
+
+
+class SPLoss(AbstractDistillationLoss):
+    """Similarity-Preserving Knowledge Distillation.
+
+    Compares how alike the images of a batch are, so it needs two of them: a batch of one image gives exactly 0 and
+    teaches nothing. With several processes the batch is that of all of them; each must then bring the same number of
+    images of the same size, as the Trainer's loaders do, and holds the maps of all. Sizes and widths of student and
+    teacher may differ entirely. There is nothing to train.
+
+    Args:
+        student: What the student offers.
+        teacher: What the teacher offers.
+        weight: Weight of the term. 3000 is RepDistiller's, for batches of 64 small images; no weight for
+            segmentation is published. The value falls as 1 / b, so 3000 b / 64 is that weight's equal for b images.
+        gather: Compare the images of all processes; False compares those of each process, as all public code does.
+        tap: The map to compare.
+
+    Raises:
+        ValueError: If the tap is missing or the weight is negative.
+    """
+
+    name: ClassVar[str] = "sp"
+    paper: ClassVar[Paper] = Paper(
+        title="Similarity-Preserving Knowledge Distillation",
+        venue="ICCV 2019",
+        arxiv="1907.09682",
+        bibtex="""@inproceedings{tung2019similarity,
+  title     = {{Similarity-Preserving Knowledge Distillation}},
+  author    = {Tung, Frederick and Mori, Greg},
+  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)},
+  pages     = {1365--1374},
+  year      = {2019}
+}""",
+        code="https://github.com/HobbitLong/RepDistiller/blob/b84f547/distiller_zoo/SP.py",
+    )
+
+    def __init__(
+        self,
+        student: NetworkSpec,
+        teacher: NetworkSpec,
+        *,
+        weight: float = 3000.0,
+        gather: bool = True,
+        tap: str = "decoder",
+    ) -> None:
+        super().__init__(student, teacher, student_taps=(tap,), teacher_taps=(tap,), weights={"sp": weight})
+        self.gather = gather
+        self.tap = tap
+
+    def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
+        """See the base class and `similarity_distance`; the labels are not read."""
+        student_maps, teacher_maps = student[self.tap], teacher[self.tap]
+        processes = 1
+        if self.gather and dist.is_available() and dist.is_initialized():
+            processes = dist.get_world_size()
+        if processes > 1:
+            student_maps, teacher_maps = gather_images(student_maps), gather_images(teacher_maps)
+        if len(student_maps) == 1:
+            logger.warning_once("sp compares the images of a batch; with one image it is always 0. Use two or more.")
+        distance = similarity_distance(student_maps, teacher_maps)
+        # The value is that of all images everywhere, but each process has only the gradient through its own. The whole
+        # gradient is the sum of these parts and DDP takes their mean: scale the gradient, not the value.
+        return {"sp": distance.detach() + processes * (distance - distance.detach())}
