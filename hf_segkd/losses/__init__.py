@@ -16,6 +16,7 @@ from hf_segkd.losses.ickd import ICKDLoss
 from hf_segkd.losses.kd import KDLoss
 from hf_segkd.losses.lad import LADLoss
 from hf_segkd.losses.ofd import OFDLoss
+from hf_segkd.losses.skds import SKDSLoss
 from hf_segkd.losses.sp import SPLoss
 from hf_segkd.types import NetworkSpec
 
@@ -29,6 +30,7 @@ LOSSES: dict[str, type[AbstractDistillationLoss]] = {
         OFDLoss,
         DISTLoss,
         LADLoss,
+        SKDSLoss,
         CWDLoss,
         AttnFDLoss,
         FAKDPDLoss,

@@ -11,6 +11,8 @@ from hf_segkd.types import NetworkSpec
 
 # Taps a loss takes statistics from, without gradient.
 STATISTICS_TAPS = {"fakd_pd": {"decoder"}, "fakd_cwd": {"decoder"}}
+# A score, not a distance.
+SIGNED_TERMS = {"skds_adversarial"}
 ARXIV = {
     "kd": "1503.02531",
     "at": "1612.03928",
@@ -19,6 +21,7 @@ ARXIV = {
     "ofd": "1904.01866",
     "dist": "2205.10536",
     "lad": "",
+    "skds": "1903.04197",
     "cwd": "2011.13256",
     "attnfd": "2403.05451",
     "fakd_pd": "2208.14143",
@@ -34,6 +37,7 @@ VARIANTS = {
     "dist mmrazor": ("dist", {"temperature": 4.0, "variant": "mmrazor"}),
     "lad channel": ("lad", {"vector": "channel", "tap": "backbone"}),
     "lad patch": ("lad", {"vector": "patch"}),
+    "skds cirkd": ("skds", {"preset": "cirkd"}),
     "kd drop_ignored": ("kd", {"drop_ignored": True}),
     "cwd feature": ("cwd", {"tap": "encoder"}),
     "attnfd official": ("attnfd", {"preset": "official"}),
@@ -62,11 +66,11 @@ def test_terms_are_finite_fp32_scalars_with_a_weight_each(variant):
     loss = build(variant)
     terms = loss(make_features(STUDENT, 1), make_features(TEACHER, 2), make_labels())
     assert terms.keys() == loss.weights.keys()
-    for value in terms.values():
+    for name, value in terms.items():
         assert value.shape == ()
         assert value.dtype == torch.float32
         assert torch.isfinite(value)
-        assert value > 0
+        assert value > 0 or name in SIGNED_TERMS
 
 
 def test_gradients_reach_each_tap_and_parameter_and_never_the_teacher(variant):

@@ -1,0 +1,156 @@
+"""SKDS: pixel-wise, pair-wise and adversarial distillation together (Liu et al., CVPR 2019)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_segkd.losses.adapters import align
+from hf_segkd.losses.adversary import Adversary
+from hf_segkd.losses.base import (
+    AbstractDistillationLoss,
+    require_choice,
+    require_same_num_labels,
+)
+from hf_segkd.losses.kd import pixel_wise_divergence
+from hf_segkd.types import Features, NetworkSpec, Paper
+
+Preset = Literal["official", "cirkd"]
+
+# Weights of the pixel-wise, pair-wise and adversarial term.
+WEIGHTS = {
+    # The authors' run script: 10, 0.5, 0.1, its pixel-wise term summed over the 8 images of a batch.
+    "official": (80.0, 0.5, 0.1),
+    "cirkd": (1.0, 10.0, 0.001),
+}
+
+
+def pair_wise_distance(
+    student_map: Tensor, teacher_map: Tensor, variant: Preset = "official", pool_scale: float = 0.5
+) -> Tensor:
+    r"""Mean of $(a^t_{ij} - a^s_{ij})^2$ over the images and all pairs of nodes, a node with itself included.
+
+    A node is a region of the map, max-pooled; $a_{ij}$ is the cosine of nodes i and j.
+
+    Args:
+        student_map: (b, c, h, w).
+        teacher_map: (b, c', h, w).
+        variant: `official` pools regions of `pool_scale` times the map, so that 4 nodes are left, or up to 9 where the
+            sides are odd, and treats the norms as constants of the gradient. `cirkd` pools 2x2 pixels (n = h w / 4
+            nodes, matrices of n x n) and differentiates the norms.
+        pool_scale: Side of a region in sides of the map, for `official`.
+    """
+    kernel: tuple[int, ...] = (2, 2)
+    if variant == "official":
+        kernel = tuple(max(1, int(side * pool_scale)) for side in student_map.shape[2:])
+    student, teacher = (
+        _cosines(F.max_pool2d(features, kernel, ceil_mode=True).flatten(2), detach_norm=variant == "official")
+        for features in (student_map, teacher_map)
+    )
+    return (teacher - student).square().mean()
+
+
+def _cosines(nodes: Tensor, detach_norm: bool) -> Tensor:
+    """(b, c, n) to (b, n, n)."""
+    if detach_norm:
+        unit = nodes / (nodes.detach().square().sum(1, keepdim=True).sqrt() + 1e-8)
+    else:
+        unit = F.normalize(nodes, dim=1)
+    return unit.transpose(1, 2) @ unit
+
+
+class SKDSLoss(AbstractDistillationLoss):
+    """Structured Knowledge Distillation for Semantic Segmentation.
+
+    Three terms; one whose weight is 0 is left out, with all it costs:
+
+    - `skds_pixel`: `pixel_wise_divergence` at temperature 1. The code has the cross-entropy of the same gradient,
+      summed over the batch and divided by h w.
+    - `skds_pair`: `pair_wise_distance`.
+    - `skds_adversarial`: minus the score a discriminator gives to the student's logits; may be negative. The
+      discriminator learns beside the student: see `Adversary`, and `Discriminator` for logits of less than 64x64.
+
+    Args:
+        student: What the student offers.
+        teacher: What the teacher offers.
+        preset: `official` (the authors') or `cirkd` (CIRKD's), the code after which weights, pair-wise term and
+            adversary are made: WGAN-GP with SGD or hinge with Adam.
+        weight: Weight of the pixel-wise term: 80, which is 10 times 8 images on one GPU (`official`; the paper's
+            formula, a mean, gives 10), or 1 (`cirkd`).
+        pair_weight: 0.5 (`official`, run script; the paper says 10) or 10 (`cirkd`).
+        adversarial_weight: 0.1 (`official` and paper) or 0.001 (`cirkd`).
+        tap: The map of the pair-wise term, the one before the classifier in both codes.
+        pool_scale: See `pair_wise_distance`.
+        objective: `wgan-gp` or `hinge`; None takes the preset's.
+        discriminator_learning_rate: 4e-4 in both codes.
+
+    Raises:
+        ValueError: If the class counts differ, a tap is missing, or a value is out of range.
+    """
+
+    name: ClassVar[str] = "skds"
+    matches: ClassVar[str] = "class probabilities, similarities of regions, a discriminator's score"
+    paper: ClassVar[Paper] = Paper(
+        title="Structured Knowledge Distillation for Semantic Segmentation",
+        venue="CVPR 2019",
+        arxiv="1903.04197",
+        bibtex="""@inproceedings{liu2019structured,
+  title     = {Structured Knowledge Distillation for Semantic Segmentation},
+  author    = {Liu, Yifan and Chen, Ke and Liu, Chris and Qin, Zengchang and Luo, Zhenbo and Wang, Jingdong},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  pages     = {2604--2613},
+  year      = {2019}
+}""",
+        code="https://github.com/irfanICMLL/structure_knowledge_distillation/tree/ce208e1",
+    )
+
+    def __init__(
+        self,
+        student: NetworkSpec,
+        teacher: NetworkSpec,
+        *,
+        preset: Preset = "official",
+        weight: float | None = None,
+        pair_weight: float | None = None,
+        adversarial_weight: float | None = None,
+        tap: str = "decoder",
+        pool_scale: float = 0.5,
+        objective: Literal["wgan-gp", "hinge"] | None = None,
+        discriminator_learning_rate: float = 4e-4,
+    ) -> None:
+        require_choice("preset", preset, tuple(WEIGHTS))
+        terms = ("skds_pixel", "skds_pair", "skds_adversarial")
+        given = (weight, pair_weight, adversarial_weight)
+        weights = {
+            term: default if value is None else value
+            for term, value, default in zip(terms, given, WEIGHTS[preset], strict=True)
+        }
+        weights = {term: value for term, value in weights.items() if value != 0}
+        taps = ("logits", tap) if "skds_pair" in weights else ("logits",)
+        super().__init__(student, teacher, student_taps=taps, teacher_taps=taps, weights=weights)
+        require_same_num_labels(self.name, student, teacher)
+        if not 0 < pool_scale < 1:
+            raise ValueError(f"pool_scale is {pool_scale}; it must be between 0 and 1: a lone node has no pairs.")
+        self.preset = preset
+        self.tap = tap
+        self.pool_scale = pool_scale
+        if "skds_adversarial" in weights:
+            default, optimizer = ("wgan-gp", "sgd") if preset == "official" else ("hinge", "adam")
+            self.adversary = Adversary(student.num_labels, objective or default, optimizer, discriminator_learning_rate)
+
+    def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
+        """See the base class and this one; the labels are not read."""
+        logits = student["logits"]
+        teacher_logits = align(teacher["logits"], logits)
+        terms = {}
+        if "skds_pixel" in self.weights:
+            terms["skds_pixel"] = pixel_wise_divergence(logits, teacher_logits)
+        if "skds_pair" in self.weights:
+            student_map = student[self.tap]
+            teacher_map = align(teacher[self.tap], student_map)
+            terms["skds_pair"] = pair_wise_distance(student_map, teacher_map, self.preset, self.pool_scale)
+        if "skds_adversarial" in self.weights:
+            terms["skds_adversarial"] = self.adversary(logits, teacher_logits)
+        return terms
