@@ -91,6 +91,16 @@ class DistillationArguments(TrainingArguments):
         metadata={"help": "Photometric augmentation, an option of hf_segkd.data.TrainTransform."},
     )
 
+    # --- publishing ---
+    hub_license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the published student, as the Hub spells it (apache-2.0, ...); never assumed."},
+    )
+    hub_self_contained: bool = field(
+        default=False,
+        metadata={"help": "Publish the student's code too, for trust_remote_code=True where the package is missing."},
+    )
+
     # --- running ---
     channels_last: bool = field(
         default=False,

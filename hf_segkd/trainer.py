@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, EvalPrediction
 from transformers.utils import logging
 
@@ -23,6 +23,7 @@ from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
 from hf_segkd.distiller import Distiller, build_distiller, parameter_groups
 from hf_segkd.inputs import augmented, whole_images
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
+from hf_segkd.publishing_trainer import PublishingTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -32,11 +33,12 @@ LOSS_STATE_FILE = "distillation.safetensors"
 ARGUMENTS_FILE = "training_args.json"
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(PublishingTrainer):
     """Trains `model` on its labels and on what a frozen teacher knows.
 
     `trainer.student` is the network that is trained and saved: every checkpoint and `save_model` write a plain
     student that `from_pretrained` loads. The loss's own parameters train along and live beside it in checkpoints.
+    With `args.push_to_hub` the student is published as `PublishingTrainer` says.
 
     Args:
         model: The student.
@@ -75,7 +77,6 @@ class DistillationTrainer(Trainer):
         distiller = build_distiller(model, teacher, args)
         if args.channels_last:
             model.to(memory_format=torch.channels_last)
-        self._confusion_matrix = torch.zeros(0, dtype=torch.int64)
         self._sum_of_rows: Tensor | None = None
         self._sums: dict[str, Tensor] = {}
         self._batches_summed = 0
@@ -121,6 +122,7 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Any]]:
         """Cross-entropy plus the terms of the distillation loss, the mean of the batch."""
+        self._scored_images = None  # the student is about to change
         teacher_features = None
         distiller = self.accelerator.unwrap_model(model)
         if distiller.loss is not None:
@@ -184,23 +186,20 @@ class DistillationTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last, self.data_collator = drop_last, collator
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """mIoU, mean class accuracy and pixel accuracy of the student, whole images at a single scale.
 
         Labels are compared at their own resolution, logits being resized to it as the image processor's
         `post_process_semantic_segmentation` does. `confusion_matrix` holds the last evaluation's counts.
         """
         self._sum_of_rows = None  # an evaluation that was interrupted leaves its counts
+        self._confusion_matrix = torch.zeros(0, dtype=torch.int64)
+        self._scored_images = dataloader.dataset
         if self.args.world_size > 1:
             # Batch norm statistics differ between the processes; score the ones that are saved, process 0's.
             for buffer in self.student.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-        return super().evaluation_loop(*args, **kwargs)
-
-    @property
-    def confusion_matrix(self) -> Tensor:
-        """Counts of the last evaluation, (k, k) int64: rows are the truth, columns the prediction."""
-        return self._confusion_matrix
+        return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def prediction_step(
         self,
@@ -265,6 +264,7 @@ class DistillationTrainer(Trainer):
             raise ValueError(f"There is no checkpoint folder {resume_from_checkpoint}.")
         saved = type(distiller.student).from_pretrained(resume_from_checkpoint)
         distiller.student.load_state_dict(saved.state_dict())
+        self._scored_images = None
         if distiller.loss is None:
             return
         loss_state = Path(resume_from_checkpoint, LOSS_STATE_FILE)

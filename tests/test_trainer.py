@@ -330,13 +330,6 @@ def test_an_interrupted_evaluation_leaves_no_counts_behind(tmp_path):
     assert run.evaluate()["eval_mean_iou"] == expected
 
 
-def test_transformers_own_model_card_is_written(tmp_path):
-    run = trainer(tmp_path, method="kd", max_steps=1)
-    run.train()
-    run.create_model_card()
-    assert (tmp_path / "README.md").is_file()
-
-
 def test_what_would_train_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="so nothing would be trained"):
         DistillationTrainer(

@@ -1,0 +1,230 @@
+"""`Trainer` that pushes publications: what others need of the student, with its card and scores, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.utils import PushInProgress, logging
+
+from hf_segkd.arguments import DistillationArguments
+from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
+from hf_segkd.hub import create_repository, upload
+from hf_segkd.model_card import CardFacts
+from hf_segkd.publication import (
+    CHART_FILE,
+    PICTURE_FILE,
+    cost,
+    describe,
+    image_size,
+    spread,
+    versions,
+    write_publication,
+)
+from hf_segkd.reports import evaluation_report
+
+logger = logging.get_logger(__name__)
+
+NUM_PICTURES = 4
+
+# Not every push has them, and an older student's are not this one's.
+NOT_ALWAYS_THERE = ("evaluation.json", CHART_FILE, PICTURE_FILE)
+
+
+class PublishingTrainer(Trainer):
+    """The pushes of `Trainer`, with a publication in place of the output folder.
+
+    `push_to_hub`, `hub_strategy`, `hub_always_push`, `hub_revision`, `hub_private_repo` and `hub_token` mean what they
+    mean to `Trainer`. A push is one commit, of a checkpoint too, which lies in a folder beside the student. Scores
+    are told where the student that is pushed was evaluated on a data set of `load_segmentation_dataset`.
+    """
+
+    args: DistillationArguments
+    student: PreTrainedModel
+    teacher: nn.Module | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Counts of the last evaluation, none before it; and its images, none when the student has changed since.
+        self._confusion_matrix = torch.zeros(0, dtype=torch.int64)
+        self._scored_images: Any = None
+        self._private = False
+        self._uploads = ThreadPoolExecutor(max_workers=1)  # one, so that commits come in the order of the pushes
+        super().__init__(*args, **kwargs)
+
+    @property
+    def confusion_matrix(self) -> Tensor:
+        """Counts of the last evaluation, (k, k) int64: rows are the truth, columns the prediction."""
+        return self._confusion_matrix
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository, so that a wrong name or token is known before training starts.
+
+        Raises:
+            ValueError: If there is no image processor, which others need to use the student, or for the reasons of
+                `hf_segkd.hub.upload`.
+            ConnectionError: If the Hub can not be reached.
+        """
+        if not self.is_world_process_zero():
+            return
+        if self.processing_class is None:
+            raise ValueError(
+                "push_to_hub needs processing_class, the image processor: nobody can use a student without."
+            )
+        self._private = bool(self.args.hub_private_repo if private is None else private)
+        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        self.hub_model_id = create_repository(name, private=self._private, token=token or self.args.hub_token)
+        self.push_in_progress = None
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> str | Future[str] | None:
+        """Save the student and publish it.
+
+        Args:
+            commit_message: First line of the commit.
+            blocking: Wait for the upload.
+            token: Instead of `args.hub_token`.
+            revision: Branch, instead of `args.hub_revision`.
+            private: Instead of `args.hub_private_repo`, for a repository that is not there yet.
+
+        Returns:
+            URL of the commit, a future of it if not `blocking`; None on all processes but the main one.
+
+        Raises:
+            ValueError: As `init_hf_repo`.
+            ConnectionError: If the connection breaks.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        push = self._push(commit_message, {}, token, revision)
+        if blocking:
+            return push.result()
+        self._in_background(push)
+        return push
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
+        when = f"epoch {int(self.state.epoch)}" if by_epoch else f"step {self.state.global_step}"
+        place = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name}
+        folders = {}
+        if self.args.hub_strategy in place:
+            folders[place[self.args.hub_strategy]] = checkpoint_folder
+        self._in_background(self._push(f"Training in progress, {when}", folders))
+
+    def create_model_card(self) -> None:
+        """Write the card, with the scores and pictures it shows, beside the student in the output folder."""
+        if self.is_world_process_zero():
+            self._write_publication(Path(self.args.output_dir))
+
+    def _push(
+        self, commit_message: str, folders: dict[str, str], token: str | None = None, revision: str | None = None
+    ) -> Future[str]:
+        """Write a publication as of now, with the folders beside it, and start its upload."""
+        scratch = Path(tempfile.mkdtemp())
+        try:
+            self._write_publication(scratch)
+            # Copied, for training goes on and may delete old checkpoints.
+            for name, folder in folders.items():
+                shutil.copytree(folder, scratch / name)
+        except BaseException:
+            shutil.rmtree(scratch)
+            raise
+
+        def send() -> str:
+            try:
+                return upload(
+                    scratch,
+                    self.hub_model_id,
+                    private=self._private,
+                    commit_message=commit_message,
+                    outdated=NOT_ALWAYS_THERE,
+                    revision=revision or self.args.hub_revision,
+                    token=token or self.args.hub_token,
+                )
+            finally:
+                shutil.rmtree(scratch)
+
+        return self._uploads.submit(send)
+
+    def _in_background(self, push: Future[str]) -> None:
+        if self.push_in_progress is None or self.push_in_progress.is_done():
+            self.push_in_progress = PushInProgress([])
+        self.push_in_progress.jobs.append(push)
+        push.add_done_callback(_tell_failure)
+
+    def _write_publication(self, folder: Path) -> None:
+        student, processor = self.student, self.processing_class
+        networks = {"student": (student, processor)}
+        if self.teacher is not None:
+            networks = {"teacher": (self.accelerator.unwrap_model(self.teacher), processor), **networks}
+        samples = None
+        if isinstance(self.eval_dataset, EvaluationDataset):
+            samples = spread(self.eval_dataset.dataset, NUM_PICTURES)
+        student.eval()  # Trainer puts it back into training mode at every step
+        facts = self._facts({name: network for name, (network, _) in networks.items()}, image_size(processor, samples))
+        write_publication(folder, student=student, processor=processor, facts=facts, networks=networks, samples=samples)
+
+    def _facts(self, networks: dict[str, PreTrainedModel], size: tuple[int, int] | None) -> CardFacts:
+        report, images, teacher = self._report(), self.train_dataset, networks.get("teacher")
+        origin = "" if teacher is None else teacher.name_or_path
+        return CardFacts(
+            repo_id=self.hub_model_id or Path(self.args.output_dir).absolute().name,
+            architecture=describe(self.student),
+            id2label=self.student.config.id2label,
+            method=self.args.method,
+            method_kwargs=self.args.method_kwargs,
+            dataset=label_info(images.dataset).name if isinstance(images, AugmentedDataset) else "unknown",
+            teacher=None if teacher is None else origin or describe(teacher),
+            teacher_id=origin if origin.count("/") == 1 and not Path(origin).exists() else None,
+            license=self.args.hub_license,
+            report=report,
+            runs=[] if report is None else [report],
+            costs=[cost(name, network, size) for name, network in networks.items()],
+            settings=self.args.to_dict(),
+            # With accelerate's state as it is: other new arguments would reset it in the middle of the run.
+            defaults=DistillationArguments(accelerator_config={"use_configured_state": True}).to_dict(),
+            versions=versions(),
+            self_contained=self.args.hub_self_contained,
+        )
+
+    def _report(self) -> dict[str, Any] | None:
+        """Scores of the student as it is now, if it was evaluated on images that are known."""
+        if not (isinstance(self._scored_images, EvaluationDataset) and self._confusion_matrix.numel()):
+            return None
+        images = self._scored_images.dataset
+        report = evaluation_report(self._confusion_matrix, label_info(images), str(images.split or "eval"), len(images))
+        return report | {
+            "method": self.args.method,
+            "method_kwargs": self.args.method_kwargs,
+            "seed": self.args.seed,
+            "steps": self.state.global_step,
+            "batch_size": self.args.images_per_step,
+        }
+
+
+def _tell_failure(push: Future[str]) -> None:
+    if push.exception() is not None:
+        logger.error(f"A push to the Hub failed; training goes on, the next push takes all along. {push.exception()}")
