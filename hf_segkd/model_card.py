@@ -119,7 +119,7 @@ class CardFacts:
 def render_card(facts: CardFacts) -> str:
     """The whole README.md: metadata for the Hub, text for people."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"md": escape, "fold": _fold, "last_part": _last_part, "size": _size}
+    environment.filters |= {"md": _escape, "fold": _fold, "last_part": _last_part, "size": _size}
     environment.filters |= {"percent": _percent, "number": _number}
     changed, unchanged = _settings(facts)
     card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -183,7 +183,7 @@ def class_series(facts: CardFacts) -> dict[str, list[float | None]]:
     return series
 
 
-def escape(text: str) -> str:
+def _escape(text: str) -> str:
     """Plain text on one line that Markdown, also in a table, and HTML show as it is."""
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
@@ -235,7 +235,7 @@ def _comparison(facts: CardFacts) -> str:
     sentences = [gain_in_words(runs, facts.baseline_runs)] if facts.method_names else []
     if len(runs) == 1:
         sentences.append("One seed: how much the scores differ from seed to seed is not known.")
-    if facts.teacher_report:
+    if facts.teacher_report and facts.teacher_report["mean_iou"] > 0:
         kept = statistics.mean(run["mean_iou"] for run in runs) / facts.teacher_report["mean_iou"]
         sentences.append(f"The student reaches {100 * kept:.2f} % of the teacher's mIoU.")
     return " ".join(sentences)
@@ -243,7 +243,7 @@ def _comparison(facts: CardFacts) -> str:
 
 def _per_class(facts: CardFacts) -> str:
     series = class_series(facts)
-    columns = [map(escape, facts.class_names), *(map(_percent, values) for values in series.values())]
+    columns = [map(_escape, facts.class_names), *(map(_percent, values) for values in series.values())]
     return table(["class", *series], [list(row) for row in zip(*columns, strict=True)])
 
 
@@ -267,8 +267,8 @@ def _list_exports(facts: CardFacts) -> list[dict[str, Any]]:
 def _exports(facts: CardFacts) -> str:
     rows = [
         [
-            escape(export["file"]),
-            f"{escape(export['format'])}{', opset ' + str(export['opset']) if export['opset'] else ''}",
+            _escape(export["file"]),
+            f"{_escape(export['format'])}{', opset ' + str(export['opset']) if export['opset'] else ''}",
             _number(export["file_mb"]),
             "class ids" if export["argmax"] else "logits",
             "any" if export["dynamic"] else "fixed",
@@ -300,9 +300,11 @@ def _settings(facts: CardFacts) -> tuple[str, str]:
 
 def _public(values: dict[str, Any]) -> dict[str, str]:
     """Names and values as text, without what tells of a machine or an account."""
-    texts = {name: json.dumps(value) for name, value in values.items() if not PRIVATE_NAMES.search(name)}
+    texts = {
+        name: json.dumps(value, ensure_ascii=False) for name, value in values.items() if not PRIVATE_NAMES.search(name)
+    }
     return {
-        escape(name): "-" if text == "null" else escape(text)
+        _escape(name): "-" if text == "null" else _escape(text)
         for name, text in texts.items()
         if not PRIVATE_VALUES.search(text)
     }
