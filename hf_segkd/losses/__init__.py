@@ -8,11 +8,13 @@ import inspect
 from hf_segkd.losses.at import ATLoss
 from hf_segkd.losses.attnfd import AttnFDLoss
 from hf_segkd.losses.base import AbstractDistillationLoss
+from hf_segkd.losses.cirkd import CIRKDLoss
 from hf_segkd.losses.combined import CombinedLoss
 from hf_segkd.losses.cwd import CWDLoss
 from hf_segkd.losses.dist import DISTLoss
 from hf_segkd.losses.fakd import FAKDCWDLoss, FAKDPDLoss
 from hf_segkd.losses.ickd import ICKDLoss
+from hf_segkd.losses.ifvd import IFVDLoss
 from hf_segkd.losses.kd import KDLoss
 from hf_segkd.losses.lad import LADLoss
 from hf_segkd.losses.ofd import OFDLoss
@@ -29,8 +31,10 @@ LOSSES: dict[str, type[AbstractDistillationLoss]] = {
         ICKDLoss,
         OFDLoss,
         DISTLoss,
+        CIRKDLoss,
         LADLoss,
         SKDSLoss,
+        IFVDLoss,
         CWDLoss,
         AttnFDLoss,
         FAKDPDLoss,

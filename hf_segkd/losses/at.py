@@ -63,6 +63,7 @@ class ATLoss(AbstractDistillationLoss):
     """
 
     name: ClassVar[str] = "at"
+    matches: ClassVar[str] = "where the activations are strong"
     paper: ClassVar[Paper] = Paper(
         title="Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks via "
         "Attention Transfer",

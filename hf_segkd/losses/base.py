@@ -27,6 +27,8 @@ class AbstractDistillationLoss(nn.Module, ABC):
     Attributes:
         name: What `--method` and `create_loss` call it.
         paper: The publication.
+        matches: What of the teacher it matches, in a few words.
+        needs_labels: Whether the terms depend on the labels.
         uses_classifier_weight: Whether `student["classifier_weight"]`, the weight (k, c, 1, 1) or (k, c) of the
             student's last convolution, is wanted among the student's features, with its gradient.
         connector_epochs: In the first so many epochs only `connector_parameters()` learn, and afterwards all but
@@ -42,6 +44,8 @@ class AbstractDistillationLoss(nn.Module, ABC):
 
     name: ClassVar[str]
     paper: ClassVar[Paper]
+    matches: ClassVar[str]
+    needs_labels: ClassVar[bool] = False
     uses_classifier_weight: ClassVar[bool] = False
     connector_epochs: int = 0
     divide_by_batch: bool = False

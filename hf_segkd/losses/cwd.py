@@ -67,6 +67,7 @@ class CWDLoss(AbstractDistillationLoss):
     """
 
     name: ClassVar[str] = "cwd"
+    matches: ClassVar[str] = "where each class is, a softmax over pixels"
     paper: ClassVar[Paper] = Paper(
         title="Channel-wise Knowledge Distillation for Dense Prediction",
         venue="ICCV 2021",

@@ -47,6 +47,8 @@ class FAKDPDLoss(AbstractFAKDLoss):
     """
 
     name: ClassVar[str] = "fakd_pd"
+    matches: ClassVar[str] = "`kd` over augmented features, in closed form"
+    needs_labels: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -125,6 +127,8 @@ class FAKDCWDLoss(AbstractFAKDLoss):
     """
 
     name: ClassVar[str] = "fakd_cwd"
+    matches: ClassVar[str] = "`cwd` over augmented features, in closed form"
+    needs_labels: ClassVar[bool] = True
 
     def __init__(
         self,

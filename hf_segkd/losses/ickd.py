@@ -84,6 +84,7 @@ class ICKDLoss(AbstractDistillationLoss):
     """
 
     name: ClassVar[str] = "ickd"
+    matches: ClassVar[str] = "which channels resemble each other"
     paper: ClassVar[Paper] = Paper(
         title="Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation",
         venue="ICCV 2021",

@@ -57,6 +57,7 @@ class KDLoss(AbstractDistillationLoss):
     """
 
     name: ClassVar[str] = "kd"
+    matches: ClassVar[str] = "class probabilities of each pixel"
     paper: ClassVar[Paper] = Paper(
         title="Distilling the Knowledge in a Neural Network",
         venue="NIPS 2014 Deep Learning Workshop",

@@ -66,6 +66,7 @@ class LADLoss(AbstractDistillationLoss):
     """
 
     name: ClassVar[str] = "lad"
+    matches: ClassVar[str] = "directions of feature vectors (a derivation: no public code)"
     paper: ClassVar[Paper] = Paper(
         title="Rethinking Knowledge Distillation with Raw Features for Semantic Segmentation",
         venue="WACV 2024",

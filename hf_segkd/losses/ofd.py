@@ -136,6 +136,7 @@ class OFDLoss(AbstractDistillationLoss):
     """
 
     name: ClassVar[str] = "ofd"
+    matches: ClassVar[str] = "feature maps before the ReLU, where the teacher is positive or the student too high"
     paper: ClassVar[Paper] = Paper(
         title="A Comprehensive Overhaul of Feature Distillation",
         venue="ICCV 2019",

@@ -62,6 +62,7 @@ class SPLoss(AbstractDistillationLoss):
     """
 
     name: ClassVar[str] = "sp"
+    matches: ClassVar[str] = "which images of the batch resemble each other"
     paper: ClassVar[Paper] = Paper(
         title="Similarity-Preserving Knowledge Distillation",
         venue="ICCV 2019",
