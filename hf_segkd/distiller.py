@@ -41,10 +41,12 @@ class Distiller(nn.Module):
         self.student = student
         self.loss = loss
         self.ce_weight = ce_weight
-        # Read by DistributedDataParallel: statistics are equal on all processes by themselves, and too large (157 MB
-        # for 150 classes of 512 channels) to be sent with every step.
+        # Read by DistributedDataParallel: statistics (FAKD), memory (CIRKD) are equal on all processes by themselves,
+        # and too large (157 MB and 1 GB for 150 classes of 512 channels) to be sent with every step.
         self._ddp_params_and_buffers_to_ignore = [
-            name for name, _ in self.named_buffers() if name.startswith("loss.statistics.")
+            name
+            for name, _ in self.named_buffers()
+            if name.startswith("loss.") and not {"statistics", "memory"}.isdisjoint(name.split("."))
         ]
 
     def forward(

@@ -1,0 +1,192 @@
+"""CIRKD: relations between pixels of different images (Yang et al., CVPR 2022); first version, not CIRKDv2."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_segkd.losses.adapters import align, resize_labels
+from hf_segkd.losses.base import (
+    AbstractDistillationLoss,
+    require_choice,
+    require_positive,
+    require_same_num_labels,
+)
+from hf_segkd.losses.cirkd_memory import CIRKDMemory, key_divergence
+from hf_segkd.losses.cirkd_minibatch import LOWEST_TEMPERATURE, minibatch_divergence
+from hf_segkd.losses.kd import pixel_wise_divergence
+from hf_segkd.types import Features, NetworkSpec, Paper
+
+# The published queues, of 19 to 21 classes, fit; those of ADE20K would take 6.8 GB and are shortened.
+LARGEST_MEMORY = 2**30
+
+
+class CIRKDLoss(AbstractDistillationLoss):
+    """Cross-Image Relational Knowledge Distillation for Semantic Segmentation.
+
+    Four terms: `cirkd_kd`, KD on the logits; `cirkd_minibatch`, the relations of each pixel to all pixels of the
+    process's own images, see `minibatch_divergence`; `cirkd_pixel` and `cirkd_region`, the relations of each labelled
+    pixel to the teacher's pixels and class means of earlier images of all processes, see `key_divergence` and
+    `CIRKDMemory`. For the last two, two 1x1 convolutions with BatchNorm and ReLU between them take the student's map
+    to the teacher's channels. A term of weight 0 is left out with its cost.
+
+    The weights are those of the authors' code, whose reductions are ours; for Pascal VOC it takes 0.01 for pixels and
+    regions.
+
+    Args:
+        student: What the student offers.
+        teacher: What the teacher offers.
+        weight: Weight of `cirkd_minibatch`.
+        kd_weight: Weight of `cirkd_kd`.
+        pixel_weight: Weight of `cirkd_pixel`.
+        region_weight: Weight of `cirkd_region`.
+        tap: The map whose pixels are related.
+        temperature: tau of the relations, 0.1 in the paper; at least 0.023.
+        kd_temperature: Temperature of `cirkd_kd`.
+        contrast_kd_temperature: T of the relations to earlier images.
+        pooling: Height and width of the cells averaged before `cirkd_minibatch`, 1 for none (the paper). The authors
+            advise 2 where memory is short; here it saves time alone.
+        pixel_queue: Pixels kept of each class. None: 20000 (the authors' code; 2000 for SegFormer), or as many as let
+            both queues fit into 1 GiB, in proportion.
+        region_queue: Class means kept of each class. None: 2000, or fewer likewise.
+        pixel_keys: Pixels of each class that are drawn from the queue at each step. None: 4096 // k + 1.
+        region_keys: Class means of each class that are drawn. None: 1024 // k + 1.
+        pixels_per_image: Pixels of each class that an image puts into the queue, at most.
+        variant: `corrected`, or `published` with a mistake of the authors' code and its start; see `CIRKDMemory`.
+        seed: Of the random draws.
+
+    Raises:
+        ValueError: If a tap is missing, the class counts differ (with `cirkd_kd`), or a value is out of range.
+    """
+
+    name: ClassVar[str] = "cirkd"
+    matches: ClassVar[str] = "similarities between pixels, of one batch and to earlier images"
+    needs_labels: ClassVar[bool] = True
+    paper: ClassVar[Paper] = Paper(
+        title="Cross-Image Relational Knowledge Distillation for Semantic Segmentation",
+        venue="CVPR 2022",
+        arxiv="2204.06986",
+        bibtex="""@inproceedings{yang2022cross,
+  title     = {Cross-Image Relational Knowledge Distillation for Semantic Segmentation},
+  author    = {Yang, Chuanguang and Zhou, Helong and An, Zhulin and Jiang, Xue and Xu, Yongjun and Zhang, Qian},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  pages     = {12319--12328},
+  year      = {2022}
+}""",
+        code="https://github.com/winycg/CIRKD/tree/2d8ad0f/losses",
+    )
+
+    def __init__(
+        self,
+        student: NetworkSpec,
+        teacher: NetworkSpec,
+        *,
+        weight: float = 1.0,
+        kd_weight: float = 1.0,
+        pixel_weight: float = 0.1,
+        region_weight: float = 0.1,
+        tap: str = "decoder",
+        temperature: float = 0.1,
+        kd_temperature: float = 1.0,
+        contrast_kd_temperature: float = 1.0,
+        pooling: int = 1,
+        pixel_queue: int | None = None,
+        region_queue: int | None = None,
+        pixel_keys: int | None = None,
+        region_keys: int | None = None,
+        pixels_per_image: int = 16,
+        variant: Literal["corrected", "published"] = "corrected",
+        seed: int = 0,
+    ) -> None:
+        weights = {
+            "cirkd_kd": kd_weight,
+            "cirkd_minibatch": weight,
+            "cirkd_pixel": pixel_weight,
+            "cirkd_region": region_weight,
+        }
+        weights = {term: value for term, value in weights.items() if value != 0}
+        taps = ("logits", tap) if "cirkd_kd" in weights else (tap,)
+        super().__init__(student, teacher, student_taps=taps, teacher_taps=taps, weights=weights)
+        if "cirkd_kd" in weights:
+            require_same_num_labels(self.name, student, teacher)
+        if not temperature >= LOWEST_TEMPERATURE:
+            raise ValueError(f"temperature is {temperature}; it must be at least {LOWEST_TEMPERATURE}.")
+        require_choice("variant", variant, ("corrected", "published"))
+        student_channels, channels, classes = student.channels[tap], teacher.channels[tap], student.num_labels
+        pixel_queue, region_queue = _queue_lengths(pixel_queue, region_queue, classes, channels)
+        positive = {
+            "kd_temperature": kd_temperature,
+            "contrast_kd_temperature": contrast_kd_temperature,
+            "pooling": pooling,
+            "pixel_queue": pixel_queue,
+            "region_queue": region_queue,
+            "pixel_keys": 4096 // classes + 1 if pixel_keys is None else pixel_keys,
+            "region_keys": 1024 // classes + 1 if region_keys is None else region_keys,
+            "pixels_per_image": pixels_per_image,
+        }
+        for argument, value in positive.items():
+            require_positive(argument, value)
+        self.tap = tap
+        self.temperature = temperature
+        self.kd_temperature = kd_temperature
+        self.contrast_kd_temperature = contrast_kd_temperature
+        self.pooling = pooling
+        self.keys = positive["pixel_keys"], positive["region_keys"]
+        self.ignore_index = student.ignore_index
+        if "cirkd_pixel" in weights or "cirkd_region" in weights:
+            self.projector = nn.Sequential(
+                nn.Conv2d(student_channels, channels, 1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(channels, channels, 1, bias=False),
+            )
+            per_image = min(pixels_per_image, pixel_queue)
+            self.memory = CIRKDMemory(classes, channels, pixel_queue, region_queue, per_image, variant, seed)
+
+    def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
+        """See the base class; in training mode the batch enters the queues before it is related to them."""
+        student_map = student[self.tap]
+        teacher_map = align(teacher[self.tap], student_map)
+        terms = {}
+        if "cirkd_kd" in self.weights:
+            logits = student["logits"]
+            teacher_logits = align(teacher["logits"], logits)
+            terms["cirkd_kd"] = pixel_wise_divergence(logits, teacher_logits, self.kd_temperature)
+        if "cirkd_minibatch" in self.weights:
+            terms["cirkd_minibatch"] = minibatch_divergence(student_map, teacher_map, self.temperature, self.pooling)
+        if "cirkd_pixel" in self.weights or "cirkd_region" in self.weights:
+            terms |= self._memory_terms(student_map, teacher_map, labels)
+        return terms
+
+    @torch.compiler.disable  # loops and shapes depend on the labels
+    def _memory_terms(self, student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        rows = F.normalize(_rows(teacher_map), dim=1)
+        labels = resize_labels(labels, student_map.shape[2:])
+        # Not the ignore index, which may be a class's number; not what overflowed, which would stay in the queues.
+        left_out = (labels == self.ignore_index) | ~rows.isfinite().all(dim=1).view(labels.shape)
+        labels = labels.masked_fill(left_out, -1)
+        if self.training:
+            self.memory.update(rows, labels)
+        anchors = (labels >= 0).flatten().nonzero()[:, 0]
+        student_anchors = F.normalize(_rows(self.projector(student_map)).index_select(0, anchors), dim=1)
+        teacher_anchors = rows.index_select(0, anchors)
+        terms = {}
+        for term, keys in zip(("cirkd_pixel", "cirkd_region"), self.memory.draw(*self.keys), strict=True):
+            if term in self.weights:
+                terms[term] = key_divergence(
+                    student_anchors, teacher_anchors, keys, self.temperature, self.contrast_kd_temperature
+                )
+        return terms
+
+
+def _rows(features: Tensor) -> Tensor:
+    """(b, c, h, w) -> (b*h*w, c)."""
+    return features.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _queue_lengths(pixels: int | None, regions: int | None, classes: int, channels: int) -> tuple[int, int]:
+    share = min(1.0, LARGEST_MEMORY / (22000 * classes * channels * 4))
+    return int(20000 * share) if pixels is None else pixels, int(2000 * share) if regions is None else regions
