@@ -22,8 +22,11 @@ from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
 from hf_segkd.distiller import Distiller, build_distiller, parameter_groups
 from hf_segkd.inputs import augmented, whole_images
+from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
 from hf_segkd.publishing_trainer import PublishingTrainer
+from hf_segkd.teacher import batch_statistics
+from hf_segkd.types import Features
 
 logger = logging.get_logger(__name__)
 
@@ -114,6 +117,12 @@ class DistillationTrainer(PublishingTrainer):
             teacher.to(memory_format=torch.channels_last)
         return self.accelerator.prepare_model(teacher, evaluation_mode=True)
 
+    def _teacher_features(self, loss: AbstractDistillationLoss, images: Tensor) -> Features:
+        statistics = batch_statistics(self.teacher) if loss.teacher_batch_statistics else contextlib.nullcontext()
+        with torch.no_grad(), statistics:
+            features = self.teacher(pixel_values=images, output_features=True).features
+        return {tap: features[tap] for tap in loss.teacher_taps}  # the others' memory is free from here on
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -127,9 +136,7 @@ class DistillationTrainer(PublishingTrainer):
         distiller = self.accelerator.unwrap_model(model)
         if distiller.loss is not None:
             distiller.loss.set_progress(self.state.global_step / max(1, self.state.max_steps))
-            with torch.no_grad():
-                features = self.teacher(pixel_values=inputs["pixel_values"], output_features=True).features
-            teacher_features = {tap: features[tap] for tap in distiller.loss.teacher_taps}
+            teacher_features = self._teacher_features(distiller.loss, inputs["pixel_values"])
         outputs = model(**inputs, teacher_features=teacher_features)
         for name, value in outputs["terms"].items():
             self._sums[name] = self._sums.get(name, 0) + value
@@ -299,20 +306,20 @@ class _EpochOfAugmentation(TrainerCallback):
 
 
 class _ConnectorsFirst(TrainerCallback):
-    """Trains the loss's connectors alone for its `connector_epochs`, afterwards everything but them.
+    """Trains the loss's connectors alone for its `connector_epochs`, afterwards all but those that are finished.
 
     A gradient of None keeps the optimizer away from a parameter entirely: no decay, no momentum.
     """
 
     def __init__(self, distiller: Distiller) -> None:
         self.loss = distiller.loss
-        self.connectors = list(distiller.loss.connector_parameters())
-        held = {id(parameter) for parameter in self.connectors}
+        self.finished = list(distiller.loss.finished_parameters())
+        held = {id(parameter) for parameter in distiller.loss.connector_parameters()}
         self.others = [parameter for parameter in distiller.parameters() if id(parameter) not in held]
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         warming_up = int(state.epoch or 0) < self.loss.connector_epochs
-        for parameter in self.others if warming_up else self.connectors:
+        for parameter in self.others if warming_up else self.finished:
             parameter.grad = None
 
 

@@ -65,7 +65,7 @@ class _StopAfter(TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
-@pytest.mark.parametrize("method", ["attnfd", "fakd_cwd"])
+@pytest.mark.parametrize("method", ["attnfd", "fakd_cwd", "cirkd"])
 def test_a_resumed_run_ends_where_the_uninterrupted_one_does_bit_for_bit(method, tmp_path):
     options = {"method": method, "max_steps": 5, "save_strategy": "steps", "save_steps": 2}
     straight = trainer(tmp_path / "straight", **options)
@@ -192,8 +192,9 @@ def test_frozen_parameters_stay_and_a_beginning_that_fits_nothing_is_an_error(tm
         trainer(tmp_path, frozen=["layer1"])
 
 
-def test_the_official_attnfd_schedule_trains_connectors_first_and_then_the_rest(tmp_path):
-    run = trainer(tmp_path, method="attnfd", method_kwargs={"preset": "official"}, max_steps=6)  # 3 steps an epoch
+@pytest.mark.parametrize(("method", "go_on"), [("attnfd", False), ("ofd", True)])
+def test_official_schedules_train_connectors_first_and_then_the_rest_or_all(method, go_on, tmp_path):
+    run = trainer(tmp_path, method=method, method_kwargs={"preset": "official"}, max_steps=6)  # 3 steps an epoch
     seen = []
 
     class Record(TrainerCallback):
@@ -207,7 +208,22 @@ def test_the_official_attnfd_schedule_trains_connectors_first_and_then_the_rest(
     assert seen[2][0].equal(start)
     assert not seen[0][1][0].equal(seen[2][1][0])
     assert not seen[5][0].equal(start)
-    assert all(first.equal(second) for first, second in zip(seen[2][1], seen[5][1], strict=True))
+    assert all(first.equal(second) != go_on for first, second in zip(seen[2][1], seen[5][1], strict=True))
+
+
+def test_batch_statistics_of_the_teacher_reach_the_loss_and_leave_the_teacher_alone(tmp_path):
+    raw = {}
+    for wanted in (False, True):
+        teacher = network(width=12, seed=1)
+        before = weights(teacher)
+        kwargs = {"teacher_batch_statistics": wanted}
+        run = trainer(tmp_path, teacher=teacher, method="ofd", method_kwargs=kwargs, max_steps=1)
+        run.train()
+        raw[wanted] = run.state.log_history[0]["raw_ofd"]
+        assert same(weights(teacher), before)
+        assert not any(module.training for module in teacher.modules())
+        assert all(not margin.estimated for margin in run.model.loss.margins)  # the teacher's norms are known
+    assert raw[True] != pytest.approx(raw[False], rel=0.1)
 
 
 def test_augmentation_follows_the_epoch(tmp_path):
