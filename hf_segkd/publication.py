@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 import hf_segkd
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import label_info
+from hf_segkd.data.licences import data_terms
 from hf_segkd.inference import predict
 from hf_segkd.model_card import CardFacts, class_series, render_card
 from hf_segkd.pictures import colour, comparison, per_class_chart
@@ -26,6 +27,7 @@ from hf_segkd.reports import write_json
 PICTURE_FILE = "comparison.png"
 CHART_FILE = "per_class_iou.png"
 CELL_WIDTH = 256
+NUM_PICTURES = 4
 
 # What a report says of the machine it was made on.
 PRIVATE = ("data", "model", "teacher")
@@ -51,6 +53,8 @@ def write_publication(
         samples: Images to draw; without them (or networks) there are no pictures.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # Networks of transformers itself bring no code.
+    facts = replace(facts, self_contained=facts.self_contained and _is_ours(student))
     save_network(student, folder, facts.self_contained)
     processor.save_pretrained(folder)
     if facts.report is not None:
@@ -68,8 +72,7 @@ def write_publication(
 
 def save_network(model: PreTrainedModel, folder: Path, self_contained: bool) -> None:
     """`save_pretrained`; self-contained, with the files of `hf_segkd.models` that the network is made of."""
-    own = type(model).__module__.startswith("hf_segkd.")
-    if not (self_contained and own):
+    if not self_contained:
         model.save_pretrained(folder)
         return
     classes = {type(model): "AutoModelForSemanticSegmentation", type(model.config): "AutoConfig"}
@@ -80,6 +83,10 @@ def save_network(model: PreTrainedModel, folder: Path, self_contained: bool) -> 
     finally:  # else every later save would ship code
         for kind in classes:
             kind._auto_class = None
+
+
+def _is_ours(model: PreTrainedModel) -> bool:
+    return type(model).__module__.startswith("hf_segkd.")
 
 
 def compare(samples: datasets.Dataset, networks: Mapping[str, tuple[PreTrainedModel, Any]]) -> Image.Image:
@@ -97,6 +104,23 @@ def compare(samples: datasets.Dataset, networks: Mapping[str, tuple[PreTrainedMo
         photo = ImageOps.pad(image.convert("RGB"), size, Image.Resampling.BICUBIC, color="white")
         rows.append([photo, *(ImageOps.pad(p, size, Image.Resampling.NEAREST, color="white") for p in pictures)])
     return comparison(rows, ["image", "truth", *networks], list(labels.id2label.values()), labels.palette)
+
+
+def samples_to_show(dataset: datasets.Dataset, count: int | None = None) -> tuple[datasets.Dataset | None, str | None]:
+    """Evenly spread images for a card, or none and the reason why.
+
+    Args:
+        dataset: Where to take them from.
+        count: So many, 0 for none; None takes four where the data set's terms clearly allow it, else none.
+    """
+    name = label_info(dataset).name
+    terms = data_terms(name)
+    if count is None and not (terms is not None and terms.images_may_be_shown):
+        title = f"data set {name!r}" if terms is None else terms.title
+        return None, f"The terms of {title} are not known to allow its images here, so none are shown."
+    if count == 0:
+        return None, None
+    return spread(dataset, NUM_PICTURES if count is None else count), None
 
 
 def spread(dataset: datasets.Dataset, count: int) -> datasets.Dataset:
@@ -130,11 +154,11 @@ def cost(network: str, model: PreTrainedModel, image_size: tuple[int, int] | Non
     }
 
 
-def image_size(processor: Any, samples: datasets.Dataset | None) -> tuple[int, int] | None:
-    """Height and width a network sees: the processor's, else those of the first sample."""
+def image_size(processor: Any, images: datasets.Dataset | None) -> tuple[int, int] | None:
+    """Height and width a network sees: the processor's, else those of the first image."""
     if processor.do_resize and {"height", "width"} <= set(processor.size):
         return processor.size["height"], processor.size["width"]
-    return None if samples is None else samples[0]["image"].size[::-1]
+    return None if images is None else images[0]["image"].size[::-1]
 
 
 def default_settings() -> dict[str, Any]:

@@ -1,15 +1,19 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 from test_commands import STUDENT, flags
-from tiny_runs import network, processor
+from tiny_runs import network, processor, scenes
 from transformers import AutoModelForSemanticSegmentation
 
+from hf_segkd import publication
 from hf_segkd.commands import publishing, training
+from hf_segkd.data import label_info
+from hf_segkd.publication import samples_to_show
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,9 @@ def test_code_goes_along_only_when_asked(published, runs, tmp_path):
 
 
 def test_a_network_that_was_never_evaluated_claims_no_score(runs, tmp_path):
-    card = publish(runs, tmp_path / "out", "--pictures", "0", model="teacher") / "README.md"
+    with pytest.raises(ValueError, match="--dataset_name"):
+        publish(runs, tmp_path / "out", model="teacher")
+    card = publish(runs, tmp_path / "out", "--dataset_name", "demo", model="teacher") / "README.md"
     assert not ModelCard.load(card).data.eval_results
     assert not (tmp_path / "out" / "evaluation.json").exists()
 
@@ -107,7 +113,7 @@ def test_exports_go_along_unless_they_are_of_an_older_network(runs, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--evaluation", "test.json"], "does not say which images"),
+        (["--evaluation", "test.json", "--pictures", "1"], "does not say which images"),
         (["--baseline", "nowhere"], "no evaluation.json in nowhere"),
         (["--teacher", "no/such/folder"], "no/such/folder"),
         (["--model", "nowhere"], "no folder with a saved network"),
@@ -129,6 +135,17 @@ def test_a_folder_with_something_in_it_is_not_written_over(runs, tmp_path):
 def test_publishing_leaves_later_saves_without_code(published, runs, tmp_path):
     AutoModelForSemanticSegmentation.from_pretrained(runs / "distilled").save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.py"))
+
+
+def test_images_are_shown_only_where_their_terms_allow_it(monkeypatch):
+    shown, why_not = samples_to_show(scenes("val", 6))
+    assert len(shown) == 4
+    assert why_not is None
+    monkeypatch.setattr(publication, "label_info", lambda _: replace(label_info(scenes("val", 6)), name="mine"))
+    assert samples_to_show(scenes("val", 6))[0] is None
+    assert "'mine'" in samples_to_show(scenes("val", 6))[1]
+    assert len(samples_to_show(scenes("val", 6), 2)[0]) == 2
+    assert samples_to_show(scenes("val", 6), 0) == (None, None)
 
 
 def test_the_pictures_say_when_their_images_are_gone(runs, tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 from transformers import PreTrainedModel
 
 from hf_segkd.arguments import parse_arguments
@@ -16,7 +17,15 @@ from hf_segkd.commands.networks import load_network
 from hf_segkd.data import load_segmentation_dataset
 from hf_segkd.hub import planned_upload, upload
 from hf_segkd.model_card import CardFacts
-from hf_segkd.publication import cost, default_settings, describe, image_size, spread, versions, write_publication
+from hf_segkd.publication import (
+    cost,
+    default_settings,
+    describe,
+    image_size,
+    samples_to_show,
+    versions,
+    write_publication,
+)
 
 # Written by the export command into the network's folder; they go along.
 EXPORTS = ("onnx", "torch_export")
@@ -59,7 +68,13 @@ class PublishingCommand:
     dataset_name: str | None = field(default=None, metadata={"help": "What the card calls the data set."})
     dataset_id: str | None = field(default=None, metadata={"help": "Hub id of the data set."})
     dataset_license: str | None = field(default=None, metadata={"help": "Licence of a data set of your own."})
-    pictures: int = field(default=4, metadata={"help": "Images of the evaluation split to show; 0 shows none."})
+    pictures: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images of the evaluation split to show, 0 for none; by default 4 where the data set's terms are "
+            "known to allow it."
+        },
+    )
     pictures_note: str | None = field(default=None, metadata={"help": "Why the card shows no pictures."})
     space: str | None = field(default=None, metadata={"help": "Also publish a Space under this name that runs it."})
 
@@ -82,8 +97,10 @@ def main(args: list[str] | None = None) -> Path | str:
     student, processor = load_network(command.model)
     report = run_report(folder, command.evaluation) if (folder / command.evaluation).is_file() else None
     teacher = find_teacher(command, report)
-    samples = picture_samples(command, report)
-    facts = gather_facts(command, student, processor, report, teacher, samples)
+    images = evaluated_images(command, report)
+    samples, why_not = (None, None) if images is None else samples_to_show(images, command.pictures)
+    facts = gather_facts(command, student, processor, report, teacher, images)
+    facts.pictures_note = command.pictures_note or why_not
     networks = {"student": (student, processor)}
     if teacher is not None and teacher.network is not None:
         networks = {"teacher": teacher.network, **networks}
@@ -143,24 +160,25 @@ def find_teacher(command: PublishingCommand, report: dict[str, Any] | None) -> T
     return Teacher(name, network, run_report(Path(name), command.evaluation) if scores.is_file() else None)
 
 
-def picture_samples(command: PublishingCommand, report: dict[str, Any] | None) -> Any:
-    """Evenly spread images of the split that was evaluated, or None where none are wanted.
+def evaluated_images(command: PublishingCommand, report: dict[str, Any] | None) -> datasets.Dataset | None:
+    """The images of the split that was evaluated; None where the report does not say where they are.
 
     Raises:
-        ValueError: If the report does not say where its images are, or they are not there any more.
+        ValueError: If they are not there any more, or pictures are wanted of images that are not known.
     """
-    if command.pictures < 1:
+    if command.pictures == 0:
         return None
     source = (report or {}).get("data")
-    if source is None:
+    if source is not None:
+        return load_segmentation_dataset(
+            source["dataset"], source["data_dir"], source["split"], hub_id=source["hub_id"], **source["dataset_options"]
+        )
+    if command.pictures is not None:
         raise ValueError(
             f"{command.evaluation} does not say which images were evaluated, so there are none to show. Evaluate the "
-            "network again, or publish with --pictures 0."
+            "network again, or publish without --pictures."
         )
-    dataset = load_segmentation_dataset(
-        source["dataset"], source["data_dir"], source["split"], hub_id=source["hub_id"], **source["dataset_options"]
-    )
-    return spread(dataset, command.pictures)
+    return None
 
 
 def gather_facts(
@@ -169,13 +187,18 @@ def gather_facts(
     processor: Any,
     report: dict[str, Any] | None,
     teacher: Teacher | None,
-    samples: Any,
+    images: datasets.Dataset | None,
 ) -> CardFacts:
     """All that the card tells."""
     folder = Path(command.model)
     report = report or {}
+    dataset = command.dataset_name or report.get("dataset")
+    if dataset is None:
+        raise ValueError(
+            f"{folder} holds no scores, so the card can't tell what it was trained on: give --dataset_name."
+        )
     method = report.get("method", "none")
-    size = image_size(processor, samples)  # both networks': the student's is what counts
+    size = image_size(processor, images)  # both networks': the student's is what counts
     costs = [cost("student", student, size)]
     if teacher is not None and teacher.network is not None:
         costs.append(cost("teacher", teacher.network[0], size))
@@ -187,7 +210,7 @@ def gather_facts(
         id2label=student.config.id2label,
         method=method,
         method_kwargs=report.get("method_kwargs", {}),
-        dataset=command.dataset_name or report.get("dataset", "unknown"),
+        dataset=dataset,
         dataset_id=command.dataset_id or report.get("data", {}).get("hub_id"),
         dataset_license=command.dataset_license,
         teacher=None if teacher is None else teacher.name,
@@ -202,7 +225,6 @@ def gather_facts(
         settings=json.loads(settings_file.read_text()) if settings_file.is_file() else {},
         defaults=default_settings(),
         versions=versions(),
-        pictures_note=command.pictures_note,
         self_contained=command.self_contained,
         space_id=command.space,
     )
