@@ -195,7 +195,7 @@ def gather_facts(
     dataset = command.dataset_name or report.get("dataset")
     if dataset is None:
         raise ValueError(
-            f"{folder} holds no scores, so the card can't tell what it was trained on: give --dataset_name."
+            f"{folder} holds no scores, so say what it was trained on, with --dataset_name."
         )
     method = report.get("method", "none")
     size = image_size(processor, images)  # both networks': the student's is what counts
