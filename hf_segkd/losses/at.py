@@ -20,7 +20,8 @@ WEIGHTS = {"sum": 1e4 / (64 * 128), "mean": 1e4}
 
 def attention_map(feature: Tensor) -> Tensor:
     """Mean of the squares over the channels: (b, c, h, w) -> (b, 1, h, w)."""
-    return feature.square().mean(dim=1, keepdim=True)
+    # Not square().mean(): that takes twice the time and memory.
+    return torch.linalg.vecdot(feature, feature, dim=1)[:, None] / feature.shape[1]
 
 
 def attention_distance(student_map: Tensor, teacher_map: Tensor, reduction: Reduction = "sum") -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import Connector
 from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_same_num_labels
+from hf_segkd.losses.gram import gram_matrix
 from hf_segkd.types import Features, NetworkSpec, Paper
 
 Variant = Literal["cifar", "imagenet"]
@@ -39,7 +40,7 @@ def split_patches(x: Tensor, patches: tuple[int, int]) -> Tensor:
 
 def channel_correlation(x: Tensor) -> Tensor:
     """Inner products of all pairs of channels, each row of products scaled to length 1: (b, c, p) -> (b, c, c)."""
-    return F.normalize(x @ x.mT, dim=2)
+    return F.normalize(gram_matrix(x), dim=2)
 
 
 def inter_channel_distance(student_map: Tensor, teacher_map: Tensor, patches: tuple[int, int] = (1, 1)) -> Tensor:
@@ -62,8 +63,8 @@ class ICKDLoss(AbstractDistillationLoss):
     """Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation.
 
     The student's map goes through a 1x1 convolution without bias and a BatchNorm to the teacher's channels (the
-    authors' code makes a second such embedding, for the teacher, and never uses it). On `logits` classes stand
-    for channels and nothing is embedded, as in AICSD. Ignored pixels count, as in all public versions.
+    authors' code makes one for the teacher as well, and never uses it). On `logits` classes stand for channels and
+    nothing is embedded, as in AICSD. Ignored pixels count, as in all public versions.
 
     Which map and weight the authors took for segmentation is not public. On Pascal VOC they report 74.14, 74.97, 74.74
     and 75.01 % mIoU for 1, 4, 16 and 32 squared patches. Each patch of each image costs three c x c matrices.
