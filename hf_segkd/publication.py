@@ -156,8 +156,9 @@ def cost(network: str, model: PreTrainedModel, image_size: tuple[int, int] | Non
 
 def image_size(processor: Any, images: datasets.Dataset | None) -> tuple[int, int] | None:
     """Height and width a network sees: the processor's, else those of the first image."""
-    if processor.do_resize and {"height", "width"} <= set(processor.size):
-        return processor.size["height"], processor.size["width"]
+    size = (processor.size.get("height"), processor.size.get("width")) if processor.do_resize else (None, None)
+    if None not in size:
+        return size
     return None if images is None else images[0]["image"].size[::-1]
 
 

@@ -7,8 +7,8 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 from test_commands import STUDENT, flags
-from tiny_runs import network, processor, scenes
-from transformers import AutoModelForSemanticSegmentation
+from tiny_runs import SIZE, network, processor, scenes
+from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 
 from hf_segkd import publication
 from hf_segkd.commands import publishing, training
@@ -146,6 +146,13 @@ def test_images_are_shown_only_where_their_terms_allow_it(monkeypatch):
     assert "'mine'" in samples_to_show(scenes("val", 6))[1]
     assert len(samples_to_show(scenes("val", 6), 2)[0]) == 2
     assert samples_to_show(scenes("val", 6), 0) == (None, None)
+
+
+def test_the_cost_is_counted_at_the_size_the_processor_gives():
+    assert publication.image_size(processor(), None) == SIZE
+    keeps_size = SegformerImageProcessor(do_resize=False)
+    assert publication.image_size(keeps_size, None) is None
+    assert publication.image_size(keeps_size, scenes("val", 1)) == SIZE
 
 
 def test_the_pictures_say_when_their_images_are_gone(runs, tmp_path):
