@@ -1,0 +1,445 @@
+import pytest
+import torch
+from loss_cases import STUDENT, TEACHER, make_features, make_labels, reference
+from torch import distributed as dist
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hf_segkd.losses import create_loss
+from hf_segkd.losses.cirkd_memory import CIRKDMemory, ClassQueues, key_divergence
+from hf_segkd.losses.cirkd_minibatch import minibatch_divergence
+from hf_segkd.types import NetworkSpec
+
+
+def randn(seed, *shapes):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def doubles(seed, *shapes):
+    student, *others = (tensor.double() for tensor in randn(seed, *shapes))
+    return student.requires_grad_(), *others
+
+
+def assert_same_with_gradient(value, expected, student, rtol=1e-10):
+    (gradient,) = torch.autograd.grad(value, student)
+    (expected_gradient,) = torch.autograd.grad(expected, student)
+    torch.testing.assert_close(value, expected, rtol=rtol, atol=0.0)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-7, atol=1e-12)
+
+
+# --- pairs of images of the batch ---
+
+
+def all_pairs(student, teacher, temperature=0.1):
+    """The mini-batch term with whole n x n maps, image by image."""
+    images, pixels = len(student), student[0, 0].numel()
+    total = 0.0
+    for i in range(images):
+        for j in range(images):
+            log_p, log_q = (
+                torch.log_softmax(
+                    F.normalize(x[i].flatten(1), dim=0).T @ F.normalize(x[j].flatten(1), dim=0) / temperature, 1
+                )
+                for x in (teacher, student)
+            )
+            total = total + (log_p.exp() * (log_p - log_q)).sum()
+    return total / (images**2 * pixels)
+
+
+@pytest.mark.parametrize("temperature", [0.03, 0.1, 1.0])
+def test_the_minibatch_term_and_its_gradient_are_the_formula_over_all_ordered_pairs_of_images(temperature):
+    student, teacher = doubles(0, (3, 4, 3, 5), (3, 6, 3, 5))
+    value = minibatch_divergence(student, teacher, temperature)
+    assert_same_with_gradient(value, all_pairs(student, teacher, temperature), student)
+    assert torch.autograd.gradcheck(lambda s: minibatch_divergence(s, teacher, temperature), student)
+
+
+def test_maps_that_take_several_tiles_give_the_same_and_no_n_x_n_map_is_ever_made():
+    student, teacher = doubles(1, (2, 3, 30, 35), (2, 4, 30, 35))
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            sizes.append(out.untyped_storage().nbytes() // 8 if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    with Sizes():
+        value = minibatch_divergence(student, teacher)
+        (gradient,) = torch.autograd.grad(value, student)
+    assert max(sizes) < 1050 * 1050 / 2
+    expected = all_pairs(student, teacher)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, student)[0], rtol=1e-7, atol=1e-12)
+
+
+def test_the_minibatch_term_is_that_of_the_authors_code():
+    # CIRKD 2d8ad0f, losses/cirkd_mini_batch.py: torch seed 17, student randn(2, 16, 12, 20), teacher 32 channels.
+    student, teacher = randn(17, (2, 16, 12, 20), (2, 32, 12, 20))
+    student.requires_grad_()
+    value = minibatch_divergence(student, teacher)
+    value.backward()
+    assert value.item() == pytest.approx(2.1254825592041016, rel=1e-6)
+    assert student.grad.norm().item() == pytest.approx(0.03410887831891886, rel=1e-6)
+    first = torch.tensor([-9.87788662314415e-05, 0.0004444235819391906, -0.0002001090906560421])
+    torch.testing.assert_close(student.grad.flatten()[:3], first, rtol=2e-5, atol=1e-10)
+
+
+def test_pooling_averages_cells_first_and_those_at_the_edge_over_what_they_have():
+    student, teacher = doubles(2, (2, 4, 5, 7), (2, 4, 5, 7))
+    cells = []
+    for features in (student, teacher):
+        columns = [features[..., x : x + 2].mean(-1) for x in range(0, 7, 2)]
+        rows = [torch.stack(columns, -1)[..., y : y + 2, :].mean(-2) for y in range(0, 5, 2)]
+        cells.append(torch.stack(rows, -2))
+    assert cells[0].shape == (2, 4, 3, 4)
+    assert_same_with_gradient(minibatch_divergence(student, teacher, pooling=2), all_pairs(*cells), student)
+
+
+def test_equal_maps_cost_nothing_and_neither_length_nor_order_of_the_vectors_matters():
+    student, teacher = doubles(3, (2, 4, 3, 5), (2, 4, 3, 5))
+    expected = minibatch_divergence(student, teacher)
+    assert abs(minibatch_divergence(teacher, 2.0 * teacher)) < 1e-12
+    lengths = torch.rand(2, 1, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    torch.testing.assert_close(minibatch_divergence(student * lengths, teacher), expected)
+    torch.testing.assert_close(minibatch_divergence(student.flip(0, 2), teacher.flip(0, 2)), expected)
+
+
+def test_opposite_vectors_at_the_lowest_temperature_are_finite():
+    student = torch.ones(1, 2, 2, 2)
+    student[..., 0, 0] = -1.0
+    student.requires_grad_()
+    value = minibatch_divergence(student, student.detach().flip(2), temperature=0.023)
+    value.backward()
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
+
+
+# --- relations to keys ---
+
+
+@pytest.mark.parametrize(("pixels", "keys"), [(5, 7), (600, 2000)])  # one chunk, two chunks
+def test_relations_to_keys_are_the_formula_and_have_its_gradient(pixels, keys):
+    student, teacher, keys = doubles(4, (pixels, 3), (pixels, 3), (keys, 3))
+    log_p, log_q = (torch.log_softmax(x @ keys.T / 0.2 / 1.5, dim=1) for x in (teacher, student))
+    expected = (log_p.exp() * (log_p - log_q)).sum(1).mean() * 1.5**2
+    assert_same_with_gradient(key_divergence(student, teacher, keys, 0.2, 1.5), expected, student)
+
+
+def test_no_pixel_to_relate_costs_nothing_and_has_a_graph():
+    student = torch.zeros(0, 3, requires_grad=True)
+    value = key_divergence(student, torch.zeros(0, 3), torch.zeros(4, 3))
+    value.backward()
+    assert value == 0.0
+    assert student.grad.shape == (0, 3)
+
+
+# --- the memory ---
+
+
+def memory_case(**kwargs):
+    """The authors' code on CPU, torch seed 18: all vectors of both queues are keys, so nothing random is left."""
+    generator = torch.Generator().manual_seed(18)
+    student, teacher = (torch.randn(2, channels, 4, 6, generator=generator) for channels in (8, 16))
+    labels = torch.randint(0, 4, (2, 32, 48), generator=generator)
+    labels[:, :8] = -1
+    shapes = (16, 8, 1, 1), (16, 16, 1, 1), (5, 40, 16), (5, 12, 16)
+    first, second, pixels, regions = (torch.randn(shape, generator=generator) for shape in shapes)
+    specs = [NetworkSpec({"decoder": side.shape[1]}, 5, ignore_index=-1) for side in (student, teacher)]
+    sizes = {"pixel_queue": 40, "region_queue": 12, "pixel_keys": 40, "region_keys": 12}
+    weights = {"weight": 0.0, "kd_weight": 0.0, "pixel_weight": 1.0, "region_weight": 1.0}
+    loss = create_loss("cirkd", *specs, **sizes, **weights, **kwargs)
+    with torch.no_grad():
+        loss.projector[0].weight.copy_(first * 0.4)
+        loss.projector[3].weight.copy_(second * 0.3)
+    for queues, vectors in ((loss.memory.pixels, pixels), (loss.memory.regions, regions)):
+        queues.vectors.copy_(F.normalize(vectors, dim=2))
+        queues.filled.fill_(vectors.shape[1])
+    return loss, {"decoder": student.requires_grad_()}, {"decoder": teacher}, labels
+
+
+def test_memory_terms_are_those_of_the_authors_code():
+    loss, student, teacher, labels = memory_case()
+    loss.training = False  # nothing enters the queues, but the projector's batch norm is in training mode
+    terms = loss(student, teacher, labels)
+    sum(terms.values()).backward()
+    assert terms["cirkd_pixel"].item() == pytest.approx(4.6013336181640625, rel=2e-5)
+    assert terms["cirkd_region"].item() == pytest.approx(4.253773212432861, rel=2e-5)
+    gradient = student["decoder"].grad
+    assert gradient.norm().item() == pytest.approx(0.4950369915867208, rel=2e-5)
+    first = torch.tensor([-0.0019850365351885557, -0.004683247767388821, -0.0016825948841869831])
+    torch.testing.assert_close(gradient.flatten()[:3], first, rtol=2e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(("variant", "pixel"), [("published", 4.567358), ("corrected", 6.988716)])
+def test_memory_terms_after_the_batch_has_entered_the_queues(variant, pixel):
+    loss, *arguments = memory_case(variant=variant)
+    terms = loss(*arguments)
+    assert terms["cirkd_pixel"].item() == pytest.approx(pixel, rel=2e-6)
+    assert terms["cirkd_region"].item() == pytest.approx(4.543310, rel=2e-6)
+
+
+def test_the_reference_file_agrees():
+    cases = {case["id"]: case for case in reference("methods.json")["cases"]}
+    student, teacher = randn(17, (2, 16, 12, 20), (2, 32, 12, 20))
+    expected = cases["minibatch_v1_poolFalse"]["outputs"]["loss"]
+    assert minibatch_divergence(student, teacher).item() == pytest.approx(expected, rel=2e-5)
+    loss, *arguments = memory_case()
+    loss.training = False
+    expected = cases["memory_loss_only_no_enqueue"]["outputs"]
+    assert [value.item() for value in loss(*arguments).values()] == pytest.approx(list(expected.values()), rel=2e-5)
+
+
+def test_a_group_that_reaches_the_end_of_its_queue_takes_the_last_places():
+    queues = ClassQueues(num_classes=2, length=5, channels=1)
+    queues.push(torch.arange(1.0, 9.0)[:, None], [(1, 3), (0, 1), (1, 4)])
+    assert queues.vectors[..., 0].tolist() == [[4, 0, 0, 0, 0], [1, 5, 6, 7, 8]]
+    assert queues.filled.tolist() == [1, 5]
+    assert queues.position.tolist() == [1, 0]
+    queues.push(torch.arange(9.0, 11.0)[:, None], [(1, 2)])
+    assert queues.vectors[1, :, 0].tolist() == [9, 10, 6, 7, 8]
+    assert queues.filled.tolist() == [1, 5]
+    assert queues.position.tolist() == [1, 2]
+
+
+def test_keys_are_distinct_vectors_of_the_classes_seen_as_many_of_each_as_asked_or_there_are():
+    memory = CIRKDMemory(num_classes=3, channels=1, pixel_queue=50, region_queue=2)
+    memory.pixels.push(torch.arange(1.0, 54.0)[:, None], [(0, 50), (2, 3)])
+    keys = memory.draw(10, 1)[0].flatten().tolist()
+    assert len(set(keys)) == 13
+    assert sum(key <= 50 for key in keys) == 10
+    assert sorted(keys)[10:] == [51.0, 52.0, 53.0]
+
+
+def test_full_queues_are_read_at_the_same_places_for_all_classes():
+    memory = CIRKDMemory(num_classes=2, channels=1, pixel_queue=50, region_queue=2)
+    memory.pixels.push(torch.arange(100.0)[:, None], [(0, 50), (1, 50)])
+    first, second = memory.draw(10, 1)[0].flatten().view(2, 10)
+    assert (second - first == 50.0).all()
+
+
+def test_other_steps_and_seeds_draw_other_keys():
+    memories = [CIRKDMemory(1, 1, pixel_queue=500, region_queue=2, seed=seed) for seed in (0, 0, 1)]
+    for memory in memories:
+        memory.pixels.push(torch.arange(500.0)[:, None], [(0, 500)])
+    memories[1].updates += 1
+    assert len({tuple(memory.draw(20, 1)[0].flatten().tolist()) for memory in memories}) == 3
+    assert torch.equal(memories[0].draw(20, 1)[0], memories[0].draw(20, 1)[0])
+
+
+def one_hot_rows(labels, channels=5):
+    """Unit vectors that tell the class of their pixel; of ignored pixels channel 4."""
+    return F.one_hot(labels.masked_fill(labels < 0, 4).flatten(), channels).float()
+
+
+@pytest.mark.parametrize("variant", ["corrected", "published"])
+def test_pixels_enter_the_queue_of_their_own_class_unless_as_published(variant):
+    labels = torch.tensor([[[-1] * 6 + [0] * 30 + [2] * 4], [[2] * 20 + [3] * 20]])
+    memory = CIRKDMemory(4, 5, pixel_queue=100, region_queue=10, variant=variant)
+    memory.update(one_hot_rows(labels), labels)
+    entered = {0: 16, 1: 0, 2: 20, 3: 16}  # at most 16 of an image
+    assert memory.pixels.position.tolist() == list(entered.values())
+    assert memory.regions.position.tolist() == [1, 0, 2, 1]
+    strangers = 0
+    for y, number in entered.items():
+        strangers += int((memory.pixels.vectors[y, :number].argmax(1) != y).sum())
+        assert (memory.regions.vectors[y, : memory.regions.position[y]].argmax(1) == y).all()
+    # Published: of the first 30, 4 and 20 pixels of the images some or all are of another class.
+    assert strangers == 0 if variant == "corrected" else strangers >= 4 + 16
+
+
+def test_the_mean_of_a_class_in_an_image_enters_with_length_one():
+    (rows,) = randn(5, (12, 3))
+    labels = torch.tensor([[[0, 0, 1, -1, 0, 1]], [[1, 1, 1, 1, -1, -1]]])
+    memory = CIRKDMemory(2, 3, pixel_queue=100, region_queue=10)
+    memory.update(rows, labels)
+    means = [rows[[0, 1, 4]].mean(0)], [rows[[2, 5]].mean(0), rows[6:10].mean(0)]
+    for y, expected in enumerate(means):
+        actual = memory.regions.vectors[y, : len(expected)]
+        torch.testing.assert_close(actual, F.normalize(torch.stack(expected), dim=1))
+    assert memory.regions.filled.tolist() == [1, 2]
+
+
+def test_the_published_queues_start_full_of_unit_vectors_and_ours_empty():
+    published = CIRKDMemory(3, 8, 20, 10, variant="published")
+    for queues, length in ((published.pixels, 20), (published.regions, 10)):
+        assert queues.filled.tolist() == [length] * 3
+        torch.testing.assert_close(queues.vectors.norm(dim=2), torch.ones(3, length))
+    assert CIRKDMemory(3, 8, 20, 10).pixels.filled.tolist() == [0, 0, 0]
+
+
+def loss_and_batch(**kwargs):
+    torch.manual_seed(0)
+    sizes = {"pixel_queue": 60, "region_queue": 10, "pixel_keys": 20, "region_keys": 4}
+    loss = create_loss("cirkd", STUDENT, TEACHER, **sizes, **kwargs)
+    return loss, make_features(STUDENT, 1), make_features(TEACHER, 2), make_labels()
+
+
+def test_a_run_goes_on_from_its_state_with_the_same_bits():
+    loss, student, teacher, _ = loss_and_batch()
+    for seed in range(4):
+        if seed == 2:
+            restored, *_ = loss_and_batch()
+            restored.load_state_dict({name: value.clone() for name, value in loss.state_dict().items()})
+        terms = loss(student, teacher, make_labels(seed))
+    for seed in (2, 3):
+        again = restored(student, teacher, make_labels(seed))
+    assert again == terms
+    state = restored.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in loss.state_dict().items())
+
+
+def test_a_batch_of_ignored_pixels_costs_the_memory_nothing_and_leaves_the_queues_alone():
+    loss, student, teacher, labels = loss_and_batch()
+    loss(student, teacher, labels)
+    before = {name: value.clone() for name, value in loss.memory.state_dict().items() if name != "updates"}
+    terms = loss(student, teacher, torch.full_like(labels, 255))
+    assert terms["cirkd_pixel"] == terms["cirkd_region"] == 0.0
+    assert terms["cirkd_pixel"].requires_grad
+    assert all(torch.equal(value, loss.memory.state_dict()[name]) for name, value in before.items())
+
+
+def test_an_overflow_of_the_teacher_does_not_stay_in_the_queues():
+    loss, student, teacher, labels = loss_and_batch()
+    spoilt = {**teacher, "decoder": teacher["decoder"].detach().clone()}
+    spoilt["decoder"][0, 3, 4:6] = torch.inf
+    loss(student, spoilt, labels)
+    assert all(value.isfinite().all() for value in loss.memory.state_dict().values())
+    assert all(value.isfinite() for value in loss(student, teacher, labels).values())
+
+
+def test_evaluation_reads_the_queues_and_leaves_them_alone():
+    loss, *batch = loss_and_batch()
+    loss(*batch)
+    before = {name: value.clone() for name, value in loss.memory.state_dict().items()}
+    loss.eval()
+    assert all(value > 0 for value in loss(*batch).values())
+    assert all(torch.equal(value, before[name]) for name, value in loss.memory.state_dict().items())
+
+
+# --- the whole ---
+
+
+def test_terms_of_weight_zero_are_left_out_with_what_they_need():
+    loss, *batch = loss_and_batch(kd_weight=0.0, pixel_weight=0.0, region_weight=0.0)
+    assert loss(*batch).keys() == {"cirkd_minibatch"}
+    assert loss.student_taps == ("decoder",)
+    assert not loss.state_dict()
+    loss, *batch = loss_and_batch(pixel_weight=0.0)
+    assert loss(*batch).keys() == {"cirkd_kd", "cirkd_minibatch", "cirkd_region"}
+
+
+@pytest.mark.parametrize(
+    ("options", "term"),
+    [
+        ({"temperature": 0.2}, "cirkd_minibatch"),
+        ({"temperature": 0.2}, "cirkd_pixel"),
+        ({"pooling": 2}, "cirkd_minibatch"),
+        ({"kd_temperature": 2.0}, "cirkd_kd"),
+        ({"contrast_kd_temperature": 2.0}, "cirkd_region"),
+        ({"pixels_per_image": 2}, "cirkd_pixel"),
+        ({"variant": "published"}, "cirkd_pixel"),
+        ({"seed": 1}, "cirkd_pixel"),
+        ({"tap": "encoder"}, "cirkd_minibatch"),
+    ],
+    ids=str,
+)
+def test_an_option_changes_its_term(options, term):
+    default, *batch = loss_and_batch()
+    changed, *_ = loss_and_batch(**options)
+    assert changed(*batch)[term] != default(*batch)[term]
+
+
+@pytest.mark.parametrize(("classes", "published"), [(19, True), (21, True), (150, False)])
+def test_queues_are_as_long_as_published_where_they_fit_into_a_gibibyte(classes, published):
+    spec = NetworkSpec({"decoder": 512, "logits": classes}, classes)
+    with torch.device("meta"):
+        memory = create_loss("cirkd", spec, spec).memory
+    pixels, regions = memory.pixels.vectors, memory.regions.vectors
+    assert ((pixels.shape[1], regions.shape[1]) == (20000, 2000)) == published
+    assert pixels.nbytes + regions.nbytes <= 2**30
+    assert published or pixels.nbytes + regions.nbytes > 0.99 * 2**30
+
+
+def test_defaults_are_those_of_the_authors_code():
+    loss = create_loss("cirkd", STUDENT, TEACHER)
+    assert loss.weights == {"cirkd_kd": 1.0, "cirkd_minibatch": 1.0, "cirkd_pixel": 0.1, "cirkd_region": 0.1}
+    assert loss.keys == (4096 // 5 + 1, 1024 // 5 + 1)
+    assert (loss.temperature, loss.kd_temperature, loss.contrast_kd_temperature) == (0.1, 1.0, 1.0)
+    assert loss.memory.pixels_per_image == 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.01}, "temperature is 0.01; it must be at least 0.023"),
+        ({"variant": "v2"}, "variant is 'v2'; it must be one of 'corrected', 'published'"),
+        ({"pooling": 0}, "pooling is 0; it must be positive"),
+        ({"pixel_queue": 0}, "pixel_queue is 0; it must be positive"),
+        ({"region_weight": -0.1}, "weight of cirkd_region is -0.1; it must be 0 or more"),
+    ],
+    ids=str,
+)
+def test_values_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        create_loss("cirkd", STUDENT, TEACHER, **options)
+
+
+def test_networks_with_other_classes_are_refused_unless_kd_is_left_out():
+    other = NetworkSpec({**TEACHER.channels, "logits": 7}, num_labels=7)
+    with pytest.raises(ValueError, match="student has 5 classes and the teacher 7"):
+        create_loss("cirkd", STUDENT, other)
+    create_loss("cirkd", STUDENT, other, kd_weight=0.0)
+
+
+# --- several processes ---
+
+
+def shares():
+    """Three steps of two processes: other numbers of images, one share without labelled pixels."""
+    for step, images in enumerate(((1, 2), (2, 2), (2, 1))):
+        parts = []
+        for rank, number in enumerate(images):
+            student, teacher = randn(10 * step + rank, (number, 8, 3, 5), (number, 16, 3, 5))
+            labels = torch.randint(0, 4, (number, 3, 5), generator=torch.Generator().manual_seed(10 * step + rank))
+            labels[:, 0] = 255
+            if (step, rank) == (1, 0):
+                labels[:] = 255
+            parts.append((student, teacher, labels))
+        yield parts
+
+
+def one_run(batches):
+    torch.manual_seed(0)
+    options = {"kd_weight": 0.0, "pixel_queue": 200, "region_queue": 20, "pixel_keys": 200, "region_keys": 20}
+    loss = create_loss("cirkd", STUDENT, TEACHER, **options)
+    for student, teacher, labels in batches:
+        terms = loss({"decoder": student}, {"decoder": teacher}, labels)
+    return loss, terms
+
+
+def gloo_worker(rank, address, folder):
+    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
+    loss, terms = one_run([parts[rank] for parts in shares()])
+    torch.save((loss.memory.state_dict(), terms), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_hold_the_same_queues_those_of_one_process_with_all_the_images(tmp_path):
+    torch.multiprocessing.spawn(gloo_worker, (tmp_path / "address", tmp_path), nprocs=2)
+    (state, terms), (other, other_terms) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(value, other[name]) for name, value in state.items())
+    together, _ = one_run([tuple(map(torch.cat, zip(*parts, strict=True))) for parts in shares()])
+    expected = together.memory.state_dict()
+    torch.testing.assert_close(state["regions.vectors"], expected["regions.vectors"])
+    for name in ("updates", "pixels.filled", "pixels.position", "regions.position"):
+        assert torch.equal(state[name], expected[name])
+    # The pixels of a class of an image come in a random order; there are fewer than 16, so all of them come.
+    for y in range(5):
+        rows, expected_rows = (sorted(s["pixels.vectors"][y].tolist()) for s in (state, expected))
+        torch.testing.assert_close(torch.tensor(rows), torch.tensor(expected_rows))
+    for rank, values in enumerate((terms, other_terms)):
+        student, teacher, _ = list(shares())[-1][rank]
+        torch.testing.assert_close(values["cirkd_minibatch"], minibatch_divergence(student, teacher))
