@@ -54,10 +54,10 @@ def margin_of_norm(weight: Tensor, bias: Tensor) -> Tensor:
         bias: beta, (c,).
     """
     deviation, bias = weight.double().abs(), bias.double()
-    ratio = bias / deviation.clamp_min(torch.finfo(torch.float64).tiny)
+    ratio = bias / deviation  # -inf, nan or inf where gamma is 0; the last two fail the comparison below
     density = torch.exp(-ratio.square() / 2) / math.sqrt(2 * math.pi)
     probability = torch.special.ndtr(-ratio)  # of a negative response
-    mean = bias - deviation * density / probability.clamp_min(0.001)
+    mean = bias - deviation * density / probability
     return torch.where(probability > 0.001, mean, -3 * deviation).float()
 
 
