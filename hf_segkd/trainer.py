@@ -18,11 +18,13 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, EvalPrediction
 from transformers.utils import logging
 
+from hf_segkd.adversary import AdversaryCallback
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
 from hf_segkd.distiller import Distiller, build_distiller, parameter_groups
 from hf_segkd.inputs import augmented, whole_images
 from hf_segkd.losses import AbstractDistillationLoss
+from hf_segkd.losses.adversary import Adversary
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
 from hf_segkd.publishing_trainer import PublishingTrainer
 from hf_segkd.teacher import batch_statistics
@@ -100,6 +102,9 @@ class DistillationTrainer(PublishingTrainer):
         self.add_callback(_EpochOfAugmentation(self))
         if distiller.loss is not None and distiller.loss.connector_epochs:
             self.add_callback(_ConnectorsFirst(distiller))
+        for module in distiller.modules():
+            if isinstance(module, Adversary):
+                self.add_callback(AdversaryCallback(module))
         self.teacher = None if distiller.loss is None else self._prepare_teacher(teacher)
         if (warning := args.warn_about_batch_size()) is not None:
             logger.warning(warning)

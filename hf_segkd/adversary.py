@@ -1,0 +1,32 @@
+"""Trains the discriminator of an adversarial loss between the student's steps."""
+
+from __future__ import annotations
+
+import numpy as np
+from transformers import TrainerCallback
+
+from hf_segkd.losses.adversary import Adversary
+
+
+class AdversaryCallback(TrainerCallback):
+    """Lets the discriminator learn from each batch; updates it once per optimizer step, after the student's backward.
+
+    The mixes of the gradient penalty are drawn from a generator keyed by seed, step, batch and process, so a resumed
+    run draws what the uninterrupted one does. The checkpoint of the loss holds the adversary with its optimizer.
+
+    Args:
+        adversary: The loss's.
+    """
+
+    def __init__(self, adversary: Adversary) -> None:
+        self.adversary = adversary
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        """After each batch of an optimizer step but the last."""
+        key = (args.seed, state.global_step, self.adversary.batches_learnt, args.process_index)
+        self.adversary.learn(np.random.default_rng(key))
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        """After the last batch."""
+        self.on_substep_end(args, state, control)
+        self.adversary.update(state.global_step / state.max_steps)

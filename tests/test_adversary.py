@@ -1,0 +1,174 @@
+import os
+import socket
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import network, same, trainer, weights
+from torch import nn
+from transformers import TrainerCallback
+
+import hf_segkd.losses.adversary
+from hf_segkd.adversary import AdversaryCallback
+from hf_segkd.losses import LOSSES
+from hf_segkd.losses.discriminator import SpectralNormConv2d
+from hf_segkd.trainer import LOSS_STATE_FILE
+
+
+def small_discriminator(num_labels):
+    return nn.Sequential(
+        nn.BatchNorm2d(num_labels), SpectralNormConv2d(num_labels, 8, 4, 2, 1), nn.LeakyReLU(0.1), nn.Conv2d(8, 1, 4)
+    )
+
+
+@pytest.fixture
+def _small(monkeypatch):
+    monkeypatch.setattr("hf_segkd.losses.adversary.Discriminator", small_discriminator)
+
+
+def adversary_of(run):
+    return run.model.loss.adversary
+
+
+def callbacks_of(run):
+    return [callback for callback in run.callback_handler.callbacks if isinstance(callback, AdversaryCallback)]
+
+
+def test_ten_steps_train_the_student_and_the_discriminator_and_leave_the_teacher_alone(tmp_path):
+    teacher = network(width=12, seed=1)
+    run = trainer(tmp_path, teacher=teacher, method="skds", max_steps=10, per_device_train_batch_size=2)
+    before = [weights(module) for module in (run.student, adversary_of(run).discriminator, teacher)]
+    run.train()
+    student, discriminator, teacher = (
+        weights(module) for module in (run.student, adversary_of(run).discriminator, teacher)
+    )
+    for now, then in ((student, before[0]), (discriminator, before[1])):
+        assert [name for name in now if name.endswith("weight") and torch.equal(now[name], then[name])] == []
+    assert same(teacher, before[2])
+    assert all(value.isfinite().all() for value in discriminator.values())
+    trained = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    assert trained.isdisjoint(map(id, adversary_of(run).parameters()))
+
+
+@pytest.mark.parametrize("preset", ["official", "cirkd"])
+@pytest.mark.usefixtures("_small")
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does_bit_for_bit(preset, tmp_path):
+    class StopAfterThree(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step >= 3
+
+    options = {
+        "method": "skds",
+        "method_kwargs": {"preset": preset},
+        "max_steps": 6,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 3,
+    }
+    straight = trainer(tmp_path / "straight", **options)
+    straight.train()
+    cut = trainer(tmp_path / "cut", **options)
+    cut.add_callback(StopAfterThree())
+    cut.train()
+    resumed = trainer(tmp_path / "cut", student=network(seed=9), **options)
+    nn.init.constant_(adversary_of(resumed).discriminator[1].weight, 1.0)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
+    assert resumed.state.global_step == 6
+    expected = weights(straight.model)
+    assert any(".adversary.optimizer." in name for name in expected)
+    assert same(weights(resumed.model), expected)
+    saved = load_file(tmp_path / "straight" / "checkpoint-6" / LOSS_STATE_FILE)
+    assert same(saved, weights(straight.model.loss))
+
+
+@pytest.mark.usefixtures("_small")
+def test_accumulated_batches_are_all_learnt_from_and_make_one_update(tmp_path, monkeypatch):
+    run = trainer(tmp_path, method="skds", per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=4)
+    adversary, events = adversary_of(run), []
+    for name in ("learn", "update"):
+        original = getattr(adversary, name)
+        monkeypatch.setattr(
+            adversary, name, lambda value, name=name, original=original: (events.append((name, value)), original(value))
+        )
+    run.train()
+    assert [name for name, _ in events] == ["learn", "learn", "update"] * 4
+    assert [value for name, value in events if name == "update"] == [0.0, 0.25, 0.5, 0.75]
+    draws = [value.bit_generator.seed_seq.entropy for name, value in events if name == "learn"]
+    assert draws == [(42, step, batch, 0) for step in range(4) for batch in range(2)]
+
+
+def test_every_seed_step_batch_and_process_draws_its_own_mix():
+    class Recorder:
+        batches_learnt = 0
+
+        def learn(self, generator: np.random.Generator):
+            draws.append(generator.random())
+
+    draws = []
+    callback = AdversaryCallback(Recorder())
+    for seed, step, batch, rank in ((0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 0, 0, 0)):
+        callback.adversary.batches_learnt = batch
+        arguments = SimpleNamespace(seed=seed, process_index=rank), SimpleNamespace(global_step=step), None
+        callback.on_substep_end(*arguments)
+    assert len(set(draws)) == 5
+    assert draws[0] == draws[-1]
+
+
+@pytest.mark.usefixtures("_small")
+def test_clipping_the_students_gradient_does_not_clip_the_discriminators(tmp_path):
+    students, adversaries = [], []
+    for norm in (0.0, 1e-6):
+        run = trainer(tmp_path, method="skds", max_steps=1, max_grad_norm=norm)
+        start = weights(adversary_of(run))
+        run.train()
+        students.append(weights(run.student))
+        adversaries.append(weights(adversary_of(run)))
+    assert not same(*students)
+    assert same(*adversaries)
+    assert not torch.equal(adversaries[0]["discriminator.3.weight"], start["discriminator.3.weight"])
+
+
+@pytest.mark.usefixtures("_small")
+def test_one_adversary_among_several_losses_is_found(tmp_path):
+    run = trainer(tmp_path, method="cwd,skds", max_steps=1)
+    (callback,) = callbacks_of(run)
+    start = weights(callback.adversary)
+    run.train()
+    assert not same(weights(callback.adversary), start)
+
+
+@pytest.mark.parametrize("method", [*(name for name in LOSSES if name not in ("skds", "ifvd")), "none"])
+def test_methods_without_an_adversary_have_no_callback_for_it(method, tmp_path):
+    assert callbacks_of(trainer(tmp_path, method=method)) == []
+    assert len(callbacks_of(trainer(tmp_path, method="skds"))) == 1
+    assert callbacks_of(trainer(tmp_path, method="skds", method_kwargs={"adversarial_weight": 0})) == []
+
+
+def two_processes(rank, port, folder):
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.set_num_threads(1)
+    hf_segkd.losses.adversary.Discriminator = small_discriminator
+    options = {"max_steps": 3, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 3}
+    run = trainer(folder, method="skds", gradient_accumulation_steps=2, ddp_backend="gloo", **options)
+    run.train()
+    torch.save({**weights(run.student), **weights(run.accelerator.unwrap_model(run.model).loss)}, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_one_student_and_one_discriminator(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # a free one
+    torch.multiprocessing.spawn(two_processes, (port, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first.keys() == second.keys()
+    different = {name for name in first if not torch.equal(first[name], second[name])}
+    # The statistics of batch norms are each process's own, here as in the student; process 0's are saved.
+    assert {name.rsplit(".")[-1] for name in different} <= {"running_mean", "running_var"}
+    assert any(name.startswith("adversary.optimizer.") for name in first)
+    saved = load_file(tmp_path / "checkpoint-3" / LOSS_STATE_FILE)
+    assert all(torch.equal(value, first[name]) for name, value in saved.items())
