@@ -31,7 +31,8 @@ class CIRKDLoss(AbstractDistillationLoss):
     process's own images, see `minibatch_divergence`; `cirkd_pixel` and `cirkd_region`, the relations of each labelled
     pixel to the teacher's pixels and class means of earlier images of all processes, see `key_divergence` and
     `CIRKDMemory`. For the last two, two 1x1 convolutions with BatchNorm and ReLU between them take the student's map
-    to the teacher's channels. A term of weight 0 is left out with its cost.
+    to the teacher's channels (each process normalises its own batch; the authors' code synchronises). A term of weight
+    0 is left out with its cost.
 
     The weights are those of the authors' code, whose reductions are ours; for Pascal VOC it takes 0.01 for pixels and
     regions.
@@ -44,13 +45,13 @@ class CIRKDLoss(AbstractDistillationLoss):
         pixel_weight: Weight of `cirkd_pixel`.
         region_weight: Weight of `cirkd_region`.
         tap: The map whose pixels are related.
-        temperature: tau of the relations, 0.1 in the paper; at least 0.023.
+        temperature: tau of the relations, 0.1 in the authors' code; at least 0.023.
         kd_temperature: Temperature of `cirkd_kd`.
         contrast_kd_temperature: T of the relations to earlier images.
-        pooling: Height and width of the cells averaged before `cirkd_minibatch`, 1 for none (the paper). The authors
+        pooling: Height and width of the cells averaged before `cirkd_minibatch`, 1 for none (authors' default). They
             advise 2 where memory is short; here it saves time alone.
         pixel_queue: Pixels kept of each class. None: 20000 (the authors' code; 2000 for SegFormer), or as many as let
-            both queues fit into 1 GiB, in proportion.
+            both queues fit into 1 GiB, in proportion. Each checkpoint holds both queues.
         region_queue: Class means kept of each class. None: 2000, or fewer likewise.
         pixel_keys: Pixels of each class that are drawn from the queue at each step. None: 4096 // k + 1.
         region_keys: Class means of each class that are drawn. None: 1024 // k + 1.
@@ -113,7 +114,10 @@ class CIRKDLoss(AbstractDistillationLoss):
         if "cirkd_kd" in weights:
             require_same_num_labels(self.name, student, teacher)
         if not temperature >= LOWEST_TEMPERATURE:
-            raise ValueError(f"temperature is {temperature}; it must be at least {LOWEST_TEMPERATURE}.")
+            raise ValueError(
+                f"temperature is {temperature}; it must be at least {LOWEST_TEMPERATURE}, "
+                "so that fp32 can hold exp(-2 / temperature)."
+            )
         require_choice("variant", variant, ("corrected", "published"))
         student_channels, channels, classes = student.channels[tap], teacher.channels[tap], student.num_labels
         pixel_queue, region_queue = _queue_lengths(pixel_queue, region_queue, classes, channels)

@@ -22,8 +22,7 @@ def minibatch_divergence(
     With unit vectors $f_{i,x}$ for the n pixels x of each of b images i, the relations of a pixel to the pixels y of
     image j are $p_{ij,x} = \mathrm{softmax}_y(f_{i,x} \cdot f_{j,y} / \tau)$:
     $$\frac{1}{b^2 n} \sum_{i,j} \sum_x KL(p^t_{ij,x} \| p^s_{ij,x})$$
-    over all ordered pairs of images, an image with itself included (section 3.3 of the paper; no $\tau^2$, as in the
-    authors' code).
+    over all ordered pairs of images, an image with itself included; without a factor $\tau^2$, as in the authors' code.
 
     It takes O(b^2 n^2 c) time, but O(b n c) memory: the maps of n x n are computed in tiles and not kept.
 

@@ -15,7 +15,7 @@ from hf_segkd.types import Features, NetworkSpec, Paper
 def intra_class_variation(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Cosine between each pixel and the mean of its class in its image; with gradient through both.
 
-    (Eq. 2 of the paper.) Time and memory are O(b h w c), whatever the number of classes.
+    Time and memory are O(b h w c), whatever the number of classes.
 
     Args:
         features: (b, c, h, w).
@@ -53,7 +53,7 @@ class IFVDLoss(AbstractDistillationLoss):
     """Intra-class Feature Variation Distillation for Semantic Segmentation.
 
     The mean over the pixels of the squared difference between the student's and the teacher's cosine of a pixel with
-    the mean of its class in its image (eq. 3). Widths may differ: only cosines are compared.
+    the mean of its class in its image. Widths may differ: only cosines are compared.
 
     The published training adds KD and an adversarial term of SKDS; on its own the loss is reported to do harm. Combine
     it: `--method ifvd,kd`.
@@ -61,7 +61,7 @@ class IFVDLoss(AbstractDistillationLoss):
     Args:
         student: What the student offers.
         teacher: What the teacher offers.
-        weight: Weight of the term. 50 is the paper's (section 4.2); the authors' code has 200, CIRKD's 20 (beside KD of
+        weight: Weight of the term. 50 is the paper's; the authors' code has 200, CIRKD's 20 (beside KD of
             weight 1).
         tap: The map to compare.
         drop_ignored: Average over the labelled pixels alone. By default the pixels of no class count in the mean, with

@@ -309,6 +309,13 @@ def test_an_overflow_of_the_teacher_does_not_stay_in_the_queues():
     assert all(value.isfinite() for value in loss(student, teacher, labels).values())
 
 
+def test_before_the_first_batch_there_are_no_keys_and_the_memory_costs_nothing():
+    loss, *batch = loss_and_batch()
+    terms = loss.eval()(*batch)
+    assert terms["cirkd_pixel"] == terms["cirkd_region"] == 0.0
+    assert terms["cirkd_pixel"].requires_grad
+
+
 def test_evaluation_reads_the_queues_and_leaves_them_alone():
     loss, *batch = loss_and_batch()
     loss(*batch)
