@@ -73,6 +73,9 @@ class Adversary(nn.Module):
             and 0.99, constant (CIRKD; IFVD).
         learning_rate: Of D, 4e-4 in all three. D's loss has the weight 0.1 in all three.
 
+    Attributes:
+        batches_learnt: Batches since the last update.
+
     Raises:
         ValueError: If a value is out of range.
     """
@@ -100,12 +103,8 @@ class Adversary(nn.Module):
             self.optimizer = torch.optim.Adam(parameters, learning_rate, betas=(0.9, 0.99))
             self.decay_power = 0.0
         self._logits: tuple[Tensor, Tensor] | None = None
-        self._gradients: list[Tensor] = []  # one vector of all of D's for each batch since the last update
-
-    @property
-    def batches_learnt(self) -> int:
-        """Batches since the last update."""
-        return len(self._gradients)
+        self._gradient: Tensor | float = 0.0  # of all parameters in one vector, summed since the last update
+        self.batches_learnt = 0
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """The student's term; in training mode the logits (b, k, h, w), detached, are kept for `learn`."""
@@ -130,7 +129,8 @@ class Adversary(nn.Module):
                 loss = loss + GRADIENT_PENALTY_WEIGHT * gradient_penalty(self.discriminator, student, teacher, share)
             gradients = torch.autograd.grad(DISCRIMINATOR_WEIGHT * loss, parameters)
         self.discriminator.requires_grad_(False)
-        self._gradients.append(torch.cat([gradient.flatten() for gradient in gradients]))
+        self._gradient = self._gradient + torch.cat([gradient.flatten() for gradient in gradients])
+        self.batches_learnt += 1
 
     @torch.no_grad()
     def update(self, progress: float) -> None:
@@ -141,8 +141,8 @@ class Adversary(nn.Module):
         Args:
             progress: Fraction (0 to 1) of training that has passed.
         """
-        gradient = torch.stack(self._gradients).mean(0)
-        self._gradients.clear()
+        gradient = self._gradient / self.batches_learnt
+        self._gradient, self.batches_learnt = 0.0, 0
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(gradient)
             gradient /= dist.get_world_size()

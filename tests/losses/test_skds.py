@@ -283,9 +283,12 @@ def small_discriminator(num_labels):
 
 
 @pytest.fixture
-def make_adversary(monkeypatch):
+def _small(monkeypatch):
     monkeypatch.setattr("hf_segkd.losses.adversary.Discriminator", small_discriminator)
 
+
+@pytest.fixture
+def make_adversary(_small):
     def make(seed=0, **kwargs):
         torch.manual_seed(seed)
         return Adversary(3, **kwargs)
@@ -355,15 +358,16 @@ def test_an_update_is_one_step_of_the_published_optimizer_on_the_mean_gradient(o
 def test_the_discriminator_learns_to_tell_teacher_from_student(objective, make_adversary):
     adversary = make_adversary(objective=objective, optimizer="adam", learning_rate=0.01)
     gaps = []
-    for step in range(30):
+    for step in range(15):
         student, teacher = logit_maps(step % 3)
         with torch.no_grad():
             gaps.append((adversary.discriminator(teacher) - adversary.discriminator(student)).mean().item())
         learn(adversary, step % 3)
         adversary.update(0.0)
-    assert sum(gaps[-3:]) > sum(gaps[:3]) + 0.3
+    assert sum(gaps[-3:]) > sum(gaps[:3]) + 0.1
 
 
+@pytest.mark.usefixtures("_small")
 def test_the_student_gets_no_gradient_from_the_discriminators_learning_nor_the_reverse():
     loss = create_loss("skds", STUDENT, TEACHER)
     student = make_features(STUDENT, 1)
@@ -438,7 +442,7 @@ def test_the_gradient_of_two_processes_is_the_mean_of_theirs(make_adversary, mon
     # u goes on from where the first batch left it above.
     ranks[1].discriminator.load_state_dict(ranks[0].discriminator.state_dict())
     learn(ranks[1], 1)
-    total = sum(adversary._gradients[0] for adversary in ranks)
+    total = sum(adversary._gradient for adversary in ranks)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.copy_(total))
@@ -491,6 +495,7 @@ def test_a_part_of_weight_0_is_left_out_with_all_it_costs():
     assert alone(make_features(STUDENT, 1), make_features(TEACHER, 2), make_labels()).keys() == {"skds_adversarial"}
 
 
+@pytest.mark.usefixtures("_small")
 def test_small_logits_of_the_teacher_are_aligned_before_the_discriminator_sees_them():
     loss = create_loss("skds", STUDENT, TEACHER)
     teacher = make_features(TEACHER, 2, sizes={}, default_size=(17, 25))
