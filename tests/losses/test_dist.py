@@ -68,20 +68,20 @@ def test_an_offset_per_pixel_and_two_classes_scaled_cost_nothing():
     assert intra > 0
 
 
-def test_equal_logits_of_all_classes_give_1_and_no_gradient():
-    _, teacher = official_case()
-    for constant in (0.0, 0.3):
-        student = torch.full((2, 19, 12, 20), constant, requires_grad=True)
-        inter, intra = correlation_distances(student, teacher.float())
-        (inter + intra).backward()
-        assert inter == 1.0
-        assert intra == 1.0
-        assert student.grad.abs().max() == 0.0
+@pytest.mark.parametrize("classes", [16, 19])  # one 16th is exact in fp32, one 19th is not
+def test_equal_logits_of_all_classes_give_1_and_no_gradient(classes):
+    teacher = official_case()[1][:, :classes].float()
+    student = torch.full_like(teacher, 0.3).requires_grad_()
+    inter, intra = correlation_distances(student, teacher)
+    (inter + intra).backward()
+    assert inter == 1.0
+    assert intra == 1.0
+    assert student.grad.abs().max() == 0.0
 
 
 def test_a_class_that_is_improbable_everywhere_still_learns():
     student, teacher = (x.detach().float() for x in official_case())
-    student[:, 0] -= 12.0
+    student[:, 0] -= 20.0
     student.requires_grad_()
     _, intra = correlation_distances(student, teacher)
     intra.backward()

@@ -86,6 +86,11 @@ def test_an_option_of_fakd_does_in_the_loss_what_it_does_in_the_formula(name, op
     ("name", "defaults"),
     [
         ("kd", {"weight": 1.0, "temperature": 1.0, "drop_ignored": False}),
+        ("at", {"weight": None, "reduction": "sum", "taps": ("decoder",)}),
+        ("sp", {"weight": 3000.0, "gather": True, "tap": "decoder"}),
+        ("ickd", {"variant": "cifar", "weight": None, "patches": (1, 1), "embed": None, "tap": "decoder"}),
+        ("dist", {"weight": 1.0, "beta": 1.0, "gamma": 1.0, "temperature": 1.0, "variant": "paper"}),
+        ("lad", {"weight": 1.0, "vector": "pixel", "tap": "decoder"}),
         ("fakd_pd", {"lambda0": 1.0, "schedule": "cosine", "bound": "pair", "sigma_index": "pixel", "detach_w": False}),
         ("fakd_cwd", {"lambda0": 1.0, "schedule": "cosine", "bound": "pair", "var_tau_power": 2, "detach_w": False}),
         ("fakd_cwd", {"label_resize": "nearest", "drop_ignored": False, "sync_stats": True, "covariance": None}),
