@@ -24,15 +24,13 @@ from hf_segkd.publication import (
     cost,
     describe,
     image_size,
-    spread,
+    samples_to_show,
     versions,
     write_publication,
 )
 from hf_segkd.reports import evaluation_report
 
 logger = logging.get_logger(__name__)
-
-NUM_PICTURES = 4
 
 # Not every push has them, and an older student's are not this one's.
 NOT_ALWAYS_THERE = ("evaluation.json", CHART_FILE, PICTURE_FILE)
@@ -112,7 +110,6 @@ class PublishingTrainer(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        self._finish_current_push()
         push = self._push(commit_message, {}, token, revision)
         if blocking:
             return push.result()
@@ -180,11 +177,11 @@ class PublishingTrainer(Trainer):
         networks = {"student": (student, processor)}
         if self.teacher is not None:
             networks = {"teacher": (self.accelerator.unwrap_model(self.teacher), processor), **networks}
-        samples = None
-        if isinstance(self.eval_dataset, EvaluationDataset):
-            samples = spread(self.eval_dataset.dataset, NUM_PICTURES)
+        images = self.eval_dataset.dataset if isinstance(self.eval_dataset, EvaluationDataset) else None
+        samples, why_not = (None, None) if images is None else samples_to_show(images)
         student.eval()  # Trainer puts it back into training mode at every step
-        facts = self._facts({name: network for name, (network, _) in networks.items()}, image_size(processor, samples))
+        facts = self._facts({name: network for name, (network, _) in networks.items()}, image_size(processor, images))
+        facts.pictures_note = why_not
         write_publication(folder, student=student, processor=processor, facts=facts, networks=networks, samples=samples)
 
     def _facts(self, networks: dict[str, PreTrainedModel], size: tuple[int, int] | None) -> CardFacts:

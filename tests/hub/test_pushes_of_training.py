@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content")  # how huggingfac
 @pytest.fixture(autouse=True)
 def scratch(tmp_path, monkeypatch):
     """Where publications wait for their upload; with one row of pictures, which is faster."""
-    monkeypatch.setattr(publishing_trainer, "NUM_PICTURES", 1)
+    monkeypatch.setattr("hf_segkd.publication.NUM_PICTURES", 1)
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -259,6 +259,29 @@ def test_a_run_without_push_to_hub_can_be_pushed_by_hand(hub, tmp_path):
     run.push_to_hub(private=True)
     assert hub.repositories["models", NAME].private
     assert names(published(hub)[-1]) == STUDENT | PICTURES
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_images_whose_terms_are_not_known_are_not_published(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_segkd.publication.data_terms", lambda name: None)
+    run = pushing(tmp_path / "run")
+    run.push_to_hub()
+    assert names(published(hub)[-1]) == STUDENT
+    assert "are not known to allow its images here" in published(hub)[-1].files["README.md"].decode()
+
+
+def test_callbacks_are_told_of_every_push(hub, tmp_path):
+    pushes = []
+
+    class Count(TrainerCallback):
+        def on_push_begin(self, args, state, control, **kwargs):
+            pushes.append(state.global_step)
+
+    run = saving(tmp_path / "run", "every_save")
+    run.add_callback(Count())
+    run.train()
+    run.push_to_hub()
+    assert pushes == [1, 2, 3, 3]
 
 
 def test_a_private_repository_that_was_deleted_does_not_come_back_public(hub, tmp_path):
