@@ -29,10 +29,8 @@ def angular_distance(student_map: Tensor, teacher_map: Tensor, vector: Vector = 
         patch_size: p; patches don't overlap, and those at the right and bottom border may be smaller.
     """
     if vector == "patch":
-        student_map, teacher_map = (
-            _patches_as_pixels(student_map, patch_size),
-            _patches_as_pixels(teacher_map, patch_size),
-        )
+        student_map = _patches_as_pixels(student_map, patch_size)
+        teacher_map = _patches_as_pixels(teacher_map, patch_size)
     return normalized_distance(student_map, teacher_map, NORMS[vector])
 
 
