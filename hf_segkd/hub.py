@@ -93,7 +93,7 @@ def create_repository(
     return url.repo_id
 
 
-def planned_upload(folder: Path, repo_id: str) -> str:
+def planned_upload(folder: Path, repo_id: str, *, repo_type: str = "model") -> str:
     """What `upload` would send and where to, as a table, without asking the Hub.
 
     Raises:
@@ -107,9 +107,10 @@ def planned_upload(folder: Path, repo_id: str) -> str:
             binary = b"\0" in file.read(LOOKED_AT_BY_GIT)
         stored_as = "LFS object" if binary or size > LARGEST_PLAIN_FILE else "plain file"
         rows.append((path.relative_to(folder).as_posix(), f"{size:,}", stored_as))
+    place = {"model": "", "dataset": "datasets/", "space": "spaces/"}[repo_type]
     width, digits = (max(len(row[column]) for row in rows) for column in (0, 1))
     lines = [f"{name:{width}}  {size:>{digits}}  {stored_as}" for name, size, stored_as in rows]
-    return "\n".join([f"To {HfApi().endpoint}/{repo_id}, in one commit:", *lines])
+    return "\n".join([f"To {HfApi().endpoint}/{place}{repo_id}, in one commit:", *lines])
 
 
 def _files(folder: Path) -> list[Path]:

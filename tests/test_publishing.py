@@ -60,6 +60,16 @@ def test_the_card_holds_scores_of_student_teacher_and_baseline(published, runs):
     assert "per_class_iou.png" in card.text
 
 
+def test_a_space_goes_beside_it(runs, tmp_path, capsys):
+    publish(runs, tmp_path / "out", "--space", "ann/page", "--pictures", "1")
+    space = tmp_path / "out-space"
+    settings = json.loads((space / "models.json").read_text())
+    assert (settings["student"], settings["teacher"]) == ("ann/student", None)  # the teacher is not published
+    assert (space / settings["examples"][0]).is_file()
+    assert "spaces/ann/page, in one commit" in capsys.readouterr().out
+    assert "spaces/ann/page" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_nothing_published_names_the_machine_or_its_files(published, runs):
     for path in published.rglob("*"):
         if path.suffix in (".json", ".md", ".txt", ".py"):

@@ -26,6 +26,7 @@ from hf_segkd.publication import (
     versions,
     write_publication,
 )
+from hf_segkd.space import write_space
 
 # Written by the export command into the network's folder; they go along.
 EXPORTS = ("onnx", "torch_export")
@@ -104,8 +105,9 @@ def main(args: list[str] | None = None) -> Path | str:
     networks = {"student": (student, processor)}
     if teacher is not None and teacher.network is not None:
         networks = {"teacher": teacher.network, **networks}
+    kept = command.output or (f"{command.model.rstrip('/')}-publication" if command.dry_run else None)
     with tempfile.TemporaryDirectory() as scratch:
-        publication = Path(scratch, "publication")
+        publication = Path(scratch, "model")
         write_publication(
             publication, student=student, processor=processor, facts=facts, networks=networks, samples=samples
         )
@@ -113,19 +115,40 @@ def main(args: list[str] | None = None) -> Path | str:
             if (folder / name).is_dir():
                 shutil.copytree(folder / name, publication / name)
         print(planned_upload(publication, command.repo_id))
-        kept = command.output or (f"{command.model.rstrip('/')}-publication" if command.dry_run else None)
         if kept is not None:
             _keep(publication, Path(kept))
+        if command.space is not None:
+            page = Path(scratch, "space")
+            pictures = () if samples is None else samples["image"]
+            write_space(
+                page,
+                student_id=command.repo_id,
+                teacher_id=facts.teacher_id,
+                title=facts.repo_id.split("/")[-1],
+                license=command.license,
+                examples=list(pictures),
+            )
+            print(f"\n{planned_upload(page, command.space, repo_type='space')}")
+            if kept is not None:
+                _keep(page, Path(f"{kept}-space"))
         if command.dry_run:
             print(f"\nDry run: nothing was sent. The folder is {kept}; its README.md is the card.")
             return Path(kept)
-        url = upload(
-            publication,
-            command.repo_id,
-            private=command.private,
-            commit_message=f"{facts.architecture}, {facts.method}",
-        )
-    print(f"\nPublished: {url}")
+        message = f"{facts.architecture}, {facts.method}"
+        url = upload(publication, command.repo_id, private=command.private, commit_message=message)
+        print(f"\nPublished: {url}")
+        if command.space is not None:
+            space_url = upload(
+                page,
+                command.space,
+                private=command.private,
+                repo_type="space",
+                space_sdk="gradio",
+                commit_message=message,
+            )
+            print(f"Space: {space_url}")
+            if command.private:
+                print("The network is private: give the Space a secret HF_TOKEN that may read it.")
     return url
 
 
@@ -194,9 +217,7 @@ def gather_facts(
     report = report or {}
     dataset = command.dataset_name or report.get("dataset")
     if dataset is None:
-        raise ValueError(
-            f"{folder} holds no scores, so say what it was trained on, with --dataset_name."
-        )
+        raise ValueError(f"{folder} holds no scores, so say what it was trained on, with --dataset_name.")
     method = report.get("method", "none")
     size = image_size(processor, images)  # both networks': the student's is what counts
     costs = [cost("student", student, size)]
