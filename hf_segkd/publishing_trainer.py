@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
@@ -173,19 +175,35 @@ class PublishingTrainer(Trainer):
         push.add_done_callback(_tell_failure)
 
     def _write_publication(self, folder: Path) -> None:
-        student, processor = self.student, self.processing_class
-        networks = {"student": (student, processor)}
-        if self.teacher is not None:
-            networks = {"teacher": (self.accelerator.unwrap_model(self.teacher), processor), **networks}
-        images = self.eval_dataset.dataset if isinstance(self.eval_dataset, EvaluationDataset) else None
+        images = self._evaluation_images()
         samples, why_not = (None, None) if images is None else samples_to_show(images)
-        student.eval()  # Trainer puts it back into training mode at every step
-        facts = self._facts({name: network for name, (network, _) in networks.items()}, image_size(processor, images))
-        facts.pictures_note = why_not
-        write_publication(folder, student=student, processor=processor, facts=facts, networks=networks, samples=samples)
+        self.student.eval()  # Trainer puts it back into training mode at every step
+        write_publication(
+            folder,
+            student=self.student,
+            processor=self.processing_class,
+            facts=self._facts(why_not),
+            networks=self._networks(),
+            samples=samples,
+        )
 
-    def _facts(self, networks: dict[str, PreTrainedModel], size: tuple[int, int] | None) -> CardFacts:
-        report, images, teacher = self._report(), self.train_dataset, networks.get("teacher")
+    def _evaluation_images(self) -> datasets.Dataset | None:
+        return self.eval_dataset.dataset if isinstance(self.eval_dataset, EvaluationDataset) else None
+
+    def _teacher_network(self) -> PreTrainedModel | None:
+        return None if self.teacher is None else self.accelerator.unwrap_model(self.teacher)
+
+    def _networks(self) -> dict[str, tuple[PreTrainedModel, Any]]:
+        networks = {"teacher": self._teacher_network(), "student": self.student}
+        return {name: (network, self.processing_class) for name, network in networks.items() if network is not None}
+
+    @cached_property
+    def _costs(self) -> list[dict[str, Any]]:
+        size = image_size(self.processing_class, self._evaluation_images())
+        return [cost(name, network, size) for name, (network, _) in self._networks().items()]
+
+    def _facts(self, pictures_note: str | None) -> CardFacts:
+        report, images, teacher = self._report(), self.train_dataset, self._teacher_network()
         origin = "" if teacher is None else teacher.name_or_path
         return CardFacts(
             repo_id=self.hub_model_id or Path(self.args.output_dir).absolute().name,
@@ -199,11 +217,12 @@ class PublishingTrainer(Trainer):
             license=self.args.hub_license,
             report=report,
             runs=[] if report is None else [report],
-            costs=[cost(name, network, size) for name, network in networks.items()],
+            costs=self._costs,
             settings=self.args.to_dict(),
             # With accelerate's state as it is: other new arguments would reset it in the middle of the run.
             defaults=DistillationArguments(accelerator_config={"use_configured_state": True}).to_dict(),
             versions=versions(),
+            pictures_note=pictures_note,
             self_contained=self.args.hub_self_contained,
         )
 
