@@ -1,0 +1,40 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_segkd.losses import LOSSES, create_loss
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+spec = importlib.util.spec_from_file_location("method_table", ROOT / "scripts" / "method_table.py")
+method_table = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(method_table)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return method_table.spec("resnet18"), method_table.spec("resnet101")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_readme_says_of_each_method_what_the_code_does(name, networks):
+    row = [" ".join(cell.split()) for cell in method_table.row(name, *networks)]
+    table = README.split(method_table.START)[1].split(method_table.END)[0]
+    rows = [[" ".join(cell.split()) for cell in line.strip("| ").split(" | ")] for line in table.splitlines()]
+    assert row in [[cell.strip() for cell in cells] for cells in rows], f"run scripts/method_table.py --write: {row}"
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_method_says_truly_whether_it_needs_labels(name, networks):
+    student, teacher = (method_table.features(network, seed) for seed, network in enumerate(networks))
+    stripes = torch.arange(method_table.CROP).expand(method_table.BATCH, method_table.CROP, -1) // 64
+    values = []
+    for labels in (stripes, stripes.mT.contiguous()):
+        torch.manual_seed(0)
+        loss = create_loss(name, *networks)
+        loss.set_progress(0.5)
+        values.append(sum(loss(student, teacher, labels).values()).item())
+    assert (values[0] != values[1]) == loss.needs_labels
