@@ -17,18 +17,21 @@ from hf_segkd.losses.base import (
 from hf_segkd.losses.kd import pixel_wise_divergence
 from hf_segkd.types import Features, NetworkSpec, Paper
 
-Preset = Literal["official", "cirkd"]
+Preset = Literal["default", "official", "cirkd"]
 
 # Weights of the pixel-wise, pair-wise and adversarial term.
 WEIGHTS = {
-    # The authors' run script: 10, 0.5, 0.1, its pixel-wise term summed over the 8 images of a batch.
+    "default": (10.0, 0.5, 0.1),
     "official": (80.0, 0.5, 0.1),
     "cirkd": (1.0, 10.0, 0.001),
 }
 
 
 def pair_wise_distance(
-    student_map: Tensor, teacher_map: Tensor, variant: Preset = "official", pool_scale: float = 0.5
+    student_map: Tensor,
+    teacher_map: Tensor,
+    variant: Literal["official", "cirkd"] = "official",
+    pool_scale: float = 0.5,
 ) -> Tensor:
     r"""Mean of $(a^t_{ij} - a^s_{ij})^2$ over the images and all pairs of nodes, a node with itself included.
 
@@ -75,12 +78,12 @@ class SKDSLoss(AbstractDistillationLoss):
     Args:
         student: What the student offers.
         teacher: What the teacher offers.
-        preset: `official` (the authors') or `cirkd` (CIRKD's), the code after which weights, pair-wise term and
-            adversary are made: WGAN-GP with SGD or hinge with Adam.
-        weight: Weight of the pixel-wise term: 80, which is 10 times 8 images on one GPU (`official`; the paper's
-            formula, a mean, gives 10), or 1 (`cirkd`).
-        pair_weight: 0.5 (`official`, run script; the paper says 10) or 10 (`cirkd`).
-        adversarial_weight: 0.1 (`official` and paper) or 0.001 (`cirkd`).
+        preset: `default` and `official` follow the authors' code, with WGAN-GP and SGD, `cirkd` CIRKD's, with its
+            pair-wise term, hinge and Adam.
+        weight: Weight of the pixel-wise term: 10 (paper, whose formula is a mean over the pixels), 80 (`official`,
+            whose code sums over the 8 images; it wants a low learning rate) or 1 (`cirkd`).
+        pair_weight: 0.5 (the authors' run script; the paper says 10) or 10 (`cirkd`).
+        adversarial_weight: 0.1 (run script and paper) or 0.001 (`cirkd`).
         tap: The map of the pair-wise term, the one before the classifier in both codes.
         pool_scale: See `pair_wise_distance`.
         objective: `wgan-gp` or `hinge`; None takes the preset's.
@@ -111,7 +114,7 @@ class SKDSLoss(AbstractDistillationLoss):
         student: NetworkSpec,
         teacher: NetworkSpec,
         *,
-        preset: Preset = "official",
+        preset: Preset = "default",
         weight: float | None = None,
         pair_weight: float | None = None,
         adversarial_weight: float | None = None,
@@ -133,11 +136,11 @@ class SKDSLoss(AbstractDistillationLoss):
         require_same_num_labels(self.name, student, teacher)
         if not 0 < pool_scale < 1:
             raise ValueError(f"pool_scale is {pool_scale}; it must be between 0 and 1: a lone node has no pairs.")
-        self.preset = preset
+        self.pair_variant: Literal["official", "cirkd"] = "cirkd" if preset == "cirkd" else "official"
         self.tap = tap
         self.pool_scale = pool_scale
         if "skds_adversarial" in weights:
-            default, optimizer = ("wgan-gp", "sgd") if preset == "official" else ("hinge", "adam")
+            default, optimizer = ("hinge", "adam") if preset == "cirkd" else ("wgan-gp", "sgd")
             self.adversary = Adversary(student.num_labels, objective or default, optimizer, discriminator_learning_rate)
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
@@ -150,7 +153,7 @@ class SKDSLoss(AbstractDistillationLoss):
         if "skds_pair" in self.weights:
             student_map = student[self.tap]
             teacher_map = align(teacher[self.tap], student_map)
-            terms["skds_pair"] = pair_wise_distance(student_map, teacher_map, self.preset, self.pool_scale)
+            terms["skds_pair"] = pair_wise_distance(student_map, teacher_map, self.pair_variant, self.pool_scale)
         if "skds_adversarial" in self.weights:
             terms["skds_adversarial"] = self.adversary(logits, teacher_logits)
         return terms
