@@ -1,0 +1,5 @@
+"""Trained networks as files that run without this package, checked on real images; `scripts/export.py` uses it all.
+
+`graph` makes the files, `metadata` says in them how to use them, `runtimes` loads them, `parity` compares them with
+the network on a data set, `quantization` makes int8 of fp32, `latency` times them. ONNX needs the extra `export`.
+"""

@@ -1,0 +1,101 @@
+"""From a network to a graph, and from the graph to a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+from transformers import PreTrainedModel
+
+from .runtimes import require_extra
+
+INPUT = "pixel_values"
+OPSET = 20
+AXES = {0: "batch", 2: "height", 3: "width"}
+
+
+class DenseNetwork(nn.Module):
+    """A segmentation network as it is exported: in evaluation mode, fp32, one output of the input's size.
+
+    Args:
+        model: Any network whose `logits` are (b, k, h4, w4); smaller ones than the input are resized as the image
+            processors' post-processing does it (bilinear, align_corners=False).
+        argmax: Return the class of each pixel instead, as uint8: the data sets here have at most 255 classes. Of
+            equal logits the lowest class wins, as in PyTorch.
+    """
+
+    def __init__(self, model: PreTrainedModel, argmax: bool = False) -> None:
+        super().__init__()
+        self.model = model.float()
+        self.argmax = argmax
+        self.eval()
+
+    @property
+    def output_name(self) -> str:
+        """What the output is called in files."""
+        return "mask" if self.argmax else "logits"
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Logits (b, k, hh, ww) fp32, or classes (b, hh, ww) uint8, of normalised images (b, 3, hh, ww)."""
+        logits = self.model(pixel_values=pixel_values).logits
+        if logits.shape[-2:] != pixel_values.shape[-2:]:
+            logits = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
+        return logits.argmax(dim=1).to(torch.uint8) if self.argmax else logits
+
+
+def trace(network: DenseNetwork, size: tuple[int, int], dynamic: bool = False) -> ExportedProgram:
+    """The network as a graph.
+
+    Args:
+        network: What to trace.
+        size: (height, width) of the images; with `dynamic` any size the network can take will do.
+        dynamic: Leave batch, height and width open. Otherwise the graph takes one image of `size`.
+    """
+    # A batch of one would be taken for a constant.
+    example = torch.zeros(2 if dynamic else 1, 3, *size)
+    shapes = {INPUT: dict.fromkeys(AXES, Dim.DYNAMIC)} if dynamic else None
+    program = torch.export.export(network, (example,), dynamic_shapes=shapes)
+    # They would go into the file: half a megabyte of zeros, and the folders of the machine that exported.
+    program.example_inputs = None
+    for module in program.graph_module.modules():
+        if isinstance(module, GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+    return program
+
+
+def save_onnx(program: ExportedProgram, path: Path, output_name: str, dynamic: bool = False) -> None:
+    """Write a traced network as one ONNX file of opset 20, batch norm folded into the convolutions.
+
+    Raises:
+        ImportError: If the packages of the extra `export` are missing.
+    """
+    require_extra()
+    import onnx
+
+    torch.onnx.export(
+        program,
+        f=path,
+        dynamo=True,
+        opset_version=OPSET,
+        external_data=False,
+        input_names=[INPUT],
+        output_names=[output_name],
+        dynamic_shapes={INPUT: AXES} if dynamic else None,
+        verbose=False,
+    )
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.ClearField("metadata_props")  # each node's history in PyTorch, a tenth of the file of a small network
+    onnx.save(model, path)
+
+
+def save_program(program: ExportedProgram, path: Path, facts: dict[str, Any]) -> None:
+    """Write a traced network as a `torch.export` file (.pt2), with `facts` as its extra file `metadata.json`."""
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(facts)})

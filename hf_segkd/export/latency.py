@@ -1,0 +1,90 @@
+"""The time an image takes in each runtime, on the CPU, measured side by side in one run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from hf_segkd.profiling import cpu_name, measure_latencies
+
+from .graph import DenseNetwork
+from .runtimes import Network, onnx_network
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network in a runtime.
+
+    Attributes:
+        network: "student" or "teacher".
+        runtime: "eager", "compiled", "ONNX Runtime" or "ONNX Runtime int8".
+        call: What is timed.
+        file_mb: Size of its file in 10^6 bytes; of its weights where PyTorch runs it.
+    """
+
+    network: str
+    runtime: str
+    call: Network
+    file_mb: float
+
+
+def pytorch_variants(name: str, network: DenseNetwork, image: Tensor) -> list[Variant]:
+    """The network as it is and compiled; a warning instead where that fails, as it does without a C++ compiler."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()) / 1e6
+    eager = Variant(name, "eager", network, size)
+    compiled = torch.compile(network, dynamic=False)
+    try:
+        with torch.inference_mode():
+            compiled(image)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        logger.warning(f"The compiled {name} is not timed, torch.compile failed: {str(error).splitlines()[0]}")
+        return [eager]
+    return [eager, Variant(name, "compiled", compiled, size)]
+
+
+def onnx_variant(name: str, runtime: str, path: Path) -> Variant:
+    """An ONNX file."""
+    return Variant(name, runtime, onnx_network(path), file_mb(path))
+
+
+def latency_report(variants: list[Variant], image: Tensor, runs: int) -> dict[str, Any]:
+    """Time the variants in turns.
+
+    Args:
+        variants: What to time.
+        image: One normalised image (1, 3, hh, ww).
+        runs: Timed runs of each.
+
+    Returns:
+        `image_size`, `threads`, `device`, `runs`, and `rows` with `network`, `runtime`, `median_ms`, `p95_ms`,
+        `file_mb`.
+    """
+    latencies = measure_latencies([lambda call=variant.call: call(image) for variant in variants], runs)
+    rows = [
+        {
+            "network": variant.network,
+            "runtime": variant.runtime,
+            **asdict(latency),
+            "file_mb": variant.file_mb,
+        }
+        for variant, latency in zip(variants, latencies, strict=True)
+    ]
+    return {
+        "image_size": list(image.shape[-2:]),
+        "threads": torch.get_num_threads(),
+        "device": cpu_name(),
+        "runs": runs,
+        "rows": rows,
+    }
+
+
+def file_mb(path: Path) -> float:
+    """Size of a file in 10^6 bytes."""
+    return path.stat().st_size / 1e6

@@ -1,0 +1,94 @@
+"""What a user of an exported file has to know: how to prepare images, and what the classes are."""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import PreTrainedModel
+
+from hf_segkd.inputs import normalisation
+
+from .run_onnx import prepare
+
+PACKAGES = ("hf-segkd", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+def fixed_size(processor: Any) -> tuple[int, int] | None:
+    """(height, width) that an image processor resizes every image to; None if it depends on the image."""
+    size = processor.size if processor.do_resize else {}
+    height, width = size.get("height"), size.get("width")
+    return None if height is None or width is None else (height, width)
+
+
+def with_size(processor: Any, size: tuple[int, int]) -> Any:
+    """A copy of an image processor that resizes every image to (height, width)."""
+    resizing = copy.deepcopy(processor)
+    resizing.do_resize = True
+    resizing.size = {"height": size[0], "width": size[1]}
+    return resizing
+
+
+def describe(model: PreTrainedModel, processor: Any, output_name: str) -> dict[str, Any]:
+    """How to use the exported network.
+
+    Returns:
+        `input` and `output` (names), `size` (`{"height", "width"}` or `{"shortest_edge"}` that images are resized to,
+        or None), `resample` (PIL's number of the filter), `rescale_factor`, `image_mean`, `image_std`, `id2label`,
+        `versions`, and `license` if the network's config has one.
+    """
+    facts = {
+        "input": "pixel_values",
+        "output": output_name,
+        "size": dict(processor.size) if processor.do_resize else None,
+        "resample": int(processor.resample),
+        **normalisation(processor),
+        "id2label": model.config.id2label,
+        "versions": versions(),
+    }
+    licence = model.config.to_dict().get("license")
+    return facts if licence is None else {**facts, "license": licence}
+
+
+def describe_onnx(path: Path, facts: dict[str, Any]) -> None:
+    """Write `facts` into the metadata of an ONNX file, each value as JSON."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in facts.items()})
+    onnx.save(model, path)
+
+
+def check_description(facts: dict[str, Any], processor: Any, images: Iterable[Image.Image]) -> None:
+    """Make sure that resizing, rescaling and normalising as `facts` say is all that the image processor does.
+
+    Raises:
+        ValueError: If a pixel differs by more than rounding: by more than 3 of 255 levels.
+    """
+    limit = 3 * facts["rescale_factor"] / min(facts["image_std"])
+    for image in images:
+        expected = processor(images=image, return_tensors="np")["pixel_values"]
+        prepared = prepare(image, facts)
+        if prepared.shape != expected.shape or np.abs(prepared - expected).max() > limit:
+            raise ValueError(
+                f"{type(processor).__name__} does something else to images than resize them to {facts['size']}, "
+                "rescale and normalise them (such as cropping, padding or swapping channels), which a user of the "
+                "exported file could not know. Pass --image_size, or save the network with a plainer processor."
+            )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that made the files, of those that are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,101 @@
+"""Whether an exported network is still the network it was, on real images: random ones hide what matters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_segkd.data import EvaluationDataset
+from hf_segkd.metrics import MeanIoU
+
+from .runtimes import Network
+
+MIN_AGREEMENT = 0.999
+MAX_MIOU_DIFFERENCE = 0.0005
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Two networks on the same images.
+
+    Attributes:
+        images: How many.
+        max_logit_difference: Largest absolute difference of two logits; None where only masks can be compared.
+        argmax_agreement: Share of the pixels, at the networks' resolution, that both give the same class.
+        miou: Mean IoU of the first network, 0 to 1, at the labels' resolution.
+        miou_exported: That of the second one.
+    """
+
+    images: int
+    max_logit_difference: float | None
+    argmax_agreement: float
+    miou: float
+    miou_exported: float
+
+
+def compare(
+    network: Network, exported: Network, samples: EvaluationDataset, num_labels: int, batch_size: int = 1
+) -> Parity:
+    """Run both networks on all samples.
+
+    Args:
+        network: The reference.
+        exported: What is to agree with it.
+        samples: Whole images with labels at their own resolution; images of one size if they go in batches.
+        num_labels: Number of classes.
+        batch_size: Images at a time.
+    """
+    scores = MeanIoU(num_labels), MeanIoU(num_labels)
+    same, pixels = 0, 0
+    difference = torch.tensor(0.0)
+    for start in range(0, len(samples), batch_size):
+        batch = [samples[index] for index in range(start, min(start + batch_size, len(samples)))]
+        images = torch.stack([sample["pixel_values"] for sample in batch])
+        with torch.inference_mode():
+            outputs = network(images), exported(images)
+        masks = [output.argmax(dim=1) if output.is_floating_point() else output for output in outputs]
+        same += int((masks[0] == masks[1]).sum())
+        pixels += masks[0].numel()
+        if outputs[0].is_floating_point():
+            difference = torch.maximum(difference, (outputs[0] - outputs[1]).abs().max())
+        for score, output in zip(scores, outputs, strict=True):
+            for row, sample in zip(output, batch, strict=True):
+                score.update(classes_at(row, tuple(sample["labels"].shape)), sample["labels"])
+    return Parity(
+        images=len(samples),
+        max_logit_difference=difference.item() if outputs[0].is_floating_point() else None,
+        argmax_agreement=same / pixels,
+        miou=scores[0].compute()["mean_iou"],
+        miou_exported=scores[1].compute()["mean_iou"],
+    )
+
+
+def classes_at(output: Tensor, size: tuple[int, int]) -> Tensor:
+    """Class of each pixel at another size: resized logits (k, h, w), or the nearest pixel of a mask (h, w)."""
+    if output.is_floating_point():
+        return F.interpolate(output[None], size=size, mode="bilinear", align_corners=False)[0].argmax(dim=0)
+    return F.interpolate(output[None, None], size=size, mode="nearest-exact")[0, 0]
+
+
+def check_parity(parity: Parity, what: str) -> None:
+    """Make sure that an exported network may be used in place of the original.
+
+    Raises:
+        ValueError: If fewer than 99.9 % of the pixels have the same class, the mean IoU differs by more than 0.05
+            points, or logits are not finite; with the numbers.
+    """
+    same_classes = parity.argmax_agreement >= MIN_AGREEMENT
+    same_score = abs(parity.miou - parity.miou_exported) <= MAX_MIOU_DIFFERENCE  # False for nan, too
+    finite = parity.max_logit_difference is None or math.isfinite(parity.max_logit_difference)
+    if not (same_classes and same_score and finite):
+        raise ValueError(
+            f"{what} is not the network it was made from, so it was not kept: on {parity.images} images "
+            f"{100 * parity.argmax_agreement:.3f} % of the pixels have the same class (need "
+            f"{100 * MIN_AGREEMENT:g} %), mIoU is {100 * parity.miou_exported:.3f} % instead of "
+            f"{100 * parity.miou:.3f} % (may differ by {100 * MAX_MIOU_DIFFERENCE:g}), the largest difference of "
+            f"logits is {parity.max_logit_difference}."
+        )

@@ -1,0 +1,55 @@
+"""Eight-bit integers instead of floats: smaller files, faster on most processors, at some cost in accuracy."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from .graph import INPUT
+
+
+def quantize(path: Path, output: Path, images: Iterable[Tensor]) -> None:
+    """Static int8 quantisation by ONNX Runtime (QDQ), calibrated on training images.
+
+    Weights get a scale per output channel, and activations the range they take on the images (MinMax). On five
+    trained networks (CamVid and the demo scenes, MobileNetV2 and ResNet-18) that cost 0 to 0.8 points of mIoU.
+    Entropy and percentile ranges came within 0.1 of it, but keep all activations of all images (6 GB for 64 images of
+    240 x 180). One scale per weight tensor ruined a network (56 to 0.1 % mIoU). Unsigned activations score as signed
+    ones do and were 1.3 to 2.6 times as fast on x86 with VNNI; without VNNI sums may overflow, so score it there.
+
+    Args:
+        path: The ONNX file in fp32.
+        output: The file to write.
+        images: Normalised images (3, hh, ww) as the network sees them.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = Path(scratch, "prepared.onnx")
+        quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            output,
+            _Reader(images),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+
+
+class _Reader:
+    """The images as ONNX Runtime asks for them."""
+
+    def __init__(self, images: Iterable[Tensor]) -> None:
+        self.images = iter(images)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        image = next(self.images, None)
+        return None if image is None else {INPUT: image[None].numpy()}
