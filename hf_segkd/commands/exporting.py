@@ -1,0 +1,280 @@
+"""`scripts/export.py`: a network as an ONNX or torch.export file, checked on real images and timed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+
+from hf_segkd.arguments import parse_arguments
+from hf_segkd.commands.data_flags import DataFlags
+from hf_segkd.commands.networks import load_network
+from hf_segkd.data import EvaluationDataset, label_info
+from hf_segkd.export import run_onnx
+from hf_segkd.export.graph import OPSET, DenseNetwork, save_onnx, save_program, trace
+from hf_segkd.export.latency import file_mb, latency_report, onnx_variant, pytorch_variants
+from hf_segkd.export.metadata import check_description, describe, describe_onnx, fixed_size, versions, with_size
+from hf_segkd.export.parity import Parity, check_parity, compare
+from hf_segkd.export.quantization import quantize
+from hf_segkd.export.runtimes import Network, onnx_network, program_network
+from hf_segkd.inference import predict
+from hf_segkd.reports import table, write_json
+
+FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "onnx-int8": "model-int8.onnx"}
+SNIPPET = "run_onnx.py"
+REPORT = "export.json"
+
+
+@dataclass(kw_only=True)
+class ExportCommand(DataFlags):
+    """What to export, and the images to check it on."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of the network."})
+    format: Literal["onnx", "torch_export"] = field(metadata={"help": "ONNX, or a .pt2 file of torch.export."})
+    argmax: bool = field(default=False, metadata={"help": "Give the class of each pixel, uint8, instead of logits."})
+    dynamic: bool = field(default=False, metadata={"help": "Take batches and images of any size."})
+    int8: bool = field(default=False, metadata={"help": "Also write an ONNX file quantised to 8-bit integers."})
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Height and width of images; by default what the image processor resizes to."}
+    )
+    split: str = field(default="val", metadata={"help": "Split that the exported network is checked on."})
+    num_images: int = field(default=32, metadata={"help": "How many of its images, evenly spread."})
+    calibration_split: str = field(default="train", metadata={"help": "Split that int8 ranges are taken from."})
+    calibration_images: int = field(default=64, metadata={"help": "How many of its images, evenly spread."})
+    max_int8_loss: float = field(
+        default=2.0, metadata={"help": "Points of mIoU that int8 may cost; if it costs more, nothing is written."}
+    )
+    teacher: str | None = field(default=None, metadata={"help": "Folder or Hub id of a network to time beside it."})
+    latency_runs: int = field(default=50, metadata={"help": "Timed runs of each network and runtime; 0 times none."})
+    output: str | None = field(
+        default=None, metadata={"help": "Folder to write to; by default MODEL/FORMAT, or NAME-FORMAT for a Hub id."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.int8 and self.format != "onnx":
+            raise ValueError(f"--int8 quantises ONNX files; it does not go with --format {self.format}.")
+        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
+            raise ValueError(f"--image_size takes height and width in pixels, got {self.image_size}.")
+        for name, least in (("num_images", 1), ("calibration_images", 1), ("latency_runs", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
+
+    def folder(self) -> Path:
+        """Where the files go."""
+        if self.output is not None:
+            return Path(self.output)
+        model = Path(self.model)
+        return model / self.format if model.is_dir() else Path(f"{model.name}-{self.format}")
+
+
+def main(args: list[str] | None = None) -> dict[str, Any]:
+    """Export a network, check and time it, print the tables, write export.json and return what is in it.
+
+    Raises:
+        ValueError: If the exported network is not the one it was made from, or int8 costs too much; with the numbers.
+            Nothing is written then, and an earlier export stays.
+    """
+    (command,) = parse_arguments(ExportCommand, args=args)
+    folder = command.folder()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch:
+        report = Export(command, Path(scratch)).run()
+        folder.mkdir(exist_ok=True)
+        for name in (*FILES.values(), SNIPPET, REPORT):
+            (folder / name).unlink(missing_ok=True)  # of an earlier export
+        for file in Path(scratch).iterdir():
+            os.replace(file, folder / file.name)
+    print(f"\nWritten to {folder}.")
+    return report
+
+
+class Export:
+    """One run of the command.
+
+    Args:
+        command: What to do.
+        scratch: Folder for the files while nothing is known of them.
+
+    Raises:
+        ValueError: If the network does not fit the data set, the size of images is not known, or the image processor
+            does what a user of the exported file could not do.
+    """
+
+    def __init__(self, command: ExportCommand, scratch: Path) -> None:
+        self.command = command
+        self.scratch = scratch
+        self.images = evenly_spread(command.load(command.split), command.num_images)
+        self.model, self.processor = load_network(command.model, label_info(self.images))
+        if command.image_size is not None:
+            self.processor = with_size(self.processor, tuple(command.image_size))
+        elif fixed_size(self.processor) is None and not command.dynamic:
+            raise ValueError(
+                f"The image processor of {command.model!r} does not resize to one height and width. Pass --image_size "
+                "HEIGHT WIDTH, or --dynamic for a file that takes images of any size."
+            )
+        self.network = DenseNetwork(self.model, command.argmax)
+        self.facts = describe(self.model, self.processor, self.network.output_name)
+        check_description(self.facts, self.processor, (row["image"] for row in self.images))
+        self.samples = EvaluationDataset(self.images, self.processor)
+        self.example = self.samples[0]["pixel_values"][None]
+
+    def run(self) -> dict[str, Any]:
+        """Write and check the files, and time them."""
+        exports = [self.write()]
+        if self.command.int8:
+            exports.append(self.write_int8())
+        if self.command.format == "onnx":
+            self.write_snippet()
+        print(exports_table(exports))
+        latency = self.time() if self.command.latency_runs else None
+        report = {"exports": exports, "latency": latency, "versions": versions()}
+        write_json(report, self.scratch / REPORT)
+        return report
+
+    def write(self) -> dict[str, Any]:
+        """The file in fp32."""
+        command, path = self.command, self.scratch / FILES[self.command.format]
+        program = trace(self.network, tuple(self.example.shape[-2:]), command.dynamic)
+        if command.format == "onnx":
+            save_onnx(program, path, self.network.output_name, command.dynamic)
+            describe_onnx(path, self.facts)
+            exported = onnx_network(path)
+        else:
+            save_program(program, path, self.facts)
+            exported = program_network(path)
+        parity = self.compare(exported)
+        check_parity(parity, path.name)
+        if command.dynamic:
+            height, width = self.example.shape[-2:]
+            other = with_size(self.processor, (5 * height // 4 | 1, 5 * width // 4 | 1))
+            at_other_size = self.compare(exported, EvaluationDataset(self.images, other), batch_size=3)
+            check_parity(at_other_size, f"{path.name}, in batches and at another size,")
+            parity = worst_of(parity, at_other_size)
+        return self.entry(command.format, parity)
+
+    def write_int8(self) -> dict[str, Any]:
+        """The ONNX file in int8."""
+        path = self.scratch / FILES["onnx-int8"]
+        training = evenly_spread(self.command.load(self.command.calibration_split), self.command.calibration_images)
+        samples = EvaluationDataset(training, self.processor)
+        quantize(self.scratch / FILES["onnx"], path, (samples[index]["pixel_values"] for index in range(len(samples))))
+        describe_onnx(path, self.facts)
+        parity = self.compare(onnx_network(path))
+        loss = 100 * (parity.miou - parity.miou_exported)
+        if not loss <= self.command.max_int8_loss:  # not so for nan, too
+            raise ValueError(
+                f"int8 costs {loss:.2f} points of mIoU ({100 * parity.miou:.2f} to {100 * parity.miou_exported:.2f} % "
+                f"on {parity.images} images, {100 * parity.argmax_agreement:.2f} % of the pixels alike), and "
+                f"--max_int8_loss allows {self.command.max_int8_loss:g}, so nothing was written. Calibrate on more "
+                "images, or export without --int8."
+            )
+        return self.entry("onnx-int8", parity)
+
+    def compare(self, exported: Network, samples: EvaluationDataset | None = None, batch_size: int = 1) -> Parity:
+        """The exported network beside the original one."""
+        return compare(self.network, exported, samples or self.samples, self.model.config.num_labels, batch_size)
+
+    def entry(self, name: str, parity: Parity) -> dict[str, Any]:
+        """A file as export.json describes it."""
+        return {
+            "format": name,
+            "file": FILES[name],
+            "file_mb": file_mb(self.scratch / FILES[name]),
+            "argmax": self.command.argmax,
+            "dynamic": self.command.dynamic,
+            "opset": None if name == "torch_export" else OPSET,
+            "parity": asdict(parity),
+        }
+
+    def write_snippet(self) -> None:
+        """A program that runs the ONNX file, and how close it comes to PyTorch."""
+        source = Path(run_onnx.__file__).read_text()
+        (self.scratch / SNIPPET).write_text(source)
+        session, facts = run_onnx.load(self.scratch / FILES["onnx"])
+        same, pixels = 0, 0
+        for row in self.images:
+            mask = run_onnx.segment(session, facts, row["image"])
+            same += int((predict(self.model, self.processor, row["image"]).numpy() == mask).sum())
+            pixels += mask.size
+        print(source)
+        print(f"# {SNIPPET}, above, gives {100 * same / pixels:.3f} % of the pixels the class that PyTorch gives.\n")
+
+    def time(self) -> dict[str, Any]:
+        """Latencies of the network, and of the teacher if there is one."""
+        onnx = self.command.format == "onnx"
+        variants = pytorch_variants("student", self.network, self.example)
+        if onnx:
+            variants.append(onnx_variant("student", "ONNX Runtime", self.scratch / FILES["onnx"]))
+        if self.command.int8:
+            variants.append(onnx_variant("student", "ONNX Runtime int8", self.scratch / FILES["onnx-int8"]))
+        if self.command.teacher is not None:
+            teacher = DenseNetwork(load_network(self.command.teacher)[0], self.command.argmax)
+            variants += pytorch_variants("teacher", teacher, self.example)
+            if onnx:
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(folder, FILES["onnx"])
+                    save_onnx(trace(teacher, tuple(self.example.shape[-2:])), path, teacher.output_name)
+                    variants.append(onnx_variant("teacher", "ONNX Runtime", path))
+        report = latency_report(variants, self.example, self.command.latency_runs)
+        print(f"\n{latency_table(report)}")
+        return report
+
+
+def evenly_spread(dataset: datasets.Dataset, number: int) -> datasets.Dataset:
+    """So many rows from all over a data set, since neighbours are often frames of one film."""
+    return dataset.select(np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int))
+
+
+def worst_of(first: Parity, second: Parity) -> Parity:
+    """The mIoU of the first with the larger deviations of both."""
+    differences = [part.max_logit_difference for part in (first, second)]
+    return replace(
+        first,
+        max_logit_difference=None if None in differences else max(differences),
+        argmax_agreement=min(first.argmax_agreement, second.argmax_agreement),
+    )
+
+
+def exports_table(exports: list[dict[str, Any]]) -> str:
+    """What was exported and how close it is."""
+    rows = []
+    for export in exports:
+        parity = export["parity"]
+        difference = parity["max_logit_difference"]
+        rows.append(
+            [
+                export["file"],
+                f"{export['file_mb']:.2f}",
+                str(parity["images"]),
+                "-" if difference is None else f"{difference:.1e}",
+                f"{100 * parity['argmax_agreement']:.3f}",
+                f"{100 * parity['miou']:.2f}",
+                f"{100 * parity['miou_exported']:.2f}",
+            ]
+        )
+    return table(["file", "MB", "images", "max logit diff.", "same class %", "mIoU %", "exported mIoU %"], rows)
+
+
+def latency_table(report: dict[str, Any]) -> str:
+    """How long an image takes."""
+    height, width = report["image_size"]
+    rows = [
+        [
+            row["network"],
+            row["runtime"],
+            f"{row['median_ms']:.2f}",
+            f"{row['p95_ms']:.2f}",
+            f"{row['file_mb']:.2f}",
+        ]
+        for row in report["rows"]
+    ]
+    return (
+        f"{report['device']}, threads: {report['threads']}, one image of {width} x {height}, {report['runs']} runs in "
+        f"turns\n\n{table(['network', 'runtime', 'median ms', '95th percentile ms', 'MB'], rows)}"
+    )

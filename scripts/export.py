@@ -1,0 +1,12 @@
+"""Export a network: python scripts/export.py --model DIR_OR_ID --format onnx --dataset NAME [--data_dir DIR]."""
+
+import sys
+from pathlib import Path
+
+# Python puts this folder first on its path, where evaluate.py would hide the package `evaluate`.
+sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
+from hf_segkd.commands.exporting import main
+
+if __name__ == "__main__":
+    main()
