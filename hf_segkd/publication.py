@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from transformers import PreTrainedModel
 
@@ -26,6 +27,9 @@ from hf_segkd.reports import write_json
 
 PICTURE_FILE = "comparison.png"
 CHART_FILE = "per_class_iou.png"
+SCORES_FILE = "evaluation.json"
+# Not every publication has them, and those of an earlier one are not this one's.
+NOT_ALWAYS_THERE = (SCORES_FILE, CHART_FILE, PICTURE_FILE)
 CELL_WIDTH = 256
 NUM_PICTURES = 4
 
@@ -58,9 +62,7 @@ def write_publication(
     save_network(student, folder, facts.self_contained)
     processor.save_pretrained(folder)
     if facts.report is not None:
-        write_json(
-            {key: value for key, value in facts.report.items() if key not in PRIVATE}, folder / "evaluation.json"
-        )
+        write_json({key: value for key, value in facts.report.items() if key not in PRIVATE}, folder / SCORES_FILE)
         series = class_series(facts)
         per_class_chart(list(facts.id2label.values()), series).save(folder / CHART_FILE, optimize=True)
         facts = replace(facts, chart=CHART_FILE)
@@ -164,7 +166,12 @@ def image_size(processor: Any, images: datasets.Dataset | None) -> tuple[int, in
 
 def default_settings() -> dict[str, Any]:
     """The training arguments as they are when nothing is given, to tell what a run changed."""
-    return DistillationArguments(output_dir="any").to_dict()
+    return _Defaults().to_dict()
+
+
+class _Defaults(DistillationArguments):
+    # Else accelerate's state would be set up anew, in the middle of a run too.
+    _setup_devices = torch.device("cpu")
 
 
 def versions() -> dict[str, str]:

@@ -21,9 +21,9 @@ from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
 from hf_segkd.hub import create_repository, upload
 from hf_segkd.model_card import CardFacts
 from hf_segkd.publication import (
-    CHART_FILE,
-    PICTURE_FILE,
+    NOT_ALWAYS_THERE,
     cost,
+    default_settings,
     describe,
     image_size,
     samples_to_show,
@@ -33,9 +33,6 @@ from hf_segkd.publication import (
 from hf_segkd.reports import evaluation_report
 
 logger = logging.get_logger(__name__)
-
-# Not every push has them, and an older student's are not this one's.
-NOT_ALWAYS_THERE = ("evaluation.json", CHART_FILE, PICTURE_FILE)
 
 
 class PublishingTrainer(Trainer):
@@ -220,7 +217,7 @@ class PublishingTrainer(Trainer):
             costs=self._costs,
             settings=self.args.to_dict(),
             # With accelerate's state as it is: other new arguments would reset it in the middle of the run.
-            defaults=DistillationArguments(accelerator_config={"use_configured_state": True}).to_dict(),
+            defaults=default_settings(),
             versions=versions(),
             pictures_note=pictures_note,
             self_contained=self.args.hub_self_contained,

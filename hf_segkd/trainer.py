@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, EvalPrediction
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, EvalPrediction, TrainOutput
 from transformers.utils import logging
 
 from hf_segkd.adversary import AdversaryCallback
@@ -148,6 +148,20 @@ class DistillationTrainer(PublishingTrainer):
         self._batches_summed += 1
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As `Trainer` does; afterwards all processes hold the same student, the one that is saved."""
+        output = super().train(*args, **kwargs)
+        self._share_buffers()
+        return output
+
+    def _share_buffers(self) -> None:
+        """Give all processes the batch norm statistics of process 0: each has its own after a step."""
+        if self.args.world_size > 1:
+            distiller = self.accelerator.unwrap_model(self.model)
+            for name, buffer in distiller.named_buffers():
+                if name not in distiller._ddp_params_and_buffers_to_ignore:  # equal by themselves, and large
+                    torch.distributed.broadcast(buffer, src=0)
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         images = inputs["pixel_values"]
@@ -207,10 +221,7 @@ class DistillationTrainer(PublishingTrainer):
         self._sum_of_rows = None  # an evaluation that was interrupted leaves its counts
         self._confusion_matrix = torch.zeros(0, dtype=torch.int64)
         self._scored_images = dataloader.dataset
-        if self.args.world_size > 1:
-            # Batch norm statistics differ between the processes; score the ones that are saved, process 0's.
-            for buffer in self.student.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+        self._share_buffers()  # score the statistics that are saved
         return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def prediction_step(

@@ -18,6 +18,7 @@ from hf_segkd.data import load_segmentation_dataset
 from hf_segkd.hub import planned_upload, upload
 from hf_segkd.model_card import CardFacts
 from hf_segkd.publication import (
+    NOT_ALWAYS_THERE,
     cost,
     default_settings,
     describe,
@@ -135,7 +136,13 @@ def main(args: list[str] | None = None) -> Path | str:
             print(f"\nDry run: nothing was sent. The folder is {kept}; its README.md is the card.")
             return Path(kept)
         message = f"{facts.architecture}, {facts.method}"
-        url = upload(publication, command.repo_id, private=command.private, commit_message=message)
+        url = upload(
+            publication,
+            command.repo_id,
+            private=command.private,
+            commit_message=message,
+            outdated=NOT_ALWAYS_THERE,
+        )
         print(f"\nPublished: {url}")
         if command.space is not None:
             space_url = upload(

@@ -81,9 +81,9 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     processor_seconds = time.process_time()
     result = trainer.train(resume_from_checkpoint=_checkpoint(arguments))
     processor_seconds = time.process_time() - processor_seconds
-    trainer.save_model()
-    trainer.save_state()
     trainer.evaluate()
+    trainer.save_model()  # after the evaluation: with --push_to_hub this publishes the scores too
+    trainer.save_state()
     report = evaluation_report(trainer.confusion_matrix, labels, command.eval_split, len(evaluation))
     report |= {
         "method": arguments.method,

@@ -74,7 +74,7 @@ def load_ade20k(data_dir: str | os.PathLike | None, split: str, *, check_size: b
     check_pairs(images, masks, ids, where)
     if check_size:
         _check_complete(split, ids, where)
-    return dataset_from_files([images[i] for i in ids], [masks[i] for i in ids], ids, SCHEME)
+    return dataset_from_files([images[i] for i in ids], [masks[i] for i in ids], ids, SCHEME, split)
 
 
 def _check_complete(split: str, ids: list[str], where: str) -> None:

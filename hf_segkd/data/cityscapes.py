@@ -82,7 +82,7 @@ def load_cityscapes(data_dir: str | os.PathLike | None, split: str, *, check_siz
     check_pairs(images, masks, ids, where)
     if check_size:
         _check_complete(split, ids, where)
-    return dataset_from_files([images[i] for i in ids], [masks[i] for i in ids], ids, scheme)
+    return dataset_from_files([images[i] for i in ids], [masks[i] for i in ids], ids, scheme, split)
 
 
 def _files_of_cities(folder: Path, ending: str) -> dict[str, str]:

@@ -80,7 +80,7 @@ def load_demo(
         rows["image"].append({"bytes": _encode_png(image), "path": None})
         rows["annotation"].append({"bytes": _encode_png(labels), "path": None})
         rows["image_id"].append(f"{split}_{index:05d}")
-    return dataset_from_rows(rows, scheme)
+    return dataset_from_rows(rows, scheme, split)
 
 
 def demo_scheme(num_classes: int) -> LabelScheme:

@@ -124,17 +124,18 @@ def shorten(names: Sequence[str]) -> str:
 
 
 def dataset_from_files(
-    images: Sequence[str], masks: Sequence[str], image_ids: Sequence[str], scheme: LabelScheme
+    images: Sequence[str], masks: Sequence[str], image_ids: Sequence[str], scheme: LabelScheme, split: str
 ) -> datasets.Dataset:
     """A data set of paths; the files are decoded and checked when a row is read.
 
     Nothing is cached on disk, so a changed folder is never served from an old copy.
     """
-    return dataset_from_rows({"image": list(images), "annotation": list(masks), "image_id": list(image_ids)}, scheme)
+    rows = {"image": list(images), "annotation": list(masks), "image_id": list(image_ids)}
+    return dataset_from_rows(rows, scheme, split)
 
 
-def dataset_from_rows(rows: dict[str, list], scheme: LabelScheme) -> datasets.Dataset:
+def dataset_from_rows(rows: dict[str, list], scheme: LabelScheme, split: str) -> datasets.Dataset:
     """A data set of the columns of `FEATURES`, whose pictures are paths or `{"path": ..., "bytes": ...}`."""
-    dataset = datasets.Dataset.from_dict(rows, features=FEATURES)
+    dataset = datasets.Dataset.from_dict(rows, features=FEATURES, split=datasets.Split(split))
     dataset.set_transform(SegmentationDecoder(scheme))
     return dataset

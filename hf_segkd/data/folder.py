@@ -49,7 +49,7 @@ def load_folder(
     _check_lossless(mask_folder, images, masks)
     ids = sorted(images | masks)
     check_pairs(images, masks, ids, f"{image_folder} and {mask_folder}")
-    return dataset_from_files([images[i] for i in ids], [masks[i] for i in ids], ids, scheme)
+    return dataset_from_files([images[i] for i in ids], [masks[i] for i in ids], ids, scheme, split)
 
 
 def folder_scheme(

@@ -89,4 +89,4 @@ def _load(data_dir: str | os.PathLike | None, split: str, require_size: bool, sc
     check_pairs(images, masks, ids, where)
     if require_size:
         check_num_images(len(ids), SPLIT_SIZES[split], where)
-    return dataset_from_files([images[i] for i in ids], [masks[i] for i in ids], ids, scheme)
+    return dataset_from_files([images[i] for i in ids], [masks[i] for i in ids], ids, scheme, split)

@@ -144,4 +144,4 @@ def _load(
     check_pairs(images, masks, ids, where)
     if expected_size is not None:
         check_num_images(len(ids), expected_size, where)
-    return dataset_from_files([images[i] for i in ids], [masks[i] for i in ids], ids, voc_scheme(name))
+    return dataset_from_files([images[i] for i in ids], [masks[i] for i in ids], ids, voc_scheme(name), split)

@@ -83,3 +83,7 @@ def test_no_two_classes_look_alike_and_neighbours_share_shape_or_texture():
 def test_bad_options_are_errors(options, message):
     with pytest.raises(ValueError, match=message):
         load_segmentation_dataset("demo", **options)
+
+
+def test_a_data_set_knows_its_split():
+    assert str(load_segmentation_dataset("demo", split="val", num_images=1).split) == "val"

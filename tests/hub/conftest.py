@@ -1,10 +1,5 @@
-import sys
-from pathlib import Path
-
 import pytest
 from local_hub import LocalHub
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # tiny_runs
 
 
 @pytest.fixture

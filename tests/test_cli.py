@@ -1,0 +1,45 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_segkd.commands import cli
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def test_every_command_has_a_script_that_runs_the_same_code():
+    for name, (module, _) in cli.COMMANDS.items():
+        assert f"from hf_segkd.commands.{module} import main" in (SCRIPTS / f"{name}.py").read_text()
+
+
+def test_help_lists_the_commands_without_loading_torch():
+    check = (
+        "import sys; from hf_segkd.commands.cli import main\ntry: main(['--help'])\nexcept SystemExit as e: code = e"
+    )
+    check += "\nassert code.code == 0 and 'torch' not in sys.modules"
+    listed = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True).stdout
+    assert all(f"  {name}" in listed for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("args", [[], ["destil"]])
+def test_no_or_an_unknown_command_shows_the_commands_and_fails(args, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(args)
+    assert stop.value.code == 2
+    shown = "".join(capsys.readouterr())
+    assert "distill" in shown
+    assert all(word in shown for word in args)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_command_takes_the_flags_of_its_script(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["hf-segkd", name])
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0
+    assert {"train": "--student_config", "distill": "--teacher"}.get(name, "--model") in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--modle", "x"])
+    assert stop.value.code == 2
