@@ -291,6 +291,20 @@ def test_of_equal_logits_the_first_class_wins_in_onnx_runtime_too(tmp_path):
     assert torch.equal(mask, network(images))
 
 
+class OneSize(Ties):
+    def forward(self, pixel_values):
+        return super().forward(pixel_values.reshape(-1, 3, 9, 7))
+
+
+def test_a_network_for_one_size_is_not_exported_as_one_for_any(model, copied_onnx, tmp_path):
+    trace(DenseNetwork(OneSize()), (9, 7))
+    with pytest.raises(ValueError, match=r"OneSize is written so .* without --dynamic"):
+        trace(DenseNetwork(OneSize()), (9, 7), dynamic=True)
+    with pytest.raises(ValueError, match=r"model\.onnx does not run with several images .* without --dynamic"):
+        export(model, *ONNX, "--dynamic", "--output", str(tmp_path / "new"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_torch_export_file_runs_where_this_package_is_not(model, tmp_path):
     report = export(model, "--format", "torch_export", "--latency_runs", "0")
     assert (report["exports"][0]["file"], report["exports"][0]["opset"]) == ("model.pt2", None)

@@ -56,11 +56,23 @@ def trace(network: DenseNetwork, size: tuple[int, int], dynamic: bool = False) -
         network: What to trace.
         size: (height, width) of the images; with `dynamic` any size the network can take will do.
         dynamic: Leave batch, height and width open. Otherwise the graph takes one image of `size`.
+
+    Raises:
+        ValueError: If they cannot be left open, because the network was written for one size (as many with position
+            embeddings are).
     """
     # A batch of one would be taken for a constant.
     example = torch.zeros(2 if dynamic else 1, 3, *size)
     shapes = {INPUT: dict.fromkeys(AXES, Dim.DYNAMIC)} if dynamic else None
-    program = torch.export.export(network, (example,), dynamic_shapes=shapes)
+    try:
+        program = torch.export.export(network, (example,), dynamic_shapes=shapes)
+    except torch._dynamo.exc.UserError as error:
+        if not dynamic:
+            raise
+        raise ValueError(
+            f"{type(network.model).__name__} is written so that PyTorch cannot leave the batch and the size of images "
+            f"open. Export it for one size, without --dynamic. PyTorch says: {error}"
+        ) from error
     # They would go into the file: half a megabyte of zeros, and the folders of the machine that exported.
     program.example_inputs = None
     for module in program.graph_module.modules():
