@@ -1,5 +1,3 @@
-import os
-import socket
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +8,6 @@ from tiny_runs import network, same, trainer, weights
 from torch import nn
 from transformers import TrainerCallback
 
-import hf_segkd.losses.adversary
 from hf_segkd.adversary import AdversaryCallback
 from hf_segkd.losses import LOSSES
 from hf_segkd.losses.discriminator import SpectralNormConv2d
@@ -145,30 +142,3 @@ def test_methods_without_an_adversary_have_no_callback_for_it(method, tmp_path):
     assert callbacks_of(trainer(tmp_path, method=method)) == []
     assert len(callbacks_of(trainer(tmp_path, method="skds"))) == 1
     assert callbacks_of(trainer(tmp_path, method="skds", method_kwargs={"adversarial_weight": 0})) == []
-
-
-def two_processes(rank, port, folder):
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in environment.items()})
-    torch.set_num_threads(1)
-    hf_segkd.losses.adversary.Discriminator = small_discriminator
-    options = {"max_steps": 3, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 3}
-    run = trainer(folder, method="skds", gradient_accumulation_steps=2, ddp_backend="gloo", **options)
-    run.train()
-    torch.save({**weights(run.student), **weights(run.accelerator.unwrap_model(run.model).loss)}, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_processes_end_with_one_student_and_one_discriminator(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]  # a free one
-    torch.multiprocessing.spawn(two_processes, (port, tmp_path), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert first.keys() == second.keys()
-    different = {name for name in first if not torch.equal(first[name], second[name])}
-    # The statistics of batch norms are each process's own, here as in the student; process 0's are saved.
-    assert {name.rsplit(".")[-1] for name in different} <= {"running_mean", "running_var"}
-    assert any(name.startswith("adversary.optimizer.") for name in first)
-    saved = load_file(tmp_path / "checkpoint-3" / LOSS_STATE_FILE)
-    assert all(torch.equal(value, first[name]) for name, value in saved.items())
