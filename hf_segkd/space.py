@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
-import yaml
+from jinja2 import Template
 from PIL import Image
 
-import hf_segkd
-
-PACKAGE = Path(hf_segkd.__file__).parent
+PACKAGE = Path(__file__).parent
 APP = PACKAGE / "app"
+# What app.py imports of this package, which a Space cannot install by its name. `data` goes without its __init__.py,
+# which would need `datasets`: labels.py stands alone.
+SOURCES = ("__init__.py", "auto.py", "inference.py", "data/labels.py", "models/*.py")
 
 
 def write_space(
@@ -26,7 +26,7 @@ def write_space(
     license: str | None = None,
     examples: Sequence[Image.Image] = (),
 ) -> None:
-    """Write the app, what it needs, and this package, which a Space could not install by its name.
+    """Write the app, its settings and the source files it needs.
 
     Args:
         folder: Where to; made if it is not there.
@@ -36,7 +36,10 @@ def write_space(
         license: Licence of the Space as the Hub spells it; never assumed.
         examples: Pictures to pick from; their terms must allow showing them.
     """
-    shutil.copytree(PACKAGE, folder / "hf_segkd", ignore=shutil.ignore_patterns("__pycache__", "app", "recipes"))
+    for source in (file for pattern in SOURCES for file in PACKAGE.glob(pattern)):
+        target = folder / "hf_segkd" / source.relative_to(PACKAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
     for name in ("app.py", "requirements.txt"):
         shutil.copy(APP / name, folder / name)
     files = [f"examples/{index}.png" for index in range(len(examples))]
@@ -44,26 +47,7 @@ def write_space(
         (folder / file).parent.mkdir(exist_ok=True)
         image.save(folder / file)
     settings = {"student": student_id, "teacher": teacher_id, "title": title, "examples": files}
-    (folder / "models.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (folder / "README.md").write_text(_readme(student_id, teacher_id, title, license))
-
-
-def _readme(student_id: str, teacher_id: str | None, title: str, license: str | None) -> str:
+    (folder / "models.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     models = [name for name in (student_id, teacher_id) if name is not None]
-    metadata = {
-        "title": title,
-        "emoji": "🧩",
-        "colorFrom": "blue",
-        "colorTo": "green",
-        "sdk": "gradio",
-        "sdk_version": version("gradio"),
-        "app_file": "app.py",
-        "models": [name for name in models if not Path(name).is_dir()],
-        "license": license,
-    }
-    front = yaml.safe_dump(
-        {key: value for key, value in metadata.items() if value}, allow_unicode=True, sort_keys=False
-    )
-    return (
-        f"---\n{front}---\n\n{title}: upload a picture, and see the classes that {' and '.join(models)} find in it.\n"
-    )
+    readme = Template((APP / "README.md").read_text(encoding="utf-8"), keep_trailing_newline=True)
+    (folder / "README.md").write_text(readme.render(title=title, models=models, license=license), encoding="utf-8")

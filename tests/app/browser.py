@@ -33,6 +33,7 @@ def start_app(app, *flags, cwd, environment=None):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    settings["GRADIO_TEMP_DIR"] = str(Path(cwd, "gradio"))
     url, log = f"http://127.0.0.1:{port}", Path(cwd, "app.log")
     command = [sys.executable, str(app), "--port", str(port), *flags]
     with log.open("w") as output:

@@ -1,5 +1,8 @@
+import base64
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -7,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from tiny_runs import network, processor, scenes
 
+from hf_segkd.data.decoding import read_image
 from hf_segkd.inference import predict
 from hf_segkd.space import write_space
 
@@ -31,12 +36,54 @@ def folders(tmp_path_factory):
     return folder
 
 
-def test_the_mask_shown_is_the_one_predict_gives(folders):
-    loaded = app.load_network(str(folders / "student"))
+@pytest.fixture
+def student(folders):
+    return app.load_network(str(folders / "student"))
+
+
+def test_the_mask_shown_is_the_one_predict_gives(student):
     image = scenes("val", 1)[0]["image"]
-    mask, milliseconds = app.segment(loaded, image)
-    assert np.array_equal(mask, predict(loaded.model, loaded.processor, image).numpy())
-    assert milliseconds > 0
+    html, mask = app.result("Student", student, image)
+    assert mask.dtype == np.uint8
+    assert np.array_equal(mask, predict(student.model, student.processor, image).numpy())
+    assert re.search(r"<b>\d+\.\d ms</b> forward pass · <b>[\d.]+ M</b> parameters", html)
+
+
+@pytest.mark.parametrize(("seconds", "passes"), [(0.0, 5), (0.6, 1)])
+def test_the_time_is_that_of_the_fastest_of_a_few_passes_and_a_slow_network_runs_once(
+    seconds, passes, student, monkeypatch
+):
+    def predict_slowly(model, processor, image):
+        clock[0] += seconds
+        return predict(model, processor, image)
+
+    def forward(pixel_values, original=student.model.forward):
+        clock[0] += durations.pop()
+        return original(pixel_values)
+
+    clock, durations = [0.0], [0.001, 0.001, 0.002, 0.004, 0.007][:passes][::-1]
+    fastest = min(durations)
+    monkeypatch.setattr(app.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(app, "predict", predict_slowly)
+    monkeypatch.setattr(student.model, "forward", forward)
+    _, milliseconds = app.segment(student, Image.new("RGB", (48, 32)))
+    assert milliseconds == pytest.approx(1000 * fastest)
+    assert durations == []
+    assert not student.model._forward_hooks
+    assert not student.model._forward_pre_hooks
+
+
+def test_the_classes_are_laid_over_the_picture_at_a_size_for_screens():
+    mask = np.zeros((1000, 2560), dtype=np.uint8)
+    mask[:, 1280:] = 1
+    html = app.overlay(Image.new("RGB", (2560, 1000), (0, 0, 200)), mask, num_labels=2)
+    photo, classes = (
+        Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+        for data in re.findall(r'src="data:image/\w+;base64,([^"]+)"', html)
+    )
+    assert photo.size == classes.size == (1280, 500)
+    assert photo.getpixel((100, 100))[2] > 190
+    assert [classes.getpixel((x, 250)) for x in (0, 639, 640, 1279)] == [(0, 0, 0)] * 2 + [(128, 0, 0)] * 2
 
 
 def test_the_legend_lists_the_classes_present_with_their_share():
@@ -49,22 +96,25 @@ def test_the_legend_lists_the_classes_present_with_their_share():
 
 def test_a_picture_of_absurd_size_is_refused_before_it_is_decoded(tmp_path):
     Image.new("1", (6000, 6000)).save(tmp_path / "large.png")
-    with pytest.raises(ValueError, match=r"6000 x 6000 pixels.*At most 25\.0 million"):
+    # What is left could not be decoded.
+    (tmp_path / "large.png").write_bytes((tmp_path / "large.png").read_bytes()[:100])
+    with pytest.raises(ValueError, match="6000 x 6000 pixels, more than the 25 million"):
         app.read_image(str(tmp_path / "large.png"), app.MAX_PIXELS)
 
 
-def test_fewer_pixels_are_taken_where_there_are_many_classes(folders):
-    loaded = app.load_network(str(folders / "student"))
-    assert app.max_pixels([loaded]) == app.MAX_PIXELS
-    loaded.model.config.num_labels = 1000
-    assert app.max_pixels([loaded]) == app.MAX_LOGITS // 1000
+def test_fewer_pixels_are_taken_where_there_are_many_classes(student):
+    assert app.max_pixels([student]) == app.MAX_PIXELS
+    student.model.config.num_labels = 1000
+    assert app.max_pixels([student]) == app.MAX_LOGITS // 1000
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
-def test_pictures_of_every_usual_mode_are_read(mode, tmp_path):
-    Image.new("RGB", (5, 3), (200, 10, 10)).convert(mode).save(tmp_path / "picture.tif")
-    image = app.read_image(str(tmp_path / "picture.tif"), 100)
-    assert (image.mode, image.size) == ("RGB", (5, 3))
+def test_pictures_of_every_usual_mode_are_read_as_data_sets_are(mode, tmp_path):
+    file = str(tmp_path / "picture.tif")
+    scenes("val", 1)[0]["image"].convert(mode).save(file)
+    image = app.read_image(file, 10_000)
+    assert image.mode == "RGB"
+    assert np.array_equal(image, read_image({"path": file, "bytes": None}))
 
 
 def test_a_picture_stands_upright(tmp_path):
@@ -74,54 +124,89 @@ def test_a_picture_stands_upright(tmp_path):
     assert app.read_image(str(tmp_path / "turned.jpg"), 100).size == (3, 5)
 
 
+def test_a_picture_of_16_bits_is_refused(tmp_path):
+    Image.new("I;16", (5, 3)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        app.read_image(str(tmp_path / "deep.png"), 100)
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture"])
 def test_what_is_no_picture_is_refused(content, tmp_path):
     (tmp_path / "file.png").write_bytes(content)
-    with pytest.raises(ValueError, match="cannot be read as a picture"):
+    with pytest.raises(ValueError, match="no picture that can be read"):
         app.read_image(str(tmp_path / "file.png"), 100)
 
 
-def test_names_of_classes_are_no_html(folders):
-    loaded = app.load_network(str(folders / "student"))
-    loaded.model.config.id2label = {index: f"<b>{index}</b>" for index in range(4)}
-    html, _ = app.result("Student", loaded, scenes("val", 1)[0]["image"])
+def test_names_of_classes_are_no_html(student):
+    student.model.config.id2label = {index: f"<b>{index}</b>" for index in range(4)}
+    html, _ = app.result("Student", student, scenes("val", 1)[0]["image"])
+    assert "&lt;b&gt;" in html
     assert "<b>0</b>" not in html
 
 
-def test_the_space_runs_where_the_package_is_not_installed(folders, tmp_path):
-    space = tmp_path / "space"
-    examples = [scenes("val", 1)[0]["image"]]
-    write_space(space, student_id=str(folders / "student"), title="A title", examples=examples)
-    check = """
+def test_flags_stand_in_for_what_the_settings_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "HERE", tmp_path)
+    with pytest.raises(SystemExit):
+        app.main([])
+    (tmp_path / "models.json").write_text('{"student": "ann/student", "title": "Scenes"}')
+    settings = app.read_settings(app.argparse.Namespace(student=None, teacher="ann/teacher"))
+    assert settings == {"student": "ann/student", "teacher": "ann/teacher", "title": "Scenes", "examples": []}
+
+
+# Run in a Space's folder: what it prints shows that nothing is needed which requirements.txt does not name.
+CHECK = """
 import sys
+for name in ("datasets", "evaluate", "accelerate", "matplotlib"):
+    sys.modules[name] = None
 sys.path.insert(0, ".")
 import app, hf_segkd
-assert hf_segkd.__file__.startswith(sys.argv[1])
+assert hf_segkd.__file__.startswith(sys.argv[1]), hf_segkd.__file__
 settings = app.read_settings(app.argparse.Namespace(student=None, teacher=None))
 network = app.load_network(settings["student"])
 image = app.read_image(settings["examples"][0], 10**6)
-print(app.result("Student", network, image)[1].shape)
+app.build_page({"Student": network}, settings["title"], settings["examples"])
+app.Image.fromarray(app.result("Student", network, image)[1]).save("mask.png")
 """
+
+
+def test_the_space_runs_where_the_package_is_not_installed(folders, student, tmp_path):
+    space = tmp_path / "space"
+    image = scenes("val", 1)[0]["image"]
+    write_space(space, student_id=str(folders / "student"), title="A title", examples=[image])
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, "-c", check, str(space)]
+    command = [sys.executable, "-c", CHECK, str(space)]
     ran = subprocess.run(command, cwd=space, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.strip() == str(examples[0].size[::-1])
+    mask = torch.from_numpy(np.array(Image.open(space / "mask.png")))
+    assert torch.equal(mask.long(), predict(student.model, student.processor, image))
+
+
+def test_a_space_holds_what_it_needs_of_the_package_and_no_more(tmp_path):
+    write_space(tmp_path, student_id="ann/student", title="Scenes", examples=[Image.new("RGB", (5, 3))])
+    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    networks = {f"hf_segkd/models/{path.name}" for path in (ROOT / "hf_segkd" / "models").glob("*.py")}
+    sources = {f"hf_segkd/{name}.py" for name in ("__init__", "auto", "inference", "data/labels")}
+    own = {"app.py", "models.json", "requirements.txt", "README.md", "examples/0.png"}
+    assert files == networks | sources | own
+    assert (tmp_path / "app.py").read_bytes() == (ROOT / "app" / "app.py").read_bytes()
 
 
 def test_the_readme_of_a_space_says_what_the_hub_needs(tmp_path):
-    write_space(tmp_path / "a", student_id="ann/student", teacher_id="ann/teacher", title="Scenes", license="mit")
-    _, front, _ = (tmp_path / "a" / "README.md").read_text().split("---\n")
+    title = 'Scenes: "ours", in 100 % & more'
+    write_space(tmp_path / "a", student_id="ann/student", teacher_id="ann/teacher", title=title, license="mit")
+    _, front, _ = (tmp_path / "a" / "README.md").read_text(encoding="utf-8").split("---\n")
     metadata = yaml.safe_load(front)
-    assert (metadata["sdk"], metadata["app_file"], metadata["license"]) == ("gradio", "app.py", "mit")
+    assert (metadata["title"], metadata["license"]) == (title, "mit")
+    assert (metadata["sdk"], metadata["app_file"]) == ("gradio", "app.py")
     assert metadata["models"] == ["ann/student", "ann/teacher"]
     assert json.loads((tmp_path / "a" / "models.json").read_text())["teacher"] == "ann/teacher"
     write_space(tmp_path / "b", student_id="ann/student", title="Scenes")
-    assert "license" not in (tmp_path / "b" / "README.md").read_text()
+    assert "license" not in (tmp_path / "b" / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_space_installs_what_the_package_needs():
+def test_a_space_installs_versions_that_the_package_takes():
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
-    needed = config["options"]["install_requires"].split()
-    assert (ROOT / "app" / "requirements.txt").read_text().split() == needed
+    index, *needed = (ROOT / "app" / "requirements.txt").read_text().splitlines()
+    assert index == "--extra-index-url https://download.pytorch.org/whl/cpu"
+    assert set(needed) < set(config["options"]["install_requires"].split())

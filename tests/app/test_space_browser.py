@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from browser import ROOT, open_page, require_browser, segment, start_app
+from browser import ROOT, open_page, page_text, require_browser, segment, start_app, wait_for
+from PIL import Image
 from tiny_runs import network, processor, scenes
 
 from hf_segkd.inference import predict
@@ -17,6 +18,7 @@ def test_a_browser_gets_the_masks_that_predict_gives(tmp_path):
         flags += [f"--{name}", str(tmp_path / name)]
     image = scenes("val", 1)[0]["image"]
     image.save(tmp_path / "scene.png")
+    Image.new("1", (6000, 6000)).save(tmp_path / "large.png")
     downloads = tmp_path / "downloads"
     downloads.mkdir()
     environment = {"PYTHONPATH": str(ROOT)}
@@ -31,4 +33,39 @@ def test_a_browser_gets_the_masks_that_predict_gives(tmp_path):
             for index in np.unique(expected):
                 assert model.config.id2label[index] in text
         assert text.count("ms forward pass") == 2
-        assert not page.find_elements("css selector", ".toast-wrap .error")
+        assert not page.find_elements("css selector", ".toast-body")
+        check_opacity(page)
+        check_phone(page)
+        check_refusal(page, tmp_path / "large.png")
+        asked = page.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+        assert [name for name in asked if not name.startswith((url, "data:"))] == []
+
+
+def check_opacity(page):
+    """The slider reaches the pictures without asking the server."""
+    classes = page.find_element("css selector", ".result .classes")
+    assert classes.value_of_css_property("opacity") == "0.5"
+    page.find_element("css selector", "input[type=range]").send_keys("\ue010")  # the End key
+    assert classes.value_of_css_property("opacity") == "1"
+
+
+def check_phone(page):
+    """On a phone the columns stand below each other and nothing sticks out."""
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    assert page.execute_script("return document.documentElement.scrollWidth") <= 390
+    lefts = {result.location["x"] for result in page.find_elements("css selector", ".block.result")}
+    assert len(lefts) == 1
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def check_refusal(page, picture):
+    """A refused picture says why, and takes the results of the picture before away."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    page.find_element("css selector", "[aria-label='Remove Image']").click()
+    wait_for(page, ".result .empty", count=2)
+    page.find_element("css selector", "input[type=file]").send_keys(str(picture))
+    WebDriverWait(page, 60).until(lambda page: page_text(page).count("This picture cannot be used.") == 2)
+    toast = page.find_element("css selector", ".toast-body").get_property("textContent")
+    assert "more than the 25 million" in toast
