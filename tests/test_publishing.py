@@ -114,7 +114,7 @@ def test_exports_go_along_unless_they_are_of_an_older_network(runs, tmp_path):
     (run / "onnx" / "export.json").write_text(json.dumps(report))
     published = publish(tmp_path, tmp_path / "out", "--pictures", "0", model="run")
     assert (published / "onnx" / "model.onnx").read_bytes() == b"onnx"
-    assert "model.onnx" in (published / "README.md").read_text()
+    assert "| onnx/model.onnx " in (published / "README.md").read_text()
     os.utime(run / "model.safetensors", (2**32, 2**32))
     with pytest.raises(ValueError, match="exported before"):
         publish(tmp_path, tmp_path / "again", "--pictures", "0", model="run")

@@ -271,12 +271,18 @@ def read_exports(folder: Path) -> dict[str, Any] | None:
     for file in files:
         if weights.is_file() and weights.stat().st_mtime > file.stat().st_mtime:
             raise ValueError(f"{file.parent} was exported before {weights} was written. Export again, or remove it.")
-    found = [json.loads(file.read_text()) for file in files]
-    merged = found[0]
-    for other in found[1:]:
-        merged["exports"] += other["exports"]
-        merged["latency"] = merged["latency"] or other["latency"]
-    return merged
+    found = [_with_folder(json.loads(file.read_text()), file.parent.name) for file in files]
+    latencies = [report["latency"] for report in found if report["latency"] is not None]
+    return {
+        "exports": [export for report in found for export in report["exports"]],
+        "latency": latencies[0] if latencies else None,
+        "versions": found[0]["versions"],
+    }
+
+
+def _with_folder(report: dict[str, Any], folder: str) -> dict[str, Any]:
+    exports = [export | {"file": f"{folder}/{export['file']}"} for export in report["exports"]]
+    return report | {"exports": exports}
 
 
 def _keep(publication: Path, folder: Path) -> None:
