@@ -22,6 +22,9 @@ def count_macs(model: PreTrainedModel, image_size: tuple[int, int]) -> int:
     return counter.get_total_flops() // 2  # the counter takes a multiply-add for two operations
 
 
+WARM_UP, RUNS_OF_A_TURN = 5, 10
+
+
 @dataclass(frozen=True)
 class Latency:
     """Median and 95th percentile of the time of a call, in milliseconds."""
@@ -45,20 +48,22 @@ def milliseconds_per_image(model: PreTrainedModel, image_size: tuple[int, int], 
 
 
 def measure_latencies(calls: Sequence[Callable[[], object]], runs: int) -> list[Latency]:
-    """Time of each call over `runs` rounds in which they take turns, so that a noisy machine favours none of them.
+    """Time of each call over at least so many runs, in turns, so that a noisy machine favours none of them.
 
-    Each turn is a call without the clock, which brings the call's data back into the caches and lets the threads of
-    the one before go to sleep, and one with it. The first two rounds are not counted.
+    A turn begins with calls without the clock: they bring the call's data back into the caches, and outlast the
+    threads of the runtime before, which wait for work on a core of their own for a while.
     """
     times: list[list[float]] = [[] for _ in calls]
     with torch.inference_mode():
-        for _ in range(runs + 2):
+        for _ in range(-(-runs // RUNS_OF_A_TURN)):
             for call, own in zip(calls, times, strict=True):
-                call()
-                start = time.perf_counter()
-                call()
-                own.append(1000 * (time.perf_counter() - start))
-    return [Latency(float(np.median(own[2:])), float(np.percentile(own[2:], 95))) for own in times]
+                for _ in range(WARM_UP):
+                    call()
+                for _ in range(RUNS_OF_A_TURN):
+                    start = time.perf_counter()
+                    call()
+                    own.append(1000 * (time.perf_counter() - start))
+    return [Latency(float(np.median(own)), float(np.percentile(own, 95))) for own in times]
 
 
 def cpu_name() -> str:
