@@ -166,7 +166,9 @@ def image_size(processor: Any, images: datasets.Dataset | None) -> tuple[int, in
 
 def default_settings() -> dict[str, Any]:
     """The training arguments as they are when nothing is given, to tell what a run changed."""
-    return _Defaults().to_dict()
+    defaults = _Defaults().to_dict()
+    defaults["accelerator_config"].pop("use_configured_state")  # Trainer takes it out of its own, too
+    return defaults
 
 
 class _Defaults(DistillationArguments):

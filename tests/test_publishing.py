@@ -165,6 +165,15 @@ def test_the_cost_is_counted_at_the_size_the_processor_gives():
     assert publication.image_size(keeps_size, scenes("val", 1)) == SIZE
 
 
+def test_settings_that_nobody_changed_are_not_called_changed(runs):
+    saved = json.loads((runs / "alone-0" / "training_args.json").read_text())
+    defaults = publication.default_settings()
+    changed = {name for name in saved if saved[name] != defaults[name]}
+    given = {"max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "save_strategy", "seed"}
+    given |= {"disable_tqdm", "use_cpu", "learning_rate", "output_dir"}
+    assert changed <= given | {"hub_token"}
+
+
 def test_the_pictures_say_when_their_images_are_gone(runs, tmp_path):
     shutil.copytree(runs / "distilled", tmp_path / "run")
     file = tmp_path / "run" / "evaluation.json"
