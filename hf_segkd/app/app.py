@@ -18,6 +18,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import torch
+from gradio.themes.utils.fonts import LocalFont
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
@@ -279,8 +280,10 @@ def main(args: list[str] | None = None) -> None:
         server_port=parsed.port,
         max_file_size="50mb",
         footer_links=["api", "gradio"],
-        # The weight that gradio takes by default, 600, is a file without most letters.
-        theme=gr.themes.Default(primary_hue="indigo", font=gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))),
+        # gradio's own choice of weight, 600, is a file without most letters.
+        theme=gr.themes.Default(
+            primary_hue="indigo", font=(LocalFont("Source Sans Pro", weights=(400, 700)), "sans-serif")
+        ),
         css=f":root {{ --opacity: {OPACITY} }}\n{CSS}",
     )
 
