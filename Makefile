@@ -28,8 +28,10 @@ check: $(INSTALLED)  ## Lint: style, formatting, import order
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-benchmark: $(INSTALLED)  ## Time the distillation step, the trainer, augmentation and mIoU against plain versions
+benchmark: $(INSTALLED)  ## Time the distillation step, the trainer, the losses, augmentation and mIoU against plain versions
 	$(BIN)/python scripts/benchmark.py
+	$(BIN)/python scripts/benchmark_fakd.py
+	$(BIN)/python scripts/benchmark_losses.py
 	$(BIN)/python scripts/benchmark_data.py
 
 clean:  ## Remove the virtual environment and caches, keep runs/
