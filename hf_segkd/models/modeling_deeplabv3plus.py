@@ -14,6 +14,7 @@ from .modeling_segmentation import (
     ConvNorm,
     SegKDSegmentationModel,
     SemanticSegmenterOutputWithFeatures,
+    resize,
     segmentation_loss,
 )
 
@@ -213,8 +214,3 @@ def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
     from transformers import AutoBackbone
 
     return AutoBackbone.from_config(config)
-
-
-def resize(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """Bilinear resize of (b, c, h, w) maps to `size` = (height, width)."""
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)

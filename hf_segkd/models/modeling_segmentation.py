@@ -64,6 +64,11 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x))
 
 
+def resize(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """Bilinear resize of (b, c, h, w) maps to `size` = (height, width)."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
+
+
 def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     """Cross-entropy in nats, averaged over the pixels whose label is not `ignore_index`.
 
