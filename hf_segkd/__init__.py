@@ -15,6 +15,8 @@ _HOME = {
     "DeepLabV3PlusForSemanticSegmentation": "hf_segkd.models",
     "DistillationArguments": "hf_segkd.arguments",
     "DistillationTrainer": "hf_segkd.trainer",
+    "HRNetConfig": "hf_segkd.models",
+    "HRNetForSemanticSegmentation": "hf_segkd.models",
     "MeanIoU": "hf_segkd.metrics",
     "load_segmentation_dataset": "hf_segkd.data",
 }

@@ -9,13 +9,18 @@ import importlib
 _HOME = {
     "DeepLabV3PlusConfig": "configuration_deeplabv3plus",
     "DeepLabV3PlusForSemanticSegmentation": "modeling_deeplabv3plus",
+    "HRNetConfig": "configuration_hrnet",
+    "HRNetForSemanticSegmentation": "modeling_hrnet",
     "SegKDBackboneOutput": "modeling_backbone_base",
+    "SegKDHRNetBackbone": "modeling_hrnet",
+    "SegKDHRNetBackboneConfig": "configuration_hrnet",
     "SegKDMobileNetV2Backbone": "modeling_mobilenet_v2",
     "SegKDMobileNetV2Config": "configuration_backbones",
     "SegKDResNetBackbone": "modeling_resnet",
     "SegKDResNetConfig": "configuration_backbones",
     "SemanticSegmenterOutputWithFeatures": "modeling_segmentation",
     "convert_attnfd_state_dict": "convert_checkpoint",
+    "convert_mmseg_hrnet_state_dict": "convert_mmseg_hrnet",
     "load_pretrained_backbone": "pretrained_backbones",
 }
 __all__ = sorted(_HOME)

@@ -11,8 +11,15 @@ def register_configs() -> None:
 
     from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
     from .configuration_deeplabv3plus import DeepLabV3PlusConfig
+    from .configuration_hrnet import HRNetConfig, SegKDHRNetBackboneConfig
 
-    for config_class in (SegKDResNetConfig, SegKDMobileNetV2Config, DeepLabV3PlusConfig):
+    for config_class in (
+        SegKDResNetConfig,
+        SegKDMobileNetV2Config,
+        SegKDHRNetBackboneConfig,
+        DeepLabV3PlusConfig,
+        HRNetConfig,
+    ):
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
 
 
@@ -26,17 +33,22 @@ def register_models() -> None:
 
     from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
     from .configuration_deeplabv3plus import DeepLabV3PlusConfig
+    from .configuration_hrnet import HRNetConfig, SegKDHRNetBackboneConfig
     from .modeling_deeplabv3plus import DeepLabV3PlusForSemanticSegmentation
+    from .modeling_hrnet import HRNetForSemanticSegmentation, SegKDHRNetBackbone
     from .modeling_mobilenet_v2 import SegKDMobileNetV2Backbone
     from .modeling_resnet import SegKDResNetBackbone
 
     AutoBackbone.register(SegKDResNetConfig, SegKDResNetBackbone, exist_ok=True)
     AutoBackbone.register(SegKDMobileNetV2Config, SegKDMobileNetV2Backbone, exist_ok=True)
-    AutoModelForSemanticSegmentation.register(DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation, exist_ok=True)
-    # pipeline("image-segmentation") looks a model up by name here, and logs an error when it is missing.
-    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[DeepLabV3PlusConfig.model_type] = (
-        DeepLabV3PlusForSemanticSegmentation.__name__
-    )
+    AutoBackbone.register(SegKDHRNetBackboneConfig, SegKDHRNetBackbone, exist_ok=True)
+    for config_class, model_class in (
+        (DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation),
+        (HRNetConfig, HRNetForSemanticSegmentation),
+    ):
+        AutoModelForSemanticSegmentation.register(config_class, model_class, exist_ok=True)
+        # pipeline("image-segmentation") looks a model up by name here, and logs an error when it is missing.
+        MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[config_class.model_type] = model_class.__name__
 
 
 def register_image_processors() -> None:
@@ -48,9 +60,11 @@ def register_image_processors() -> None:
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     from .configuration_deeplabv3plus import DeepLabV3PlusConfig
+    from .configuration_hrnet import HRNetConfig
 
-    AutoImageProcessor.register(
-        DeepLabV3PlusConfig,
-        image_processor_classes={"torchvision": SegformerImageProcessor, "pil": SegformerImageProcessorPil},
-        exist_ok=True,
-    )
+    for config_class in (DeepLabV3PlusConfig, HRNetConfig):
+        AutoImageProcessor.register(
+            config_class,
+            image_processor_classes={"torchvision": SegformerImageProcessor, "pil": SegformerImageProcessorPil},
+            exist_ok=True,
+        )
