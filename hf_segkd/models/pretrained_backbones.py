@@ -10,13 +10,15 @@ from transformers.utils import logging
 
 from .backbone_geometry import RESNETS
 from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
+from .configuration_hrnet import SegKDHRNetBackboneConfig
 
 logger = logging.get_logger(__name__)
 
-# Layers of torchvision's classification networks that a segmentation backbone has no use for.
+# Layers of the classification networks that a segmentation backbone has no use for.
 CLASSIFIER_PREFIXES = {
     SegKDResNetConfig.model_type: ("fc.",),
     SegKDMobileNetV2Config.model_type: ("features.18.", "classifier."),
+    SegKDHRNetBackboneConfig.model_type: ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier."),
 }
 # After MobileNetV2's last block: nothing, the 1280-channel convolution and its norm, or the classifier as well.
 SURPLUS_TENSORS = (0, 5, 7)
@@ -26,9 +28,10 @@ BATCH_COUNTER = "num_batches_tracked"
 def load_pretrained_backbone(model: PreTrainedModel, weights: str | Path) -> list[str]:
     """Fills the backbone of `model` with weights of torchvision's network of the same shape.
 
-    Files name their tensors like torchvision's `resnet*` or `mobilenet_v2`. A MobileNetV2 file with other names is
-    accepted if its tensors come in torchvision's order with the same last names ("weight", "running_mean", ...) and
-    shapes, as in files of tonylins' layout (`features.N.conv.K`) or timm's; a .safetensors file must use
+    Files name their tensors like torchvision's `resnet*` or `mobilenet_v2`, or like the HRNet authors' (as timm does;
+    torchvision has no HRNet, and W18-small is what they call `hrnet_w18_small_v2`). A MobileNetV2 file with other
+    names is accepted if its tensors come in torchvision's order with the same last names ("weight", "running_mean",
+    ...) and shapes, as in files of tonylins' layout (`features.N.conv.K`) or timm's; a .safetensors file must use
     torchvision's names, since that format sorts them. Nothing else is guessed: the weights fit completely, or nothing
     is loaded.
 
@@ -86,7 +89,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def torchvision_name(config: SegKDResNetConfig | SegKDMobileNetV2Config) -> str:
+def torchvision_name(config: SegKDResNetConfig | SegKDMobileNetV2Config | SegKDHRNetBackboneConfig) -> str:
     """The torchvision network whose weights have the backbone's shapes.
 
     Raises:

@@ -18,7 +18,13 @@ from transformers import (
     pipeline,
 )
 
-from hf_segkd.models import HRNetConfig, HRNetForSemanticSegmentation, SegKDHRNetBackbone, SegKDHRNetBackboneConfig
+from hf_segkd.models import (
+    HRNetConfig,
+    HRNetForSemanticSegmentation,
+    SegKDHRNetBackbone,
+    SegKDHRNetBackboneConfig,
+    load_pretrained_backbone,
+)
 from hf_segkd.models.auto_registration import register_configs, register_image_processors, register_models
 from hf_segkd.models.modeling_hrnet import HighResolutionModule
 
@@ -232,6 +238,18 @@ def test_the_backbone_returns_the_branches_it_is_asked_for():
     assert backbone.channels == [m.shape[1] for m in output.feature_maps] == [64, 8]
     assert torch.equal(output.pre_activations[1].relu(), output.feature_maps[1])
     assert [state.shape[1] for state in output.hidden_states] == backbone.num_features == [64, *CHANNELS]
+
+
+def test_weights_of_the_authors_classification_network_fill_the_backbone(tmp_path):
+    model, source = tiny_model(), tiny_model().backbone
+    fill_weights(source)
+    surplus = ["incre_modules.0.0.conv1.weight", "downsamp_modules.0.0.bias", "final_layer.0.bias", "classifier.bias"]
+    path = tmp_path / "hrnet.pth"
+    torch.save({**source.state_dict(), **{name: torch.zeros(1) for name in surplus}}, path)
+    assert load_pretrained_backbone(model, path) == surplus
+    assert all(torch.equal(a, b) for a, b in zip(model.backbone.parameters(), source.parameters(), strict=True))
+    with pytest.raises(ValueError, match="torchvision has no weights for this backbone"):
+        load_pretrained_backbone(model, "IMAGENET1K_V1")
 
 
 def test_where_a_stride_rounded_up_a_lower_branch_is_resized_twice():
