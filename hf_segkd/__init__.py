@@ -18,6 +18,8 @@ _HOME = {
     "HRNetConfig": "hf_segkd.models",
     "HRNetForSemanticSegmentation": "hf_segkd.models",
     "MeanIoU": "hf_segkd.metrics",
+    "PSPNetConfig": "hf_segkd.models",
+    "PSPNetForSemanticSegmentation": "hf_segkd.models",
     "load_segmentation_dataset": "hf_segkd.data",
 }
 __all__ = sorted(_HOME)

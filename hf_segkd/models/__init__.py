@@ -11,6 +11,8 @@ _HOME = {
     "DeepLabV3PlusForSemanticSegmentation": "modeling_deeplabv3plus",
     "HRNetConfig": "configuration_hrnet",
     "HRNetForSemanticSegmentation": "modeling_hrnet",
+    "PSPNetConfig": "configuration_pspnet",
+    "PSPNetForSemanticSegmentation": "modeling_pspnet",
     "SegKDBackboneOutput": "modeling_backbone_base",
     "SegKDHRNetBackbone": "modeling_hrnet",
     "SegKDHRNetBackboneConfig": "configuration_hrnet",
@@ -21,6 +23,7 @@ _HOME = {
     "SemanticSegmenterOutputWithFeatures": "modeling_segmentation",
     "convert_attnfd_state_dict": "convert_checkpoint",
     "convert_mmseg_hrnet_state_dict": "convert_mmseg_hrnet",
+    "convert_mmseg_state_dict": "convert_mmseg",
     "load_pretrained_backbone": "pretrained_backbones",
 }
 __all__ = sorted(_HOME)

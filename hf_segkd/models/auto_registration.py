@@ -12,6 +12,7 @@ def register_configs() -> None:
     from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
     from .configuration_deeplabv3plus import DeepLabV3PlusConfig
     from .configuration_hrnet import HRNetConfig, SegKDHRNetBackboneConfig
+    from .configuration_pspnet import PSPNetConfig
 
     for config_class in (
         SegKDResNetConfig,
@@ -19,6 +20,7 @@ def register_configs() -> None:
         SegKDHRNetBackboneConfig,
         DeepLabV3PlusConfig,
         HRNetConfig,
+        PSPNetConfig,
     ):
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
 
@@ -34,9 +36,11 @@ def register_models() -> None:
     from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
     from .configuration_deeplabv3plus import DeepLabV3PlusConfig
     from .configuration_hrnet import HRNetConfig, SegKDHRNetBackboneConfig
+    from .configuration_pspnet import PSPNetConfig
     from .modeling_deeplabv3plus import DeepLabV3PlusForSemanticSegmentation
     from .modeling_hrnet import HRNetForSemanticSegmentation, SegKDHRNetBackbone
     from .modeling_mobilenet_v2 import SegKDMobileNetV2Backbone
+    from .modeling_pspnet import PSPNetForSemanticSegmentation
     from .modeling_resnet import SegKDResNetBackbone
 
     AutoBackbone.register(SegKDResNetConfig, SegKDResNetBackbone, exist_ok=True)
@@ -45,6 +49,7 @@ def register_models() -> None:
     for config_class, model_class in (
         (DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation),
         (HRNetConfig, HRNetForSemanticSegmentation),
+        (PSPNetConfig, PSPNetForSemanticSegmentation),
     ):
         AutoModelForSemanticSegmentation.register(config_class, model_class, exist_ok=True)
         # pipeline("image-segmentation") looks a model up by name here, and logs an error when it is missing.
@@ -61,8 +66,9 @@ def register_image_processors() -> None:
 
     from .configuration_deeplabv3plus import DeepLabV3PlusConfig
     from .configuration_hrnet import HRNetConfig
+    from .configuration_pspnet import PSPNetConfig
 
-    for config_class in (DeepLabV3PlusConfig, HRNetConfig):
+    for config_class in (DeepLabV3PlusConfig, HRNetConfig, PSPNetConfig):
         AutoImageProcessor.register(
             config_class,
             image_processor_classes={"torchvision": SegformerImageProcessor, "pil": SegformerImageProcessorPil},

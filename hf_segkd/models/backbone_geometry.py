@@ -1,4 +1,4 @@
-"""The backbones by name, in the geometry of the AttnFD papers' networks.
+"""The backbones by name, in the geometry of the AttnFD papers' networks and of mmsegmentation's "d8" networks.
 
 AttnFD (Mansurian et al., "Attention-guided Feature Distillation for Semantic Segmentation") takes its networks from
 Overhaul distillation (Heo et al., ICCV 2019). Which blocks are dilated follows the authors' code.
@@ -95,4 +95,47 @@ def mobilenet_v2_config(
         dilations=dilations,
         pad_before_expansion=pad_before_expansion,
         out_features=["stage2", "stage7"],
+    )
+
+
+def mmseg_backbone_config(name: str) -> SegKDResNetConfig | SegKDMobileNetV2Config:
+    """The backbone of mmsegmentation's "d8" networks: output stride 8, with its rules for dilations.
+
+    ResNets are of the v1c form (deep stem). The first block of a dilated stage keeps the dilation before
+    (`contract_dilation`), and basic blocks dilate their first convolution alone. MobileNetV2 dilates the first block
+    of a stage and no other. Besides the first and the last level, the one that the auxiliary head sees is returned.
+
+    Args:
+        name: "resnet18", "resnet34", "resnet50", "resnet101" or "mobilenet_v2".
+
+    Raises:
+        ValueError: If the name is not known.
+    """
+    if name == "mobilenet_v2":
+        first = (1, 1, 1, 2, 2, 4, 4)
+        blocks = [depth for _, _, depth in MOBILENET_V2_STAGES]
+        return SegKDMobileNetV2Config(
+            strides=(1, 2, 2, 1, 1, 1, 1),
+            dilations=[[dilation] + [1] * (depth - 1) for dilation, depth in zip(first, blocks, strict=True)],
+            out_features=["stage2", "stage5", "stage7"],
+        )
+    if name not in RESNETS:
+        raise ValueError(
+            f"backbone must be one of {', '.join(BACKBONE_NAMES)}, got {name!r}. Other backbones go into "
+            "backbone_config."
+        )
+    layer_type, depths = RESNETS[name]
+    return SegKDResNetConfig(
+        layer_type=layer_type,
+        depths=depths,
+        strides=(1, 2, 1, 1),
+        dilations=[
+            [1] * depths[0],
+            [1] * depths[1],
+            [1] + [2] * (depths[2] - 1),
+            [2] + [4] * (depths[3] - 1),
+        ],
+        deep_stem=True,
+        dilate_second_conv=False,
+        out_features=["stage1", "stage3", "stage4"],
     )

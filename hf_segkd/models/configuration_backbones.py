@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_base import SegKDConfig
@@ -29,6 +30,10 @@ class SegKDResNetConfig(BackboneConfigMixin, SegKDConfig):
         strides: Stride of the first block of each stage, 1 or 2. The stem divides the resolution by four already.
         dilations: For each stage the dilation of each block's 3x3 convolutions (both, in a basic block); None is 1
             everywhere.
+        deep_stem: Three 3x3 convolutions instead of the 7x7 one, half of `width` channels in the first two: the
+            "v1c" form of mmsegmentation and GluonCV.
+        dilate_second_conv: Whether the dilation of a basic block holds for its second convolution too; False in
+            mmsegmentation, which dilates the first alone.
         out_features: Names among `stage_names` ("stem", "stage1" to "stage4") of the maps to return, by
             default the last.
         out_indices: The same by index.
@@ -46,6 +51,8 @@ class SegKDResNetConfig(BackboneConfigMixin, SegKDConfig):
     width: int = 64
     strides: list[int] | tuple[int, ...] = (1, 2, 2, 2)
     dilations: list[list[int]] | None = None
+    deep_stem: bool = False
+    dilate_second_conv: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.layer_type not in ("basic", "bottleneck"):
@@ -107,6 +114,10 @@ class SegKDMobileNetV2Config(BackboneConfigMixin, SegKDConfig):
         super().__post_init__(**kwargs)
 
 
+# Ours are found without registration, so that the files also work as remote code of a Hub repository.
+OWN_BACKBONES = {c.model_type: c for c in (SegKDResNetConfig, SegKDMobileNetV2Config)}
+
+
 def complete_dilations(depths: list[int], strides: list[int], dilations: list[list[int]] | None) -> list[list[int]]:
     """Checks strides and dilations against the number of blocks of each stage.
 
@@ -126,3 +137,29 @@ def complete_dilations(depths: list[int], strides: list[int], dilations: list[li
             f"dilations must hold one positive number per block, so lists of the lengths {depths}; got {dilations}."
         )
     return dilations
+
+
+def backbone_config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration of the backbone that "model_type" names, ours or one known to AutoConfig.
+
+    Raises:
+        ValueError: If there is no "model_type", or it is not known.
+    """
+    if "model_type" not in values:
+        raise ValueError(
+            f"backbone_config needs a 'model_type', one of {', '.join(OWN_BACKBONES)} or a type of backbone that "
+            f"transformers knows; got the keys {sorted(values)}."
+        )
+    if values["model_type"] in OWN_BACKBONES:
+        return OWN_BACKBONES[values["model_type"]](**values)
+    # Not at module level: importing AutoConfig may import this very file, to register it there.
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**values)
+
+
+def geometry(config: PreTrainedConfig) -> dict[str, Any]:
+    """What of a backbone's configuration decides the network: `model_type` and our fields."""
+    own = OWN_BACKBONES.get(config.model_type)
+    names = own.__annotations__ if own is not None else ()
+    return {"model_type": config.model_type, **{name: getattr(config, name) for name in names}}

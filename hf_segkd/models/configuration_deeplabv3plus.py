@@ -4,37 +4,52 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedConfig
-
-from .backbone_geometry import BACKBONE_NAMES, mobilenet_v2_config, resnet_config
+from .backbone_geometry import BACKBONE_NAMES, mmseg_backbone_config, mobilenet_v2_config, resnet_config
 from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
-from .configuration_base import SegKDConfig
+from .configuration_segmentation import SegKDSegmentationConfig, is_shallow
 
-# Ours are found without registration, so that the files also work as remote code of a Hub repository.
-OWN_BACKBONES = {c.model_type: c for c in (SegKDResNetConfig, SegKDMobileNetV2Config)}
-# Fields that only spell `backbone_config`, which is built from them once.
-SHORTHAND = (
-    "backbone",
-    "output_stride",
-    "multi_grid",
-    "depth_multiplier",
-    "pad_before_expansion",
-    "late_dilation",
-)
+# What a layout means for the fields that are left at None.
+LAYOUTS = {
+    "attnfd": {
+        "aspp_channels": 256,
+        "decoder_channels": 256,
+        "low_level_channels": 48,
+        "aspp_dropout": 0.5,
+        "decoder_dropout": 0.5,
+        "use_auxiliary_head": False,
+        "align_corners": True,
+    },
+    "mmsegmentation": {
+        "aspp_channels": 512,
+        "decoder_channels": 512,
+        "low_level_channels": 48,
+        "aspp_dropout": 0.0,
+        "decoder_dropout": 0.0,
+        "use_auxiliary_head": True,
+        "align_corners": False,
+    },
+}
+# In mmsegmentation's deeplabv3plus_r18-d8.
+MMSEG_SHALLOW = {"aspp_channels": 128, "decoder_channels": 128, "low_level_channels": 12}
 
 
-class DeepLabV3PlusConfig(SegKDConfig):
+class DeepLabV3PlusConfig(SegKDSegmentationConfig):
     """Configuration of `DeepLabV3PlusForSemanticSegmentation` (Chen et al., ECCV 2018).
 
     Sources of the defaults: the network of the AttnFD authors' code (Mansurian et al., arXiv 2403.05451), whose
     parameter counts the paper gives: 59.3 M (ResNet-101) and 16.6 M (ResNet-18) with 21 classes.
 
-    Either name a backbone in the geometry of these networks (`backbone` and the five fields after it), or give
-    any `backbone_config`.
+    `layout="mmsegmentation"` gives FAKD's networks (arXiv 2208.14143), with 19 classes and in training 62.6 M
+    (ResNet-101) and 15.2 M (MobileNetV2). Either name a backbone in the geometry of these networks (`backbone` and the
+    five fields after it), or give any `backbone_config`.
 
     Args:
+        layout: "attnfd" (default) or "mmsegmentation", the form of FAKD's networks: separable convolutions in ASPP and
+            decoder, a 3x3 projection after the ASPP, dropout of whole channels before the classifier, and a backbone
+            given by name in the "d8" geometry (`mmseg_backbone_config`, ResNets with a deep stem).
         backbone: "resnet18" (default), "resnet34", "resnet50", "resnet101" or "mobilenet_v2".
-        output_stride: Image pixels per pixel of the backbone's last map, 16 (default) or 8.
+        output_stride: Image pixels per pixel of the backbone's last map, 16 (default) or 8; always 8 with
+            `layout="mmsegmentation"`.
         multi_grid: ResNets: factor of the dilation of each block of the last stage; by default 1, 2, 4 for
             ResNet-50 and -101, and 1 for ResNet-18 and -34.
         depth_multiplier: MobileNetV2: scales its channels; 1 by default.
@@ -43,16 +58,22 @@ class DeepLabV3PlusConfig(SegKDConfig):
         late_dilation: MobileNetV2: dilates the blocks that the AttnFD code dilates, see `mobilenet_v2_config`. False
             by default. The numbers of the AttnFD MobileNetV2 need both.
         backbone_config: Configuration of any backbone `AutoBackbone` can build, or its dict with "model_type". The
-            first of its feature maps is the low-level one (stride 4 in the paper), the last enters the ASPP.
+            first of its feature maps is the low-level one (stride 4 in the paper), the last enters the ASPP, the one
+            before it the auxiliary head.
         atrous_rates: Dilations of the ASPP's three 3x3 convolutions, in pixels of the last map; by default 6, 12, 18,
             and 12, 24, 36 with `output_stride=8`.
-        aspp_channels: Channels of each ASPP branch and of the encoder's output.
-        low_level_channels: Channels the low-level map is reduced to.
-        decoder_channels: Channels of the decoder's two 3x3 convolutions.
-        aspp_dropout: Probability after the ASPP's projection, 0 to 1.
-        decoder_dropout: Probability between the decoder's convolutions.
-        classifier_dropout: Probability before the classifier.
-        align_corners: How every map is resized, the logits included: True in the AttnFD code.
+        aspp_channels: Channels of each ASPP branch and of the encoder's output: 256 (AttnFD), 512 (mmsegmentation; 128
+            on ResNet-18 and -34).
+        low_level_channels: Channels the low-level map is reduced to: 48 (mmsegmentation's ResNet-18 and -34: 12).
+        decoder_channels: Channels of the decoder's two 3x3 convolutions, by default as many as `aspp_channels` has.
+        aspp_dropout: Probability after the ASPP's projection, 0 to 1: 0.5 (AttnFD), 0 (mmsegmentation).
+        decoder_dropout: Probability between the decoder's convolutions, by default the same.
+        classifier_dropout: Probability before the classifiers, 0.1 in both.
+        use_auxiliary_head: Whether a second, small head on the map before the last takes part in training: False in
+            AttnFD, True in mmsegmentation.
+        auxiliary_channels: Its channels, 256 (64 on ResNet-18 and -34) in mmsegmentation.
+        auxiliary_loss_weight: Weight of its cross-entropy, 0.4 in mmsegmentation.
+        align_corners: How every map is resized, the logits included: True in the AttnFD code, False in mmsegmentation.
         semantic_loss_ignore_index: Label of the pixels that have no class.
 
     Raises:
@@ -61,86 +82,63 @@ class DeepLabV3PlusConfig(SegKDConfig):
     """
 
     model_type = "segkd-deeplabv3plus"
-    sub_configs = {"backbone_config": PreTrainedConfig}  # noqa: RUF012  read as a class attribute by transformers
-    keys_to_ignore_at_inference = ["features"]  # noqa: RUF012  keeps Trainer from gathering them
+    shorthand = (
+        "backbone",
+        "output_stride",
+        "multi_grid",
+        "depth_multiplier",
+        "pad_before_expansion",
+        "late_dilation",
+    )
 
-    backbone: str | None = None
+    layout: str = "attnfd"
     output_stride: int | None = None
     multi_grid: list[int] | tuple[int, ...] | None = None
     depth_multiplier: float | None = None
     pad_before_expansion: bool | None = None
     late_dilation: bool | None = None
-    backbone_config: dict | PreTrainedConfig | None = None
     atrous_rates: list[int] | tuple[int, ...] | None = None
-    aspp_channels: int = 256
-    low_level_channels: int = 48
-    decoder_channels: int = 256
-    aspp_dropout: float = 0.5
-    decoder_dropout: float = 0.5
-    classifier_dropout: float = 0.1
-    align_corners: bool = True
-    semantic_loss_ignore_index: int = 255
+    aspp_channels: int | None = None
+    low_level_channels: int | None = None
+    decoder_channels: int | None = None
+    aspp_dropout: float | None = None
+    decoder_dropout: float | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.backbone_config, dict):
-            self.backbone_config = backbone_config_from_dict(self.backbone_config)
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout must be 'attnfd' or 'mmsegmentation', got {self.layout!r}.")
         if self.multi_grid is not None:
             self.__dict__["multi_grid"] = list(self.multi_grid)  # as it comes back from a config.json
-        self._resolve_shorthand()
-        if self.atrous_rates is None:
-            self.atrous_rates = (12, 24, 36) if self.output_stride == 8 else (6, 12, 18)
+        super().__post_init__(**kwargs)
+
+    def defaults(self) -> dict[str, Any]:
+        """See the base class."""
+        values = {**super().defaults(), **LAYOUTS[self.layout]}
+        if self.layout == "mmsegmentation" and is_shallow(self.backbone):
+            values |= MMSEG_SHALLOW
+        return {**values, "atrous_rates": [12, 24, 36] if self.output_stride == 8 else [6, 12, 18]}
+
+    def check_ranges(self) -> None:
+        """See the base class."""
         self.atrous_rates = list(self.atrous_rates)
         if len(self.atrous_rates) != 3 or min(self.atrous_rates) < 1:
             raise ValueError(f"atrous_rates must be three positive dilations, got {self.atrous_rates}.")
-        for name in ("aspp_channels", "low_level_channels", "decoder_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("aspp_dropout", "decoder_dropout", "classifier_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a probability in [0, 1), got {getattr(self, name)}.")
-        super().__post_init__(**kwargs)
-        if self.num_labels < 2:
-            raise ValueError(
-                f"num_labels must be at least 2, got {self.num_labels}: the loss is a softmax cross-entropy, so "
-                "a single foreground class needs a background class beside it."
-            )
+        super().check_ranges()
 
-    def _resolve_shorthand(self) -> None:
-        given = {name: getattr(self, name) for name in SHORTHAND if getattr(self, name) is not None}
-        if self.backbone_config is not None and self.backbone is None:
-            if given:
-                raise ValueError(
-                    f"{', '.join(given)} belong to a backbone given by name, but backbone_config is given: "
-                    "set its own strides and dilations."
-                )
-            return
-        name = given.setdefault("backbone", "resnet18")
-        given.setdefault("output_stride", 16)
-        built = backbone_config_from_name(**given)
-        if self.backbone_config is not None and geometry(self.backbone_config) != geometry(built):
-            raise ValueError(
-                f"backbone={name!r} (with {given}) and backbone_config describe different networks; give one of them."
-            )
-        self.__dict__.update(backbone=name, output_stride=given["output_stride"])  # past the guard of __setattr__
-        self.backbone_config = self.backbone_config or built
+    def backbone_shorthand(self) -> dict[str, Any]:
+        """See the base class."""
+        return {"backbone": "resnet18", "output_stride": 8 if self.layout == "mmsegmentation" else 16}
 
-    def __setattr__(self, key: str, value: Any) -> None:
-        built = isinstance(self.__dict__.get("backbone_config"), PreTrainedConfig)
-        if built and key in SHORTHAND and value != self.__dict__.get(key):
+    def backbone_from_shorthand(self, **given: Any) -> SegKDResNetConfig | SegKDMobileNetV2Config:
+        """See the base class."""
+        if self.layout == "attnfd":
+            return backbone_config_from_name(**given)
+        if given.pop("output_stride") != 8 or len(given) > 1:
             raise ValueError(
-                f"{key} is fixed once the configuration is built, since backbone_config already follows from it: "
-                f"build a new DeepLabV3PlusConfig({key}={value!r}, ...) and pass it as config=."
+                "layout='mmsegmentation' has output stride 8 and dilations of its own, so it goes with none of "
+                f"{', '.join(self.shorthand[1:])}; for other geometries give backbone_config."
             )
-        super().__setattr__(key, value)
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> DeepLabV3PlusConfig:
-        """Builds the configuration from the contents of a config.json; unknown entries are left out, warned of."""
-        backbone = config_dict.get("backbone_config")
-        if isinstance(backbone, dict) and backbone.get("model_type") in OWN_BACKBONES:
-            backbone = OWN_BACKBONES[backbone["model_type"]].from_dict(backbone)
-            config_dict = {**config_dict, "backbone_config": backbone}
-        return super().from_dict(config_dict, **kwargs)
+        return mmseg_backbone_config(given["backbone"])
 
 
 def backbone_config_from_name(
@@ -165,29 +163,3 @@ def backbone_config_from_name(
     if mobilenet:
         raise ValueError(f"{', '.join(mobilenet)} belong to mobilenet_v2, but backbone is {backbone!r}.")
     return resnet_config(backbone, output_stride, multi_grid)
-
-
-def backbone_config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration of the backbone that "model_type" names, ours or one known to AutoConfig.
-
-    Raises:
-        ValueError: If there is no "model_type", or it is not known.
-    """
-    if "model_type" not in values:
-        raise ValueError(
-            f"backbone_config needs a 'model_type', one of {', '.join(OWN_BACKBONES)} or a type of backbone that "
-            f"transformers knows; got the keys {sorted(values)}."
-        )
-    if values["model_type"] in OWN_BACKBONES:
-        return OWN_BACKBONES[values["model_type"]](**values)
-    # Not at module level: importing AutoConfig may import this very file, to register it there.
-    from transformers import AutoConfig
-
-    return AutoConfig.for_model(**values)
-
-
-def geometry(config: PreTrainedConfig) -> dict[str, Any]:
-    """What of a backbone's configuration decides the network: `model_type` and our fields."""
-    own = OWN_BACKBONES.get(config.model_type)
-    names = own.__annotations__ if own is not None else ()
-    return {"model_type": config.model_type, **{name: getattr(config, name) for name in names}}

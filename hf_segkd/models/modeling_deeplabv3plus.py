@@ -1,40 +1,36 @@
-"""DeepLabV3+ (Chen et al., "Encoder-Decoder with Atrous Separable Convolution", ECCV 2018) with dense convolutions."""
+"""DeepLabV3+ (Chen et al., "Encoder-Decoder with Atrous Separable Convolution", ECCV 2018), dense or separable."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
 
-from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
 from .configuration_deeplabv3plus import DeepLabV3PlusConfig
+from .modeling_auxiliary_head import AuxiliaryHead, init_mmseg_classifier
 from .modeling_backbone_base import SegKDBackbone, stage_channels, stage_maps
-from .modeling_mobilenet_v2 import SegKDMobileNetV2Backbone
-from .modeling_resnet import SegKDResNetBackbone
+from .modeling_backbone_choice import build_backbone
 from .modeling_segmentation import (
     ConvNorm,
     SegKDSegmentationModel,
     SemanticSegmenterOutputWithFeatures,
+    SeparableConvNorm,
     resize,
     segmentation_loss,
 )
 
 
 class AtrousSpatialPyramidPooling(nn.Module):
-    """1x1, three dilated 3x3 and an image-level branch, concatenated in this order and projected.
+    """1x1, three dilated 3x3 and an image-level branch, concatenated in this order and projected."""
 
-    Args:
-        in_channels: Channels of the backbone's last map.
-        channels: Channels of each branch and of the output.
-        rates: Dilations of the 3x3 convolutions.
-    """
-
-    def __init__(self, in_channels: int, channels: int, rates: list[int]) -> None:
+    def __init__(self, in_channels: int, config: DeepLabV3PlusConfig) -> None:
         super().__init__()
+        channels = config.aspp_channels
+        separable = config.layout == "mmsegmentation"
+        dilated = SeparableConvNorm if separable else ConvNorm
         self.branches = nn.ModuleList(
-            [ConvNorm(in_channels, channels, 1), *(ConvNorm(in_channels, channels, 3, rate) for rate in rates)]
+            [ConvNorm(in_channels, channels, 1), *(dilated(in_channels, channels, 3, r) for r in config.atrous_rates)]
         )
         self.image_branch = ConvNorm(in_channels, channels, 1)
-        self.project = ConvNorm(5 * channels, channels, 1)
+        self.project = ConvNorm(5 * channels, channels, 3 if separable else 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encoder map before its ReLU, (b, channels, h, w), from (b, in_channels, h, w).
@@ -63,10 +59,11 @@ class DeepLabV3PlusDecoder(nn.Module):
     def __init__(self, low_level_in_channels: int, config: DeepLabV3PlusConfig) -> None:
         super().__init__()
         self.align_corners = config.align_corners
+        conv_norm = SeparableConvNorm if config.layout == "mmsegmentation" else ConvNorm
         self.low_level = ConvNorm(low_level_in_channels, config.low_level_channels, 1)
-        self.fuse = ConvNorm(config.aspp_channels + config.low_level_channels, config.decoder_channels, 3)
+        self.fuse = conv_norm(config.aspp_channels + config.low_level_channels, config.decoder_channels, 3)
         self.dropout = nn.Dropout(config.decoder_dropout)
-        self.refine = ConvNorm(config.decoder_channels, config.decoder_channels, 3)
+        self.refine = conv_norm(config.decoder_channels, config.decoder_channels, 3)
 
     def forward(self, encoder: Tensor, low_level: Tensor) -> Tensor:
         """Decoder map before its ReLU, (b, decoder_channels, h4, w4), at the resolution of `low_level`."""
@@ -77,7 +74,7 @@ class DeepLabV3PlusDecoder(nn.Module):
 
 
 class DeepLabV3PlusForSemanticSegmentation(SegKDSegmentationModel):
-    """DeepLabV3+ with `backbone`, `aspp`, `decoder` and a plain `classifier` convolution.
+    """DeepLabV3+ with `backbone`, `aspp`, `decoder`, a plain `classifier` convolution, maybe an `auxiliary_head`.
 
     Building it never loads weights; `load_pretrained_backbone` does, when asked.
     """
@@ -87,20 +84,28 @@ class DeepLabV3PlusForSemanticSegmentation(SegKDSegmentationModel):
 
     def __init__(self, config: DeepLabV3PlusConfig) -> None:
         super().__init__(config)
-        self.backbone = build_backbone(config.backbone_config)
-        if len(self.backbone.channels) < 2:
-            raise ValueError(
-                f"The backbone {config.backbone_config.model_type!r} returns {len(self.backbone.channels)} map, "
-                "but DeepLabV3+ needs a low-level map (the first) and the last one: set out_features or out_indices "
-                f"of backbone_config to at least two of {self.backbone.stage_names}."
-            )
-        low_level_channels, *_, channels = self.backbone.channels
-        self.aspp = AtrousSpatialPyramidPooling(channels, config.aspp_channels, config.atrous_rates)
+        self.backbone = build_backbone(
+            config.backbone_config,
+            3 if config.use_auxiliary_head else 2,
+            "a low-level map (the first), the last one, and the one before it for an auxiliary head",
+        )
+        low_level_channels, *inner, channels = self.backbone.channels
+        self.aspp = AtrousSpatialPyramidPooling(channels, config)
         self.aspp_dropout = nn.Dropout(config.aspp_dropout)
         self.decoder = DeepLabV3PlusDecoder(low_level_channels, config)
-        self.classifier_dropout = nn.Dropout(config.classifier_dropout)
+        dropout = nn.Dropout2d if config.layout == "mmsegmentation" else nn.Dropout
+        self.classifier_dropout = dropout(config.classifier_dropout)
         self.classifier = nn.Conv2d(config.decoder_channels, config.num_labels, 1)
+        self.auxiliary_head = AuxiliaryHead(inner[-1], config) if config.use_auxiliary_head else None
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        classifiers = [self.classifier, *([self.auxiliary_head.classifier] if self.auxiliary_head is not None else [])]
+        if self.config.layout == "mmsegmentation" and any(module is classifier for classifier in classifiers):
+            init_mmseg_classifier(module)
+        else:
+            super()._init_weights(module)
 
     @property
     def tap_channels(self) -> dict[str, int]:
@@ -159,7 +164,8 @@ class DeepLabV3PlusForSemanticSegmentation(SegKDSegmentationModel):
             return_dict: False returns a tuple.
 
         Returns:
-            `logits` at the resolution of `pixel_values`; `loss` when labels were given.
+            `logits` at the resolution of `pixel_values`; `loss` when labels were given, in training with the auxiliary
+            head's part if there is one.
 
         Raises:
             ValueError: If labels do not fit the images, or a single image is given in training.
@@ -180,7 +186,11 @@ class DeepLabV3PlusForSemanticSegmentation(SegKDSegmentationModel):
         head_logits = self.classifier(self.classifier_dropout(decoder))
         logits = resize(head_logits, pixel_values.shape[-2:], self.config.align_corners)
 
-        features = None
+        loss, features = None, None
+        if labels is not None:
+            loss = segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
+            if self.training and self.auxiliary_head is not None:
+                loss = loss + self.auxiliary_head.loss(maps.feature_maps[-2], labels)
         if output_features:
             before = maps.get("pre_activations") or maps.feature_maps
             features = {
@@ -196,21 +206,9 @@ class DeepLabV3PlusForSemanticSegmentation(SegKDSegmentationModel):
                 **stage_maps(self.backbone, maps),
             }
         output = SemanticSegmenterOutputWithFeatures(
-            loss=None if labels is None else segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index),
+            loss=loss,
             logits=logits,
             hidden_states=maps.hidden_states if output_hidden_states else None,
             features=features,
         )
         return output if return_dict else output.to_tuple()
-
-
-def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
-    """The backbone with random weights: ours directly, any other through `AutoBackbone`."""
-    if config.model_type == SegKDResNetConfig.model_type:
-        return SegKDResNetBackbone(config)
-    if config.model_type == SegKDMobileNetV2Config.model_type:
-        return SegKDMobileNetV2Backbone(config)
-    # Not at module level: importing AutoBackbone may import this very file, to register it there.
-    from transformers import AutoBackbone
-
-    return AutoBackbone.from_config(config)

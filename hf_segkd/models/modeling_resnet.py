@@ -14,11 +14,14 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int, dilation: int) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stride: int, dilation: int, dilate_second_conv: bool = True
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=dilation, dilation=dilation, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
+        second = dilation if dilate_second_conv else 1
+        self.conv2 = nn.Conv2d(width, width, 3, padding=second, dilation=second, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = projection_shortcut(in_channels, width, stride)
 
@@ -59,6 +62,17 @@ def projection_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
 
+def deep_stem(in_channels: int, width: int) -> nn.Sequential:
+    """Three 3x3 convolutions at half the image's resolution, without the last ReLU. Names as in mmsegmentation."""
+    layers = []
+    for i, (channels, out_channels) in enumerate(
+        [(in_channels, width // 2), (width // 2, width // 2), (width // 2, width)]
+    ):
+        conv = nn.Conv2d(channels, out_channels, 3, 2 if i == 0 else 1, padding=1, bias=False)
+        layers += [conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-1])
+
+
 class ResNetStage(nn.Sequential):
     """Blocks of one resolution; the ReLU is between them, not after the last."""
 
@@ -75,7 +89,7 @@ class SegKDResNetBackbone(SegKDBackbone):
     """ResNet v1 (He et al., CVPR 2016) with a stride per stage and a dilation per block.
 
     The stride of a bottleneck sits on its 3x3 convolution, as in torchvision. `layer1` ... `layer4` are the stages
-    "stage1" ... "stage4".
+    "stage1" ... "stage4". The convolutions of a deep stem are in `stem`.
     """
 
     config: SegKDResNetConfig
@@ -85,8 +99,12 @@ class SegKDResNetBackbone(SegKDBackbone):
     def __init__(self, config: SegKDResNetConfig) -> None:
         super().__init__(config)
         block = {"basic": BasicBlock, "bottleneck": Bottleneck}[config.layer_type]
-        self.conv1 = nn.Conv2d(config.num_channels, config.width, 7, 2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(config.width)
+        options = {"dilate_second_conv": config.dilate_second_conv} if block is BasicBlock else {}
+        if config.deep_stem:
+            self.stem = deep_stem(config.num_channels, config.width)
+        else:
+            self.conv1 = nn.Conv2d(config.num_channels, config.width, 7, 2, padding=3, bias=False)
+            self.bn1 = nn.BatchNorm2d(config.width)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
         channels = config.width
         self.num_features = [channels]
@@ -94,7 +112,7 @@ class SegKDResNetBackbone(SegKDBackbone):
             width = config.width * 2**i
             blocks = []
             for j, dilation in enumerate(dilations):
-                blocks.append(block(channels, width, stride if j == 0 else 1, dilation))
+                blocks.append(block(channels, width, stride if j == 0 else 1, dilation, **options))
                 channels = width * block.expansion
             self.add_module(f"layer{i + 1}", ResNetStage(*blocks))
             self.num_features.append(channels)
@@ -127,7 +145,8 @@ class SegKDResNetBackbone(SegKDBackbone):
             output_hidden_states: Also return the maps of all of `stage_names`.
             return_dict: False returns a tuple.
         """
-        stem = self.maxpool(F.relu(self.bn1(self.conv1(pixel_values)), inplace=True))
+        stem = self.stem(pixel_values) if self.config.deep_stem else self.bn1(self.conv1(pixel_values))
+        stem = self.maxpool(F.relu(stem, inplace=True))
         x, sums, maps = stem, [stem], [stem]  # max-pooling follows the stem's ReLU: there is no map before it
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             sums.append(stage(x))
