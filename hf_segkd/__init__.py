@@ -17,6 +17,8 @@ _HOME = {
     "DistillationTrainer": "hf_segkd.trainer",
     "HRNetConfig": "hf_segkd.models",
     "HRNetForSemanticSegmentation": "hf_segkd.models",
+    "ISANetConfig": "hf_segkd.models",
+    "ISANetForSemanticSegmentation": "hf_segkd.models",
     "MeanIoU": "hf_segkd.metrics",
     "PSPNetConfig": "hf_segkd.models",
     "PSPNetForSemanticSegmentation": "hf_segkd.models",

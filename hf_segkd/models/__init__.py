@@ -11,6 +11,8 @@ _HOME = {
     "DeepLabV3PlusForSemanticSegmentation": "modeling_deeplabv3plus",
     "HRNetConfig": "configuration_hrnet",
     "HRNetForSemanticSegmentation": "modeling_hrnet",
+    "ISANetConfig": "configuration_isanet",
+    "ISANetForSemanticSegmentation": "modeling_isanet",
     "PSPNetConfig": "configuration_pspnet",
     "PSPNetForSemanticSegmentation": "modeling_pspnet",
     "SegKDBackboneOutput": "modeling_backbone_base",

@@ -12,6 +12,7 @@ def register_configs() -> None:
     from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
     from .configuration_deeplabv3plus import DeepLabV3PlusConfig
     from .configuration_hrnet import HRNetConfig, SegKDHRNetBackboneConfig
+    from .configuration_isanet import ISANetConfig
     from .configuration_pspnet import PSPNetConfig
 
     for config_class in (
@@ -21,6 +22,7 @@ def register_configs() -> None:
         DeepLabV3PlusConfig,
         HRNetConfig,
         PSPNetConfig,
+        ISANetConfig,
     ):
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
 
@@ -36,9 +38,11 @@ def register_models() -> None:
     from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
     from .configuration_deeplabv3plus import DeepLabV3PlusConfig
     from .configuration_hrnet import HRNetConfig, SegKDHRNetBackboneConfig
+    from .configuration_isanet import ISANetConfig
     from .configuration_pspnet import PSPNetConfig
     from .modeling_deeplabv3plus import DeepLabV3PlusForSemanticSegmentation
     from .modeling_hrnet import HRNetForSemanticSegmentation, SegKDHRNetBackbone
+    from .modeling_isanet import ISANetForSemanticSegmentation
     from .modeling_mobilenet_v2 import SegKDMobileNetV2Backbone
     from .modeling_pspnet import PSPNetForSemanticSegmentation
     from .modeling_resnet import SegKDResNetBackbone
@@ -50,6 +54,7 @@ def register_models() -> None:
         (DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation),
         (HRNetConfig, HRNetForSemanticSegmentation),
         (PSPNetConfig, PSPNetForSemanticSegmentation),
+        (ISANetConfig, ISANetForSemanticSegmentation),
     ):
         AutoModelForSemanticSegmentation.register(config_class, model_class, exist_ok=True)
         # pipeline("image-segmentation") looks a model up by name here, and logs an error when it is missing.
@@ -66,9 +71,10 @@ def register_image_processors() -> None:
 
     from .configuration_deeplabv3plus import DeepLabV3PlusConfig
     from .configuration_hrnet import HRNetConfig
+    from .configuration_isanet import ISANetConfig
     from .configuration_pspnet import PSPNetConfig
 
-    for config_class in (DeepLabV3PlusConfig, HRNetConfig, PSPNetConfig):
+    for config_class in (DeepLabV3PlusConfig, HRNetConfig, PSPNetConfig, ISANetConfig):
         AutoImageProcessor.register(
             config_class,
             image_processor_classes={"torchvision": SegformerImageProcessor, "pil": SegformerImageProcessorPil},

@@ -11,16 +11,21 @@ from test_golden_networks import reference_folder
 from hf_segkd.models import (
     DeepLabV3PlusConfig,
     DeepLabV3PlusForSemanticSegmentation,
+    ISANetConfig,
+    ISANetForSemanticSegmentation,
     PSPNetConfig,
     PSPNetForSemanticSegmentation,
     convert_mmseg_state_dict,
 )
 
 DEEPLABV3PLUS = (DeepLabV3PlusForSemanticSegmentation, DeepLabV3PlusConfig)
+ISANET = (ISANetForSemanticSegmentation, ISANetConfig)
 PSPNET = (PSPNetForSemanticSegmentation, PSPNetConfig)
 CASES = {
     "pspnet_r18": (*PSPNET, {"backbone": "resnet18"}),
     "pspnet_r101": (*PSPNET, {"backbone": "resnet101"}),
+    "isanet_r18": (*ISANET, {"backbone": "resnet18"}),
+    "isanet_r101": (*ISANET, {"backbone": "resnet101"}),
     "dlv3p_mv2": (*DEEPLABV3PLUS, {"backbone": "mobilenet_v2", "layout": "mmsegmentation"}),
     "dlv3p_r101": (*DEEPLABV3PLUS, {"backbone": "resnet101", "layout": "mmsegmentation"}),
 }

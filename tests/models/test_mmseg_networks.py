@@ -22,6 +22,8 @@ EACH = pytest.mark.parametrize("kind", NETWORKS)
 PARAMETERS = {
     ("pspnet", "resnet101"): 67_967_622,
     ("pspnet", "resnet18"): 12_790_086,
+    ("isanet", "resnet101"): 56_699_526,
+    ("isanet", "resnet18"): 12_086_598,
     ("deeplabv3plus", "resnet101"): 62_582_006,
     ("deeplabv3plus", "mobilenet_v2"): 15_244_374,
 }

@@ -6,6 +6,8 @@ from transformers import PreTrainedModel
 from hf_segkd.models import (
     DeepLabV3PlusConfig,
     DeepLabV3PlusForSemanticSegmentation,
+    ISANetConfig,
+    ISANetForSemanticSegmentation,
     PSPNetConfig,
     PSPNetForSemanticSegmentation,
 )
@@ -23,6 +25,11 @@ TINY_BACKBONE = {
 TINY_HEAD = {"channels": 8, "auxiliary_channels": 6, "num_labels": 5}
 NETWORKS = {
     "pspnet": (PSPNetForSemanticSegmentation, PSPNetConfig, TINY_HEAD),
+    "isanet": (
+        ISANetForSemanticSegmentation,
+        ISANetConfig,
+        {**TINY_HEAD, "attention_channels": 4, "group_size": [2, 3]},
+    ),
     "deeplabv3plus": (
         DeepLabV3PlusForSemanticSegmentation,
         DeepLabV3PlusConfig,
