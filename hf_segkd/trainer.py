@@ -297,12 +297,15 @@ class DistillationTrainer(PublishingTrainer):
                 "finished student or comes from a run without distillation. Resume from a checkpoint-* folder of "
                 "the same method, or pass the folder as the student to start anew from its weights."
             )
-        method = json.loads(Path(resume_from_checkpoint, ARGUMENTS_FILE).read_text())["method"]
-        if method != self.args.method:
-            raise ValueError(
-                f"{resume_from_checkpoint} was trained with method {method!r}, this run has {self.args.method!r}. "
-                "Resume with the same method, or pass the folder as the student to start anew from its weights."
-            )
+        saved_arguments = json.loads(Path(resume_from_checkpoint, ARGUMENTS_FILE).read_text())
+        arguments = json.loads(self.args.to_json_string())  # tuples are lists there
+        for name in ("method", "method_kwargs"):
+            if saved_arguments[name] != arguments[name]:
+                raise ValueError(
+                    f"{resume_from_checkpoint} was trained with {name} {saved_arguments[name]!r}, this run has "
+                    f"{arguments[name]!r}. Resume with the same, or pass the folder as the student to start anew from "
+                    "its weights."
+                )
         distiller.loss.load_state_dict(load_file(loss_state))
 
     def _load_best_model(self) -> None:

@@ -232,6 +232,15 @@ def test_batch_statistics_of_the_teacher_reach_the_loss_and_leave_the_teacher_al
     assert raw[True] != pytest.approx(raw[False], rel=0.1)
 
 
+def test_a_run_is_not_resumed_with_other_arguments_of_its_method(tmp_path):
+    run = trainer(tmp_path, method="skds", method_kwargs={"preset": "official"}, save_strategy="steps", save_steps=1)
+    run.args.max_steps = 1
+    run.train()
+    other = trainer(tmp_path, method="skds", method_kwargs={"preset": "cirkd"})
+    with pytest.raises(ValueError, match=r"method_kwargs .*official.*, this run has .*cirkd"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
 def test_augmentation_follows_the_epoch(tmp_path):
     run = trainer(tmp_path, max_steps=6)
     epochs = []

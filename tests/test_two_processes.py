@@ -16,11 +16,20 @@ def train_every_method(rank, port, folder):
     torch.set_num_threads(1)
     for method in [*LOSSES, "cwd,kd"]:
         options = {"max_steps": 3, "per_device_train_batch_size": 2, "ddp_backend": "gloo"}
+        options |= {"gradient_accumulation_steps": 2}
         run = trainer(folder / method, method=method, **options)
         assert run.args.world_size == 2
+        # What each process holds by itself: after training the statistics of batch norms are shared.
+        run._share_buffers = lambda run=run, method=method: save(run, folder / f"{method}-{rank}-alone.pt")
         run.train()
-        torch.save(weights(run.accelerator.unwrap_model(run.model)), folder / f"{method}-{rank}.pt")
+        del run._share_buffers
+        run._share_buffers()
+        save(run, folder / f"{method}-{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def save(run, path):
+    torch.save(weights(run.accelerator.unwrap_model(run.model)), path)
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +48,11 @@ def test_both_processes_end_with_the_same_weights_and_buffers(method, trained):
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     assert all(value.isfinite().all() for value in first.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [*LOSSES, "cwd,kd"])
+def test_only_statistics_of_batch_norms_need_sharing(method, trained):
+    first, second = (torch.load(trained / f"{method}-{rank}-alone.pt") for rank in (0, 1))
+    different = {name.rsplit(".")[-1] for name in first if not torch.equal(first[name], second[name])}
+    assert different == {"running_mean", "running_var"}

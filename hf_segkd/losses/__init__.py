@@ -57,7 +57,7 @@ def create_loss(name: str, student: NetworkSpec, teacher: NetworkSpec, **kwargs)
             go together.
     """
     if "," in name:
-        return _combine(name.split(","), student, teacher, kwargs)
+        return _combine([part.strip() for part in name.split(",")], student, teacher, kwargs)
     if name not in LOSSES:
         raise ValueError(
             f"Unknown distillation method {name!r}.{_nearest(name, LOSSES)} There are: {', '.join(LOSSES)}."

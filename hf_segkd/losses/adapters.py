@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# A vector no longer than this counts as zero: it has no direction, and gets no gradient.
+ZERO_NORM = 1e-6
+
 
 class Connector(nn.Sequential):
-    """1x1 convolution without bias and BatchNorm: takes a student map to the width of the teacher's.
+    """Convolution (1x1 by default) without bias and BatchNorm: takes a student map to the width of the teacher's.
 
-    (b, in_channels, h, w) -> (b, out_channels, h, w). The convolution starts at N(0, sqrt(2 / out_channels)),
-    the BatchNorm at 1 and 0, as in the code of Overhaul and AttnFD.
+    (b, in_channels, h, w) -> (b, out_channels, h, w). The convolution starts at N(0, sqrt(2 / (kernel area x
+    out_channels))), the BatchNorm at 1 and 0, as in the code of Overhaul and AttnFD.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        convolution = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-        nn.init.normal_(convolution.weight, 0.0, math.sqrt(2.0 / out_channels))
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1) -> None:
+        convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        nn.init.normal_(convolution.weight, 0.0, math.sqrt(2.0 / (kernel_size**2 * out_channels)))
         super().__init__(convolution, nn.BatchNorm2d(out_channels))
 
 
@@ -48,3 +52,15 @@ def resize_labels(
         return labels
     # Floats hold every integer up to 2^24 exactly, and interpolate has no integer kernel.
     return F.interpolate(labels[:, None].float(), size=size, mode=mode)[:, 0].long()
+
+
+def unit_vectors(vectors: Tensor, dim: int) -> Tensor:
+    """The vectors along `dim` divided by their lengths; one of length zero stays zero and gets no gradient.
+
+    After a ReLU whole vectors are zero. The usual division by a small number instead of zero has a slope of 1e12 there.
+    """
+    square = vectors.square().sum(dim, keepdim=True)
+    exists = square > ZERO_NORM**2
+    # The double `where` keeps the slope of the root at zero out of the backward pass.
+    length = torch.where(exists, square, torch.ones_like(square)).sqrt()
+    return torch.where(exists, vectors, torch.zeros_like(vectors)) / length

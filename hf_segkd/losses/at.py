@@ -89,7 +89,7 @@ class ATLoss(AbstractDistillationLoss):
         taps: tuple[str, ...] = ("decoder",),
     ) -> None:
         require_choice("reduction", reduction, tuple(WEIGHTS))
-        taps = tuple(taps)
+        taps = (taps,) if isinstance(taps, str) else tuple(taps)
         if not taps:
             raise ValueError("taps is empty; at needs at least one map to compare.")
         weight = WEIGHTS[reduction] if weight is None else weight

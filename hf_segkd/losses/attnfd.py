@@ -10,16 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_segkd.losses.adapters import Connector, align, resize_labels
+from hf_segkd.losses.adapters import ZERO_NORM, Connector, align, resize_labels
 from hf_segkd.losses.attention import CBAM, ParameterFreeAttention
 from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_whole
 from hf_segkd.types import Features, NetworkSpec, Paper
 
 Norm = Literal["tensor", "sample", "channel", "map"]
 TeacherAttention = Literal["parameter_free", "trained", "random"]
-
-# A vector no longer than this counts as zero: it has no direction, and gets no gradient.
-ZERO_NORM = 1e-6
 
 
 @dataclass(frozen=True)
@@ -172,7 +169,8 @@ class AttnFDLoss(AbstractDistillationLoss):
         require_choice("preset", preset, tuple(PRESETS))
         defaults = PRESETS[preset]
         weight = defaults.weight if weight is None else weight
-        places = defaults.places if places is None else tuple(places)
+        places = defaults.places if places is None else places
+        places = (places,) if isinstance(places, str) else tuple(places)
         if not places:
             raise ValueError("places is empty; attnfd needs at least one tap to compare.")
         teacher_attention = defaults.teacher_attention if teacher_attention is None else teacher_attention

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar
@@ -69,8 +70,8 @@ class AbstractDistillationLoss(nn.Module, ABC):
                     f"{sorted(spec.channels)}. Choose other taps with method_kwargs, or another network."
                 )
         for term, weight in weights.items():
-            if not weight >= 0:  # nan too
-                raise ValueError(f"The weight of {term} is {weight}; it must be 0 or more.")
+            if not _is_number(weight) or not 0 <= weight < math.inf:
+                raise ValueError(f"The weight of {term} is {weight!r}; it must be 0 or more, and finite.")
         self.student_taps = student_taps
         self.teacher_taps = teacher_taps
         self.weights = weights
@@ -140,18 +141,22 @@ def require_positive(argument: str, value: float) -> None:
     Raises:
         ValueError: If `value` is not positive.
     """
-    if not value > 0:
-        raise ValueError(f"{argument} is {value}; it must be positive.")
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise ValueError(f"{argument} is {value!r}; it must be positive, and finite.")
 
 
-def require_whole(argument: str, value: int) -> None:
-    """Refuse fractions and negative numbers.
+def require_whole(argument: str, value: int, minimum: int = 0) -> None:
+    """Refuse fractions and what is below the minimum.
 
     Raises:
-        ValueError: If `value` is not 0, 1, 2, ...
+        ValueError: If `value` is not `minimum`, `minimum` + 1, ...
     """
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"{argument} must be a whole number from 0, got {value!r}.")
+    if not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{argument} must be a whole number from {minimum}, got {value!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def require_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:

@@ -28,7 +28,10 @@ class CombinedLoss(AbstractDistillationLoss):
         for setting in ("connector_epochs", "divide_by_batch", "teacher_batch_statistics"):
             values = {loss.name: getattr(loss, setting) for loss in losses}
             if len(set(values.values())) > 1:
-                raise ValueError(f"{', '.join(names)} can't be combined: {setting} is one for all, but got {values}.")
+                raise ValueError(
+                    f"{', '.join(names)} can't be combined: {setting} is one for all, but got {values}. Set it alike "
+                    "in the arguments of each, or leave a preset that sets it."
+                )
         terms = [term for loss in losses for term in loss.weights]
         if len(set(terms)) < len(terms):
             raise ValueError(f"{', '.join(names)} can't be combined: their terms {terms} must have different names.")
@@ -41,6 +44,7 @@ class CombinedLoss(AbstractDistillationLoss):
         )
         self.name = ",".join(names)
         self.losses = nn.ModuleList(losses)
+        self.needs_labels = any(loss.needs_labels for loss in losses)
         self.uses_classifier_weight = any(loss.uses_classifier_weight for loss in losses)
         self.connector_epochs = losses[0].connector_epochs
         self.divide_by_batch = losses[0].divide_by_batch

@@ -24,7 +24,9 @@ CWD_PRESETS = {
 }
 
 
-def channel_wise_divergence(student_map: Tensor, teacher_map: Tensor, temperature: float = 4.0) -> Tensor:
+def channel_wise_divergence(
+    student_map: Tensor, teacher_map: Tensor, temperature: float = 4.0, subtract_entropy: bool = True
+) -> Tensor:
     r"""Mean over images and channels of $T^2 \, KL(p^t \| p^s)$, in nats.
 
     (Eq. 2 of the FAKD paper, per image and with the teacher's entropy subtracted, as the authors' code has
@@ -36,11 +38,16 @@ def channel_wise_divergence(student_map: Tensor, teacher_map: Tensor, temperatur
         student_map: (b, c, h, w).
         teacher_map: (b, c, h, w).
         temperature: T, positive; higher spreads the mass over more positions.
+        subtract_entropy: False leaves the teacher's entropy in: the cross-entropy of mmsegmentation-distiller, with
+            the same gradient, which is not 0 for equal maps.
     """
     images, channels = student_map.shape[:2]
     log_student = F.log_softmax(student_map.flatten(2) / temperature, dim=-1)  # (b, c, h*w)
     log_teacher = F.log_softmax(teacher_map.flatten(2) / temperature, dim=-1)
-    divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+    if subtract_entropy:
+        divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+    else:
+        divergence = -(log_teacher.exp() * log_student).sum()
     return divergence * temperature**2 / (images * channels)
 
 
@@ -48,9 +55,8 @@ class CWDLoss(AbstractDistillationLoss):
     """Channel-wise Knowledge Distillation for Dense Prediction.
 
     On logits (default) or on any feature map. Where student and teacher differ in width, a 1x1 convolution
-    without bias, trained with the student, takes the student's map to the teacher's channels (as in CIRKD's
-    code; the mean is over the teacher's channels, theirs over the student's). Ignored pixels count, as in all
-    public versions.
+    without bias, trained with the student, takes the student's map to the teacher's channels, as in CIRKD's code.
+    Ignored pixels count, as in all public versions.
 
     Args:
         student: What the student offers.
@@ -58,8 +64,13 @@ class CWDLoss(AbstractDistillationLoss):
         preset: Defaults of `temperature` and `weight` on logits: `paper` 4 and 3 (TorchDistiller,
             Cityscapes), `mm_city` 1 and 5, `mm_ade` 1 and 10 (mmsegmentation-distiller, Cityscapes and
             ADE20K).
-        weight: Weight of the term. On features CIRKD uses 50 with temperature 4.
+        weight: Weight of the term. On features CIRKD uses 50 with temperature 4 and `divide_by="student"`.
         temperature: T, positive.
+        subtract_entropy: See `channel_wise_divergence`; mmsegmentation-distiller does not.
+        divide_by: The channels that the mean is over where a projector changes their number: those that are
+            compared, the `teacher`'s (default), or the `student`'s, as CIRKD and mmsegmentation-distiller have it: the
+            value is then larger by the ratio of the widths.
+        projector_bias: Whether the projector has a bias, as in mmsegmentation-distiller.
         tap: The map to compare.
 
     Raises:
@@ -90,9 +101,13 @@ class CWDLoss(AbstractDistillationLoss):
         preset: Literal["paper", "mm_city", "mm_ade"] = "paper",
         weight: float | None = None,
         temperature: float | None = None,
+        subtract_entropy: bool = True,
+        divide_by: Literal["teacher", "student"] = "teacher",
+        projector_bias: bool = False,
         tap: str = "logits",
     ) -> None:
         require_choice("preset", preset, tuple(CWD_PRESETS))
+        require_choice("divide_by", divide_by, ("teacher", "student"))
         preset_temperature, preset_weight = CWD_PRESETS[preset]
         weight = preset_weight if weight is None else weight
         super().__init__(student, teacher, student_taps=(tap,), teacher_taps=(tap,), weights={"cwd": weight})
@@ -102,12 +117,17 @@ class CWDLoss(AbstractDistillationLoss):
         self.temperature = preset_temperature if temperature is None else temperature
         require_positive("temperature", self.temperature)
         student_channels, teacher_channels = student.channels[tap], teacher.channels[tap]
+        self.subtract_entropy = subtract_entropy
+        self.scale = teacher_channels / student_channels if divide_by == "student" else 1.0
         self.projector: nn.Module = nn.Identity()
         if student_channels != teacher_channels:
-            self.projector = nn.Conv2d(student_channels, teacher_channels, 1, bias=False)
+            self.projector = nn.Conv2d(student_channels, teacher_channels, 1, bias=projector_bias)
+        elif projector_bias:
+            raise ValueError(f"projector_bias: {tap} is equally wide in both networks, so there is no projector.")
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class and `channel_wise_divergence`; the labels are not read."""
         student_map = self.projector(student[self.tap])
         teacher_map = align(teacher[self.tap], student_map)
-        return {"cwd": channel_wise_divergence(student_map, teacher_map, self.temperature)}
+        divergence = channel_wise_divergence(student_map, teacher_map, self.temperature, self.subtract_entropy)
+        return {"cwd": self.scale * divergence}

@@ -70,13 +70,13 @@ class AbstractFAKDLoss(AbstractDistillationLoss):
 
     paper: ClassVar[Paper] = Paper(
         title="FAKD: Feature Augmented Knowledge Distillation for Semantic Segmentation",
-        venue="WACV 2024",
+        venue="arXiv 2022",  # this text; WACV 2024 has a later version, by other authors
         arxiv="2208.14143",
-        bibtex="""@inproceedings{yuan2024fakd,
-  title     = {{FAKD: Feature Augmented Knowledge Distillation for Semantic Segmentation}},
-  author    = {Yuan, Jianlong and Phan, Minh Hieu and Liu, Liyang and Liu, Yifan},
-  booktitle = {Proceedings of the IEEE/CVF Winter Conference on Applications of Computer Vision (WACV)},
-  year      = {2024}
+        bibtex="""@article{yuan2022fakd,
+  title   = {{FAKD: Feature Augmented Knowledge Distillation for Semantic Segmentation}},
+  author  = {Yuan, Jianlong and Qi, Qian and Du, Fei and Wang, Zhibin and Wang, Fan and Liu, Yifan},
+  journal = {arXiv preprint arXiv:2208.14143},
+  year    = {2022}
 }""",
         code=None,  # the announced repository holds no code
     )

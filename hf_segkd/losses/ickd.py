@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_segkd.losses.adapters import Connector
-from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_same_num_labels
+from hf_segkd.losses.adapters import Connector, unit_vectors
+from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_same_num_labels, require_whole
 from hf_segkd.losses.gram import gram_matrix
 from hf_segkd.types import Features, NetworkSpec, Paper
 
@@ -40,7 +40,7 @@ def split_patches(x: Tensor, patches: tuple[int, int]) -> Tensor:
 
 def channel_correlation(x: Tensor) -> Tensor:
     """Inner products of all pairs of channels, each row of products scaled to length 1: (b, c, p) -> (b, c, c)."""
-    return F.normalize(gram_matrix(x), dim=2)
+    return unit_vectors(gram_matrix(x), dim=2)
 
 
 def inter_channel_distance(student_map: Tensor, teacher_map: Tensor, patches: tuple[int, int] = (1, 1)) -> Tensor:
@@ -115,9 +115,11 @@ class ICKDLoss(AbstractDistillationLoss):
         require_choice("variant", variant, tuple(WEIGHTS))
         weight = WEIGHTS[variant] if weight is None else weight
         super().__init__(student, teacher, student_taps=(tap,), teacher_taps=(tap,), weights={"ickd": weight})
+        if not isinstance(patches, (tuple, list)) or len(patches) != 2:
+            raise ValueError(f"patches is {patches}; it must be two whole numbers from 1, such as (4, 4).")
+        for count in patches:
+            require_whole("patches", count, 1)
         self.patches = tuple(patches)
-        if len(self.patches) != 2 or min(self.patches) < 1:
-            raise ValueError(f"patches is {patches}; it must be two numbers from 1, such as (4, 4).")
         self.variant = variant
         self.tap = tap
         if tap == "logits":
@@ -125,7 +127,7 @@ class ICKDLoss(AbstractDistillationLoss):
         student_channels, teacher_channels = student.channels[tap], teacher.channels[tap]
         self.embed: nn.Module = nn.Identity()
         if embed or (embed is None and tap != "logits"):
-            self.embed = Connector(student_channels, teacher_channels)
+            self.embed = Connector(student_channels, teacher_channels, kernel_size=3 if variant == "imagenet" else 1)
         elif student_channels != teacher_channels:
             raise ValueError(
                 f"ickd compares channel by channel without embed, but the student's {tap} has {student_channels} "

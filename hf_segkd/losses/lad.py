@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import align
 from hf_segkd.losses.attnfd import normalized_distance
-from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_same_num_labels
+from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_same_num_labels, require_whole
 from hf_segkd.types import Features, NetworkSpec, Paper
 
 Vector = Literal["pixel", "channel", "sample", "patch"]
@@ -56,7 +56,7 @@ class LADLoss(AbstractDistillationLoss):
         teacher: What the teacher offers.
         weight: Weight of the term; chosen here.
         vector: See `angular_distance`.
-        patch_size: See `angular_distance`; only with `patch`.
+        patch_size: See `angular_distance`; only with `patch`, and 4 by default.
         tap: The map to compare.
 
     Raises:
@@ -86,13 +86,15 @@ class LADLoss(AbstractDistillationLoss):
         *,
         weight: float = 1.0,
         vector: Vector = "pixel",
-        patch_size: int = 4,
+        patch_size: int | None = None,
         tap: str = "decoder",
     ) -> None:
         super().__init__(student, teacher, student_taps=(tap,), teacher_taps=(tap,), weights={"lad": weight})
         require_choice("vector", vector, tuple(NORMS))
-        if not isinstance(patch_size, int) or patch_size < 1:
-            raise ValueError(f"patch_size is {patch_size}; it must be a whole number from 1.")
+        if patch_size is not None and vector != "patch":
+            raise ValueError(f"patch_size is for vector='patch'; vector is {vector!r}.")
+        patch_size = 4 if patch_size is None else patch_size
+        require_whole("patch_size", patch_size, 1)
         self.vector = vector
         self.patch_size = patch_size
         self.tap = tap

@@ -165,8 +165,8 @@ class OFDLoss(AbstractDistillationLoss):
     ) -> None:
         require_choice("preset", preset, ("default", "official"))
         official = preset == "official"
-        if not divisors:
-            raise ValueError("divisors is empty; ofd needs at least one tap to compare.")
+        if not isinstance(divisors, Mapping) or not divisors:
+            raise ValueError(f"divisors is {divisors!r}; ofd needs taps, each with its divisor: {{'decoder_pre': 16}}.")
         for tap, divisor in divisors.items():
             require_positive(f"The divisor of {tap}", divisor)
         taps = tuple(divisors)

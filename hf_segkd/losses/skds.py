@@ -22,9 +22,22 @@ Preset = Literal["default", "official", "cirkd"]
 # Weights of the pixel-wise, pair-wise and adversarial term.
 WEIGHTS = {
     "default": (10.0, 0.5, 0.1),
-    "official": (80.0, 0.5, 0.1),
+    "official": (10.0, 0.5, 0.1),
     "cirkd": (1.0, 10.0, 0.001),
 }
+
+
+def summed_cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    r"""$-\frac{1}{h w} \sum p^t \log p^s$, in nats, summed over the images, as in the authors' code.
+
+    Its gradient is b times that of `pixel_wise_divergence`, its value larger by the teacher's entropy.
+
+    Args:
+        student_logits: (b, k, h, w).
+        teacher_logits: (b, k, h, w).
+    """
+    height, width = student_logits.shape[2:]
+    return -(teacher_logits.softmax(1) * student_logits.log_softmax(1)).sum() / (height * width)
 
 
 def pair_wise_distance(
@@ -69,8 +82,8 @@ class SKDSLoss(AbstractDistillationLoss):
 
     Three terms; one whose weight is 0 is left out, with all it costs:
 
-    - `skds_pixel`: `pixel_wise_divergence` at temperature 1. The code has the cross-entropy of the same gradient,
-      summed over the batch and divided by h w.
+    - `skds_pixel`: `pixel_wise_divergence` at temperature 1; with `official` the authors' `summed_cross_entropy`,
+      which grows with the batch of a process (they have 8 images, so that 10 is 80 times the mean).
     - `skds_pair`: `pair_wise_distance`.
     - `skds_adversarial`: minus the score a discriminator gives to the student's logits; may be negative. The
       discriminator learns beside the student: see `Adversary`, and `Discriminator` for logits of less than 64x64.
@@ -80,17 +93,18 @@ class SKDSLoss(AbstractDistillationLoss):
         teacher: What the teacher offers.
         preset: `default` and `official` follow the authors' code, with WGAN-GP and SGD, `cirkd` CIRKD's, with its
             pair-wise term, hinge and Adam.
-        weight: Weight of the pixel-wise term: 10 (paper, whose formula is a mean over the pixels), 80 (`official`,
-            whose code sums over the 8 images; it wants a low learning rate) or 1 (`cirkd`).
+        weight: Weight of the pixel-wise term: 10 (paper, whose formula is a mean over the pixels, and `official`,
+            whose sum wants a low learning rate) or 1 (`cirkd`).
         pair_weight: 0.5 (the authors' run script; the paper says 10) or 10 (`cirkd`).
         adversarial_weight: 0.1 (run script and paper) or 0.001 (`cirkd`).
         tap: The map of the pair-wise term, the one before the classifier in both codes.
-        pool_scale: See `pair_wise_distance`.
+        pool_scale: See `pair_wise_distance`; 0.5 by default (run script), not for `cirkd`.
         objective: `wgan-gp` or `hinge`; None takes the preset's.
-        discriminator_learning_rate: 4e-4 in both codes.
+        discriminator_learning_rate: 4e-4 by default, as in both codes.
 
     Raises:
-        ValueError: If the class counts differ, a tap is missing, or a value is out of range.
+        ValueError: If the class counts differ, a tap is missing, a value is out of range or belongs to a term that
+            is left out.
     """
 
     name: ClassVar[str] = "skds"
@@ -119,9 +133,9 @@ class SKDSLoss(AbstractDistillationLoss):
         pair_weight: float | None = None,
         adversarial_weight: float | None = None,
         tap: str = "decoder",
-        pool_scale: float = 0.5,
+        pool_scale: float | None = None,
         objective: Literal["wgan-gp", "hinge"] | None = None,
-        discriminator_learning_rate: float = 4e-4,
+        discriminator_learning_rate: float | None = None,
     ) -> None:
         require_choice("preset", preset, tuple(WEIGHTS))
         terms = ("skds_pixel", "skds_pair", "skds_adversarial")
@@ -134,14 +148,20 @@ class SKDSLoss(AbstractDistillationLoss):
         taps = ("logits", tap) if "skds_pair" in weights else ("logits",)
         super().__init__(student, teacher, student_taps=taps, teacher_taps=taps, weights=weights)
         require_same_num_labels(self.name, student, teacher)
-        if not 0 < pool_scale < 1:
+        if pool_scale is not None and (preset == "cirkd" or "skds_pair" not in weights):
+            raise ValueError("pool_scale is for the authors' pair-wise term: not for preset cirkd or pair_weight 0.")
+        if "skds_adversarial" not in weights and (objective, discriminator_learning_rate) != (None, None):
+            raise ValueError("objective and discriminator_learning_rate need an adversarial_weight above 0.")
+        self.pool_scale = 0.5 if pool_scale is None else pool_scale
+        if not 0 < self.pool_scale < 1:
             raise ValueError(f"pool_scale is {pool_scale}; it must be between 0 and 1: a lone node has no pairs.")
+        self.pixel_wise = summed_cross_entropy if preset == "official" else pixel_wise_divergence
         self.pair_variant: Literal["official", "cirkd"] = "cirkd" if preset == "cirkd" else "official"
         self.tap = tap
-        self.pool_scale = pool_scale
         if "skds_adversarial" in weights:
             default, optimizer = ("hinge", "adam") if preset == "cirkd" else ("wgan-gp", "sgd")
-            self.adversary = Adversary(student.num_labels, objective or default, optimizer, discriminator_learning_rate)
+            rate = 4e-4 if discriminator_learning_rate is None else discriminator_learning_rate
+            self.adversary = Adversary(student.num_labels, objective or default, optimizer, rate)
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class and this one; the labels are not read."""
@@ -149,7 +169,7 @@ class SKDSLoss(AbstractDistillationLoss):
         teacher_logits = align(teacher["logits"], logits)
         terms = {}
         if "skds_pixel" in self.weights:
-            terms["skds_pixel"] = pixel_wise_divergence(logits, teacher_logits)
+            terms["skds_pixel"] = self.pixel_wise(logits, teacher_logits)
         if "skds_pair" in self.weights:
             student_map = student[self.tap]
             teacher_map = align(teacher[self.tap], student_map)

@@ -201,3 +201,22 @@ def check_finite(loss, labels, student=None, teacher=None):
     gradients += [parameter.grad for parameter in loss.parameters() if parameter.requires_grad]
     assert gradients
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("dead", ["a pixel", "a channel"])
+def test_a_dead_pixel_or_channel_has_no_larger_gradient_than_others(variant, dead):
+    # ReLUs leave whole vectors at zero; a unit vector made by dividing by almost nothing would explode there.
+    largest = {}
+    for planted in (False, True):
+        student, teacher = make_features(STUDENT, 1), make_features(TEACHER, 2)
+        student = {name: value.detach().clone() for name, value in student.items()}
+        for name, value in student.items():
+            if planted and name != "classifier_weight":
+                if dead == "a pixel":
+                    value[0, :, 2, 3] = 0.0
+                else:
+                    value[:, 1] = 0.0
+            value.requires_grad_()
+        total(build(variant)(student, teacher, make_labels())).backward()
+        largest[planted] = max(value.grad.abs().max() for value in student.values() if value.grad is not None)
+    assert largest[True] < 20 * largest[False]

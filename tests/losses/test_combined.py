@@ -47,3 +47,12 @@ def test_progress_reaches_every_loss():
 def test_what_does_not_go_together_is_refused(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         values(name, **kwargs)
+
+
+def test_labels_are_needed_where_one_loss_needs_them():
+    assert values("cwd,fakd_pd")[0].needs_labels
+    assert not values("cwd,kd")[0].needs_labels
+
+
+def test_blanks_between_names_do_not_matter():
+    assert values("cwd, kd")[0].name == "cwd,kd"

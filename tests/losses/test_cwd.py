@@ -83,3 +83,31 @@ def test_an_unknown_preset_and_a_negative_temperature_are_refused():
         create_loss("cwd", STUDENT, TEACHER, preset="ade")
     with pytest.raises(ValueError, match="temperature is -1"):
         create_loss("cwd", STUDENT, TEACHER, temperature=-1)
+
+
+def test_mmsegmentation_distillers_cross_entropy_has_the_same_gradient_and_the_teachers_entropy_on_top():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 5, 6, 7, dtype=torch.float64), torch.randn(2, 5, 6, 7, dtype=torch.float64)
+    student.requires_grad_()
+    plain = channel_wise_divergence(student, teacher, 2.0)
+    entropy_kept = channel_wise_divergence(student, teacher, 2.0, subtract_entropy=False)
+    p = (teacher.flatten(2) / 2.0).softmax(-1)
+    torch.testing.assert_close(entropy_kept - plain, -4.0 * (p * p.log()).sum() / 10)
+    gradients = [torch.autograd.grad(value, student)[0] for value in (plain, entropy_kept)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_on_features_the_mean_can_be_over_the_students_channels_as_in_cirkd():
+    values = []
+    for divide_by in ("teacher", "student"):
+        torch.manual_seed(0)
+        loss = create_loss("cwd", STUDENT, TEACHER, tap="decoder", divide_by=divide_by)
+        values.append(loss(make_features(STUDENT, 1), make_features(TEACHER, 2), make_labels())["cwd"])
+    torch.testing.assert_close(values[1], 2 * values[0])  # 8 channels against 16
+
+
+def test_the_projector_has_a_bias_where_it_is_asked_for():
+    loss = create_loss("cwd", STUDENT, TEACHER, tap="decoder", projector_bias=True)
+    assert loss.projector.bias.shape == (16,)
+    with pytest.raises(ValueError, match="so there is no projector"):
+        create_loss("cwd", STUDENT, TEACHER, projector_bias=True)

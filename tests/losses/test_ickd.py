@@ -102,7 +102,8 @@ def test_the_imagenet_variant_divides_by_the_images_once_more_and_has_its_own_we
         torch.manual_seed(0)
         return create_loss("ickd", STUDENT, TEACHER, **kwargs)(*arguments)["ickd"]
 
-    torch.testing.assert_close(value(variant="imagenet", weight=1.0), value(weight=1.0) / 2)
+    logits = {"tap": "logits", "weight": 1.0}  # without an embedding
+    torch.testing.assert_close(value(variant="imagenet", **logits), value(**logits) / 2)
     torch.testing.assert_close(value(variant="imagenet"), 500 * value(variant="imagenet", weight=1.0))
     torch.testing.assert_close(value(), 2.5 * value(weight=1.0))
 
@@ -110,6 +111,8 @@ def test_the_imagenet_variant_divides_by_the_images_once_more_and_has_its_own_we
 def test_there_is_one_embedding_and_only_where_it_is_wanted():
     shapes = [tuple(p.shape) for p in create_loss("ickd", STUDENT, TEACHER).parameters()]
     assert shapes == [(16, 8, 1, 1), (16,), (16,)]
+    imagenet = create_loss("ickd", STUDENT, TEACHER, variant="imagenet")
+    assert [tuple(p.shape) for p in imagenet.parameters()] == [(16, 8, 3, 3), (16,), (16,)]
     assert not list(create_loss("ickd", STUDENT, STUDENT, embed=False).parameters())
     assert len(list(create_loss("ickd", STUDENT, TEACHER, tap="logits", embed=True).parameters())) == 3
 
@@ -122,9 +125,9 @@ def test_without_embedding_the_widths_must_be_equal():
         create_loss("ickd", STUDENT, other, tap="logits")
 
 
-@pytest.mark.parametrize("patches", [(0, 2), (2,), (1, 2, 3)])
+@pytest.mark.parametrize("patches", [(0, 2), (2,), (1, 2, 3), 4, (2.5, 2)])
 def test_patches_must_be_two_numbers_from_1(patches):
-    with pytest.raises(ValueError, match="must be two numbers from 1"):
+    with pytest.raises(ValueError, match=r"must be (two|a) whole numbers? from 1"):
         create_loss("ickd", STUDENT, TEACHER, patches=patches)
 
 

@@ -14,7 +14,7 @@ from hf_segkd.losses import create_loss
 from hf_segkd.losses.adversary import Adversary, adversarial_loss, gradient_penalty
 from hf_segkd.losses.discriminator import Discriminator, SelfAttention, SpectralNormConv2d
 from hf_segkd.losses.kd import pixel_wise_divergence
-from hf_segkd.losses.skds import pair_wise_distance
+from hf_segkd.losses.skds import pair_wise_distance, summed_cross_entropy
 from hf_segkd.types import NetworkSpec
 
 
@@ -108,14 +108,20 @@ def test_the_scale_of_a_map_does_not_matter_and_equal_maps_cost_nothing(variant)
 # --- pixel-wise ---
 
 
-def test_the_pixel_wise_gradient_is_the_authors_over_their_batch_and_the_value_too_up_to_entropy():
+def test_the_official_pixel_wise_term_is_that_of_the_authors_code():
     student, teacher = draw(0, (2, 19, 12, 20), (2, 19, 12, 20), scale=3.0)
-    value, gradient = value_and_gradient(lambda s: 2 * pixel_wise_divergence(s, teacher), student)
+    spec = NetworkSpec(channels={"logits": 19}, num_labels=19)
+    loss = create_loss("skds", spec, spec, preset="official", weight=1.0, pair_weight=0, adversarial_weight=0)
+    labels = torch.zeros(2, 12, 20, dtype=torch.long)
+    value, gradient = value_and_gradient(
+        lambda s: loss({"logits": s}, {"logits": teacher}, labels)["skds_pixel"], student
+    )
+    assert value.item() == pytest.approx(12.358503341674805, rel=2e-5)
     assert gradient.norm().item() == pytest.approx(0.08279273702774195, rel=2e-5)
     first = torch.tensor([-1.0720624231908005e-05, -3.222080340492539e-05, 2.8016727810609154e-05])
     torch.testing.assert_close(gradient.flatten()[:3], first, rtol=2e-5, atol=1e-10)
-    entropy = -(teacher.softmax(1) * teacher.log_softmax(1)).sum() / (12 * 20)
-    assert (value + entropy).item() == pytest.approx(12.358503341674805, rel=2e-5)
+    _, mean_gradient = value_and_gradient(lambda s: pixel_wise_divergence(s, teacher), student)
+    torch.testing.assert_close(gradient, 2 * mean_gradient, rtol=1e-4, atol=1e-9)  # two images
 
 
 # --- the discriminator ---
@@ -477,7 +483,7 @@ def test_the_gradient_of_two_processes_is_the_mean_of_theirs(make_adversary, mon
     ("preset", "weights", "objective", "optimizer"),
     [
         ("default", (10.0, 0.5, 0.1), "wgan-gp", torch.optim.SGD),
-        ("official", (80.0, 0.5, 0.1), "wgan-gp", torch.optim.SGD),
+        ("official", (10.0, 0.5, 0.1), "wgan-gp", torch.optim.SGD),
         ("cirkd", (1.0, 10.0, 0.001), "hinge", torch.optim.Adam),
     ],
 )
@@ -488,7 +494,8 @@ def test_presets_are_the_published_settings(preset, weights, objective, optimize
     assert type(loss.adversary.optimizer) is optimizer
     student, teacher = make_features(STUDENT, 1), make_features(TEACHER, 2)
     terms = loss.eval().unweighted(student, teacher, make_labels())
-    torch.testing.assert_close(terms["skds_pixel"], pixel_wise_divergence(student["logits"], teacher["logits"]))
+    pixel_wise = summed_cross_entropy if preset == "official" else pixel_wise_divergence
+    torch.testing.assert_close(terms["skds_pixel"], pixel_wise(student["logits"], teacher["logits"]))
     pair = pair_wise_distance(student["decoder"], teacher["decoder"], "cirkd" if preset == "cirkd" else "official")
     torch.testing.assert_close(terms["skds_pair"], pair)
     score = loss.adversary.discriminator(student["logits"]).mean()
@@ -544,3 +551,17 @@ def test_other_class_counts_are_refused():
     other = NetworkSpec(channels={**TEACHER.channels, "logits": 7}, num_labels=7)
     with pytest.raises(ValueError, match="student has 5 classes and the teacher 7"):
         create_loss("skds", STUDENT, other)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"preset": "cirkd", "pool_scale": 0.25}, "pool_scale is for the authors' pair-wise term"),
+        ({"pair_weight": 0, "pool_scale": 0.25}, "pool_scale is for the authors' pair-wise term"),
+        ({"adversarial_weight": 0, "objective": "hinge"}, "need an adversarial_weight above 0"),
+        ({"adversarial_weight": 0, "discriminator_learning_rate": 1.0}, "need an adversarial_weight above 0"),
+    ],
+)
+def test_arguments_of_a_term_that_is_left_out_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        create_loss("skds", STUDENT, TEACHER, **kwargs)
