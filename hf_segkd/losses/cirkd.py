@@ -17,6 +17,7 @@ from hf_segkd.losses.base import (
 )
 from hf_segkd.losses.cirkd_memory import CIRKDMemory, key_divergence
 from hf_segkd.losses.cirkd_minibatch import LOWEST_TEMPERATURE, minibatch_divergence
+from hf_segkd.losses.ifvd import lengths
 from hf_segkd.losses.kd import pixel_wise_divergence
 from hf_segkd.types import Features, NetworkSpec, Paper
 
@@ -175,7 +176,8 @@ class CIRKDLoss(AbstractDistillationLoss):
         if self.training:
             self.memory.update(rows, labels)
         anchors = (labels >= 0).flatten().nonzero()[:, 0]
-        student_anchors = F.normalize(_rows(self.projector(student_map)).index_select(0, anchors), dim=1)
+        student_anchors = _rows(self.projector(student_map)).index_select(0, anchors)
+        student_anchors = student_anchors / lengths(student_anchors, keepdim=True)
         teacher_anchors = rows.index_select(0, anchors)
         terms = {}
         for term, keys in zip(("cirkd_pixel", "cirkd_region"), self.memory.draw(*self.keys), strict=True):

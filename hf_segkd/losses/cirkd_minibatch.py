@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
+from hf_segkd.losses.ifvd import lengths
+
 # exp(-2 / temperature), the least that is summed, is then still a normal number in fp32.
 LOWEST_TEMPERATURE = 0.023
 
@@ -35,7 +37,8 @@ def minibatch_divergence(
     vectors = []
     for features in (student_map, teacher_map):
         cells = F.avg_pool2d(features, pooling, ceil_mode=True) if pooling > 1 else features
-        vectors.append(F.normalize(cells.flatten(2), dim=1))
+        cells = cells.flatten(2)
+        vectors.append(cells / lengths(cells, dim=1, keepdim=True))
     return _PairDivergence.apply(*vectors, temperature)
 
 

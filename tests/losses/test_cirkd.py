@@ -116,6 +116,27 @@ def test_opposite_vectors_at_the_lowest_temperature_are_finite():
     assert student.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("channels", [16, 256])
+def test_a_pixel_of_zeros_gets_no_gradient_and_leaves_that_of_the_others_as_it_is(channels):
+    student, teacher = (tensor.relu() for tensor in randn(9, (2, channels, 6, 8), (2, channels, 6, 8)))
+    specs = [NetworkSpec({"decoder": channels}, 5)] * 2
+    torch.manual_seed(0)
+    loss = create_loss("cirkd", *specs, kd_weight=0.0, pixel_queue=60, region_queue=10)
+    labels = make_labels()
+    loss({"decoder": student}, {"decoder": teacher}, labels)
+    loss.training = False  # the queues stay as they are
+    slopes = []
+    for _ in range(2):
+        leaf = student.clone().requires_grad_()
+        terms = loss({"decoder": leaf}, {"decoder": teacher}, labels)
+        slopes.append(
+            torch.stack([torch.autograd.grad(v, leaf, retain_graph=True)[0].abs().max() for v in terms.values()])
+        )
+        student[0, :, 2, 3] = 0.0
+    assert (slopes[1] < 10 * slopes[0]).all()
+    assert (slopes[1] > slopes[0] / 10).all()
+
+
 # --- relations to keys ---
 
 

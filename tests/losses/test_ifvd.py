@@ -118,3 +118,17 @@ def test_the_loss_reads_the_tap_it_is_told():
 
 def test_the_default_weight_is_the_papers():
     assert create_loss("ifvd", STUDENT, TEACHER).weights == {"ifvd": 50.0}
+
+
+@pytest.mark.parametrize("channels", [16, 256])
+def test_a_pixel_of_zeros_gets_no_gradient_and_leaves_that_of_the_others_as_it_is(channels):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 1, channels, 6, 8, generator=generator).relu()
+    labels = torch.randint(3, (1, 6, 8), generator=generator)
+    slopes = []
+    for _ in range(2):
+        leaf = student.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(ifvd(leaf, teacher, labels, num_labels=3), leaf)
+        slopes.append(slope.abs().max())
+        student[0, :, 2, 3] = 0.0
+    assert slopes[0] / 10 < slopes[1] < 10 * slopes[0]
