@@ -43,10 +43,12 @@ def test_a_browser_gets_the_masks_that_predict_gives(tmp_path):
 
 def check_opacity(page):
     """The slider reaches the pictures without asking the server."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
     classes = page.find_element("css selector", ".result .classes")
     assert classes.value_of_css_property("opacity") == "0.5"
     page.find_element("css selector", "input[type=range]").send_keys("\ue010")  # the End key
-    assert classes.value_of_css_property("opacity") == "1"
+    WebDriverWait(page, 20).until(lambda _: classes.value_of_css_property("opacity") == "1")
 
 
 def check_phone(page):
