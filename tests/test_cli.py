@@ -39,7 +39,8 @@ def test_a_command_takes_the_flags_of_its_script(name, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         cli.main([name, "--help"])
     assert stop.value.code == 0
-    assert {"train": "--student_config", "distill": "--teacher"}.get(name, "--model") in capsys.readouterr().out
+    own = {"train": "--student_config", "distill": "--teacher", "convert_checkpoint": "--network_config"}
+    assert own.get(name, "--model") in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         cli.main([name, "--modle", "x"])
     assert stop.value.code == 2

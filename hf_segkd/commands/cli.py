@@ -11,6 +11,7 @@ COMMANDS = {
     "predict": ("prediction", "draw what a network sees"),
     "publish": ("publishing", "put a network with its card on the Hub"),
     "export": ("exporting", "write a network as ONNX or torch.export file, checked"),
+    "convert_checkpoint": ("conversion", "take over a checkpoint of AttnFD's code or of mmsegmentation"),
 }
 
 USAGE = """usage: hf-segkd COMMAND [--flag value ...]
@@ -24,7 +25,7 @@ hf-segkd COMMAND --help lists the flags. On several GPUs:
 def main(args: list[str] | None = None) -> None:
     """Run the command that the first argument names."""
     args = sys.argv[1:] if args is None else args
-    usage = USAGE.format(commands="\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items()))
+    usage = USAGE.format(commands="\n".join(f"  {name:20}{text}" for name, (_, text) in COMMANDS.items()))
     if not args or args[0] in ("-h", "--help"):
         print(usage)
         raise SystemExit(0 if args else 2)

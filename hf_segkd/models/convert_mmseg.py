@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .configuration_backbones import MOBILENET_V2_STAGES
+from .convert_mmseg_hrnet import convert_mmseg_hrnet_state_dict
 
 # Their convolution and batch norm are `conv` and `bn`, ours `conv` and `norm`. Pattern of a prefix -> prefix here.
 HEAD_PREFIXES = {
@@ -47,9 +48,9 @@ ASPP_PROJECTION = "aspp.project.conv.weight"
 
 
 def convert_mmseg_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the weights of mmsegmentation's PSPNet, ISANet or separable DeepLabV3+ to those of our networks.
+    """Renames the weights of mmsegmentation's PSPNet, ISANet, separable DeepLabV3+ or FCN-HRNet to our networks'.
 
-    The backbone is a ResNet, of the v1c form or not, or a MobileNetV2.
+    The backbone of the first three is a ResNet, of the v1c form or not, or a MobileNetV2.
 
         checkpoint = torch.load("pspnet_r101-d8.pth", map_location="cpu", weights_only=True)
         model.load_state_dict(convert_mmseg_state_dict(checkpoint["state_dict"]))
@@ -65,10 +66,13 @@ def convert_mmseg_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tens
     Raises:
         ValueError: If the head is none of these, or a name is not known.
     """
+    if any(name.startswith("backbone.stage2.") for name in state_dict):  # no other backbone has that
+        return convert_mmseg_hrnet_state_dict(state_dict)
     heads = [head for name, head in HEADS.items() if any(key.startswith(name) for key in state_dict)]
     if len(heads) != 1:
         raise ValueError(
-            "The names are not those of mmsegmentation's PSPNet, ISANet or DeepLabV3+ with separable convolutions. "
+            "The names are not those of mmsegmentation's PSPNet, ISANet or DeepLabV3+ with separable convolutions, nor "
+            "those of its FCN-HRNet. "
             'Pass the dict of tensors itself: checkpoint["state_dict"], without a "module." prefix.'
         )
     prefixes = {**HEAD_PREFIXES, **heads[0]}

@@ -22,6 +22,8 @@ CLASSIFIER_PREFIXES = {
 }
 # After MobileNetV2's last block: nothing, the 1280-channel convolution and its norm, or the classifier as well.
 SURPLUS_TENSORS = (0, 5, 7)
+# A deep stem's names in timm (`resnet101c.gluon_in1k`) -> ours, which are mmsegmentation's.
+TIMM_DEEP_STEM = {"conv1.": "stem.", "bn1.": "stem.7."}
 BATCH_COUNTER = "num_batches_tracked"
 
 
@@ -29,11 +31,12 @@ def load_pretrained_backbone(model: PreTrainedModel, weights: str | Path) -> lis
     """Fills the backbone of `model` with weights of torchvision's network of the same shape.
 
     Files name their tensors like torchvision's `resnet*` or `mobilenet_v2`, or like the HRNet authors' (as timm does;
-    torchvision has no HRNet, and W18-small is what they call `hrnet_w18_small_v2`). A MobileNetV2 file with other
-    names is accepted if its tensors come in torchvision's order with the same last names ("weight", "running_mean",
-    ...) and shapes, as in files of tonylins' layout (`features.N.conv.K`) or timm's; a .safetensors file must use
-    torchvision's names, since that format sorts them. Nothing else is guessed: the weights fit completely, or nothing
-    is loaded.
+    torchvision has no HRNet, and W18-small is what they call `hrnet_w18_small_v2`). A deep stem, which torchvision's
+    ResNets lack too, is named like timm's (`resnet101c.gluon_in1k`) or mmsegmentation's (`stem.N`). A MobileNetV2 file
+    with other names is accepted if its tensors come in torchvision's order with the same last names ("weight",
+    "running_mean", ...) and shapes, as in files of tonylins' layout (`features.N.conv.K`) or timm's; a .safetensors
+    file must use torchvision's names, since that format sorts them. Nothing else is guessed: the weights fit
+    completely, or nothing is loaded.
 
     Args:
         model: A segmentation model with one of our backbones, or the backbone itself.
@@ -64,10 +67,20 @@ def load_pretrained_backbone(model: PreTrainedModel, weights: str | Path) -> lis
     if backbone.config.model_type == SegKDMobileNetV2Config.model_type and not kept.keys() <= expected.keys():
         kept, surplus = rename_by_order(state_dict, expected)
         left_out = surplus
+    if "conv1.0.weight" in kept and "stem.0.weight" in expected:
+        kept = {rename_deep_stem(name): tensor for name, tensor in kept.items()}
     check_fit(kept, expected, weights)
     backbone.load_state_dict(kept)
     logger.info(f"Backbone initialised from {weights}; left out: {', '.join(left_out) or 'nothing'}.")
     return left_out
+
+
+def rename_deep_stem(name: str) -> str:
+    """Our name of a tensor that a timm ResNet with a deep stem calls `name`."""
+    for theirs, ours in TIMM_DEEP_STEM.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -98,13 +111,13 @@ def torchvision_name(config: SegKDResNetConfig | SegKDMobileNetV2Config | SegKDH
     if config.num_channels == 3:
         if config.model_type == SegKDMobileNetV2Config.model_type and config.depth_multiplier == 1:
             return "mobilenet_v2"
-        if config.model_type == SegKDResNetConfig.model_type and config.width == 64:
+        if config.model_type == SegKDResNetConfig.model_type and config.width == 64 and not config.deep_stem:
             for name, (layer_type, depths) in RESNETS.items():
                 if (layer_type, list(depths)) == (config.layer_type, config.depths):
                     return name
     raise ValueError(
-        "torchvision has no weights for this backbone (it has "
-        f"{', '.join(RESNETS)} and mobilenet_v2 at their original widths); give the path of a file with weights for it."
+        f"torchvision has no weights for this backbone (it has {', '.join(RESNETS)} with a 7x7 stem and mobilenet_v2, "
+        "at their original widths); give the path of a file with weights for it."
     )
 
 

@@ -166,3 +166,24 @@ def test_published_mobilenet_weights_load_and_equal_torchvisions_features():
         ours = SegKDMobileNetV2Backbone(SegKDMobileNetV2Config()).eval()
         load_pretrained_backbone(ours, path)
         torch.testing.assert_close(ours(image).feature_maps[0], theirs[:18](image))
+
+
+@pytest.mark.parametrize("layout", ["timm", "mmsegmentation"])
+def test_a_file_for_a_deep_stem_loads_under_either_name_of_it(layout, tmp_path):
+    config = SegKDResNetConfig(width=8, depths=[1, 1, 1, 1], deep_stem=True)
+    weights = perturbed(SegKDResNetBackbone(config)).state_dict()
+    theirs = {**weights, "fc.weight": torch.zeros(1)}
+    if layout == "timm":
+        to_timm = {f"stem.{place}.": f"conv1.{place}." for place in (0, 1, 3, 4, 6)} | {"stem.7.": "bn1."}
+        for ours, name in to_timm.items():
+            theirs = {key.replace(ours, name): tensor for key, tensor in theirs.items()}
+    torch.save(theirs, tmp_path / "resnet.pth")
+    backbone = SegKDResNetBackbone(config)
+    assert load_pretrained_backbone(backbone, tmp_path / "resnet.pth") == ["fc.weight"]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in backbone.state_dict().items())
+
+
+def test_torchvisions_weights_are_refused_for_a_deep_stem():
+    backbone = SegKDResNetBackbone(SegKDResNetConfig(deep_stem=True))
+    with pytest.raises(ValueError, match="7x7 stem"):
+        load_pretrained_backbone(backbone, "IMAGENET1K_V1")

@@ -1,0 +1,79 @@
+"""`scripts/convert_checkpoint.py`: a checkpoint of another code base as a folder that `from_pretrained` loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, SegformerImageProcessor
+
+from hf_segkd.arguments import json_object, parse_arguments
+from hf_segkd.models import convert_attnfd_state_dict, convert_mmseg_state_dict
+
+CONVERTERS = {"attnfd": convert_attnfd_state_dict, "mmsegmentation": convert_mmseg_state_dict}
+# The authors of AttnFD keep the best mIoU as a NumPy number in the file. Only these are let through: nothing that a
+# file could run code with.
+NUMPY_NUMBERS = [
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    np._core.multiarray.scalar,
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+]
+
+
+@dataclass(kw_only=True)
+class ConversionCommand:
+    """What to convert, and the network it belongs to."""
+
+    checkpoint: str = field(metadata={"help": "The .pth or .pth.tar file."})
+    source: Literal["attnfd", "mmsegmentation"] = field(metadata={"help": "The code base that wrote it."})
+    output: str = field(metadata={"help": "New folder for config.json, the weights and the image processor."})
+    network_config: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Config of the network as a JSON object, such as {"model_type": "segkd-pspnet", "backbone": '
+            '"resnet101"}; model_type is DeepLabV3+ unless given, num_labels comes from the checkpoint.'
+        },
+    )
+
+
+def main(args: list[str] | None = None) -> Path:
+    """Convert, load strictly, save; returns the folder."""
+    (command,) = parse_arguments(ConversionCommand, args=args)
+    output = Path(command.output)
+    if output.exists():
+        raise ValueError(f"{output} exists already; give a new folder as output.")
+    weights = CONVERTERS[command.source](read_checkpoint(Path(command.checkpoint)))
+    values = {"num_labels": len(weights["classifier.weight"])}
+    values |= json_object(command.network_config, "network_config")
+    config = AutoConfig.for_model(values.pop("model_type", "segkd-deeplabv3plus"), **values)
+    model = AutoModelForSemanticSegmentation.from_config(config)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise ValueError(f"The checkpoint does not fit network_config. The first differences: {first}") from error
+    model.save_pretrained(output)
+    # Mean and std of ImageNet, which both code bases normalise with.
+    SegformerImageProcessor(do_resize=False, do_reduce_labels=False).save_pretrained(output)
+    print(f"Wrote {type(model).__name__} with {model.num_parameters():,} parameters to {output}.")
+    return output
+
+
+def read_checkpoint(path: Path) -> Mapping[str, Tensor]:
+    """The "state_dict" in the file, or what it holds where there is none, without running code from it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    with torch.serialization.safe_globals(NUMPY_NUMBERS):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    return content.get("state_dict", content)

@@ -1,0 +1,12 @@
+"""Convert a checkpoint: python scripts/convert_checkpoint.py --checkpoint FILE --source mmsegmentation --output DIR."""
+
+import sys
+from pathlib import Path
+
+# Python puts this folder first on its path, where evaluate.py would hide the package `evaluate`.
+sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
+from hf_segkd.commands.conversion import main
+
+if __name__ == "__main__":
+    main()
