@@ -51,7 +51,7 @@ class SegKDHRNetBackboneConfig(BackboneConfigMixin, SegKDConfig):
         for name in ("width", "stem_blocks", "num_blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        kwargs.pop("stage_names", None)  # a config.json has it, but it never differs
+        kwargs.pop("stage_names", None)  # a config.json has it, but it is always the same
         self.stage_names = ["stem", *(f"branch{i}" for i in range(1, 5))]
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)

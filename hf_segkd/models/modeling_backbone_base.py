@@ -28,7 +28,7 @@ class SegKDBackboneOutput(BackboneOutput):
 
 
 class SegKDBackbone(BackboneMixin, PreTrainedModel):
-    """What both backbones share: the output, and settings of `PreTrainedModel`.
+    """What our backbones share: the output, and settings of `PreTrainedModel`.
 
     Attributes:
         levels: Those of `stage_names` that are the last at their resolution in the undilated network, from stride 4
@@ -48,7 +48,7 @@ class SegKDBackbone(BackboneMixin, PreTrainedModel):
         """None: images are not embedded (FSDP2 asks)."""
 
     def level_norms(self) -> dict[str, nn.BatchNorm2d]:
-        """The batch norm that each of `levels` ends in, before its shortcut is added."""
+        """The batch norm that each of `levels` ends in, before its shortcut is added; none where it ends in several."""
         raise NotImplementedError
 
     def _output(

@@ -137,7 +137,7 @@ class SegKDHRNetBackbone(SegKDBackbone):
             super()._init_weights(module)
 
     def level_norms(self) -> dict[str, nn.BatchNorm2d]:
-        """None: a branch ends in a sum over the batch norms of all branches."""
+        """Of no level: each branch ends in a sum over several batch norms."""
         return {}
 
     def forward(

@@ -187,11 +187,20 @@ def test_save_and_load_gives_identical_logits_without_a_network_connection(tmp_p
 def test_a_new_network_starts_as_mmsegmentations_does():
     torch.manual_seed(0)
     model = HRNetForSemanticSegmentation(HRNetConfig(num_labels=150))
-    conv = model.backbone.stage4[0].branches[3][0].conv1.weight  # fan-out 144 * 9
+    conv = model.backbone.transition3[3][0][0].weight  # fan-out 144 * 9, fan-in 72 * 9
     assert conv.std().item() == pytest.approx((2 / (144 * 9)) ** 0.5, rel=0.05)
     assert model.classifier.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert model.classifier.bias.eq(0).all()
     assert model.decoder.norm.weight.eq(1).all()
+
+
+def test_it_tells_trainer_and_fsdp_what_they_ask():
+    model = tiny_model()
+    assert model.accepts_loss_kwargs is False
+    assert model.config.keys_to_ignore_at_inference == ["features"]
+    assert model.get_input_embeddings() is None
+    assert model.base_model is model.backbone
+    assert {"BasicBlock", "Bottleneck"} == set(model._no_split_modules) == set(model.backbone._no_split_modules)
 
 
 def test_compiled_as_one_graph_it_gives_the_same():
@@ -296,6 +305,18 @@ def test_config_json_brings_back_the_same_configuration(kwargs, tmp_path):
     again = HRNetConfig.from_pretrained(tmp_path)
     assert {**again.to_dict(), "transformers_version": None} == {**config.to_dict(), "transformers_version": None}
     assert type(again.backbone_config) is SegKDHRNetBackboneConfig
+
+
+def test_the_default_is_the_small_one():
+    config = HRNetConfig()
+    assert (config.backbone, config.backbone_config.width, config.align_corners) == ("hrnet_w18_small", 18, False)
+    assert SegKDHRNetBackboneConfig(stage_names=["other"]).stage_names == [
+        "stem",
+        "branch1",
+        "branch2",
+        "branch3",
+        "branch4",
+    ]
 
 
 def test_config_json_with_entries_of_another_version_still_loads():
