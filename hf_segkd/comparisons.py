@@ -28,7 +28,7 @@ def check_comparable(
     Raises:
         ValueError: If a report is of another data set, split, number of images, classes or truth (pixels of each
             class); of students also if it is of another number of steps, batch size, number of training images, or
-            method; or if a seed occurs twice.
+            method; if a seed occurs twice; or if a baseline does not say that it was trained on the labels alone.
     """
     teachers = [] if teacher is None else [teacher]
     for what, reports, keys in (
@@ -42,7 +42,12 @@ def check_comparable(
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"{what} occurs twice: the seeds are {seeds}. Give each run once.")
     for report in baseline_runs:
-        if report.get("method", "none") != "none":
+        if report.get("method") is None:
+            raise ValueError(
+                "How a baseline run was trained is not recorded: its report has no method, and a baseline learns from "
+                "labels alone. Train it with --method none, or leave that report out."
+            )
+        if report["method"] != "none":
             raise ValueError(
                 f"A baseline run has the method {report['method']!r}; a baseline learns from labels alone."
             )
@@ -67,29 +72,43 @@ def _compared(report: Report) -> Report:
 
 
 def gain_in_words(runs: Sequence[Report], baseline_runs: Sequence[Report]) -> str:
-    """What runs gained in mIoU over the baseline, by pairs of one seed where there are any; said as it is."""
+    """What runs gained in mIoU over the baseline; said as it is.
+
+    By pairs of one seed where every run has its partner. Where one has none, the gain is the difference of the means of
+    all runs, for to leave some out is to choose; the pairs there are stand beside it.
+    """
     if not baseline_runs:
         return "There is no undistilled baseline under the same protocol, and so no gain is claimed."
     ours, plain = _by_seed(runs), _by_seed(baseline_runs)
     gains = {seed: ours[seed] - plain[seed] for seed in sorted(ours.keys() & plain.keys())}
-    spread = None
+    pairs = ", ".join(f"seed {seed}: {points:+.2f}" for seed, points in gains.items())
+    spread = statistics.stdev(gains.values()) if len(gains) > 1 else None
+    # Without seeds left over the same number as the mean of the pairs.
+    gain = statistics.mean(map(_points, runs)) - statistics.mean(map(_points, baseline_runs))
+    points = f"{gain:+.2f}"
     if not gains:
-        gain = statistics.mean(map(_points, runs)) - statistics.mean(map(_points, baseline_runs))
         how = "the difference of the means; no seed is common to both, so its spread is not known"
+    elif len(gains) < max(len(runs), len(baseline_runs)):
+        how = (
+            f"the difference of the means of all runs, whose seeds are not the same: {_seeds(runs)}, labels alone "
+            f"{_seeds(baseline_runs)}; of those in common {pairs}"
+        )
+    elif spread is None:
+        how = f"{pairs}; with one pair its spread is not known"
     else:
-        gain = statistics.mean(gains.values())
-        how = ", ".join(f"seed {seed}: {points:+.2f}" for seed, points in gains.items())
-        if len(gains) > 1:
-            spread = statistics.stdev(gains.values())
-        else:
-            how += "; with one pair its spread is not known"
-    points = f"{gain:+.2f}" if spread is None else f"{gain:+.2f} ± {spread:.2f}"
+        how, points = pairs, f"{gain:+.2f} ± {spread:.2f}"
     verdict = ""
     if gain <= 0:
         verdict = " Distillation did not help here."
+    elif gains and statistics.mean(gains.values()) <= 0:
+        verdict = " The seeds in common show no gain: it may be chance."
     elif spread is not None and gain <= spread:
         verdict = " The gain is within its spread: it may be chance."
     return f"Gain in mIoU over the same student trained on the labels alone: **{points}** points ({how}).{verdict}"
+
+
+def _seeds(reports: Sequence[Report]) -> str:
+    return ", ".join(str(report.get("seed", "unknown")) for report in reports)
 
 
 def _by_seed(reports: Sequence[Report]) -> dict[int, float]:

@@ -45,7 +45,7 @@ def test_a_teacher_has_a_budget_of_its_own():
 
 
 def test_what_a_report_does_not_tell_is_no_difference():
-    check(baseline_runs=[report(50)])
+    check(baseline_runs=[report(50, method="none")])
     check(reference=report(75), baseline_runs=[alone(50)], runs=[student(75)])
 
 
@@ -59,6 +59,11 @@ def test_runs_of_another_method_or_with_other_arguments_are_refused():
 def test_a_baseline_that_was_distilled_is_refused():
     with pytest.raises(ValueError, match="has the method 'kd'"):
         check(baseline_runs=[student(50, method="kd")])
+
+
+def test_a_baseline_that_does_not_say_how_it_was_trained_is_refused():
+    with pytest.raises(ValueError, match="How a baseline run was trained is not recorded"):
+        check(baseline_runs=[report(50)])
 
 
 def test_a_run_that_is_given_twice_is_refused():
@@ -78,9 +83,26 @@ def test_a_gain_is_that_of_pairs_with_one_seed():
     assert "**+25.24 ± 11.45** points (seed 0: +17.14, seed 1: +33.33)." in gain_in_words(runs, baseline)
 
 
-def test_seeds_without_a_partner_are_left_out_of_the_gain():
+def test_with_seeds_that_differ_the_gain_is_that_of_all_runs_and_the_pairs_stand_beside():
     words = gain_in_words([student(75, 0), student(80, 1)], [alone(60, 0), alone(50, 5)])
-    assert "**+17.14** points (seed 0: +17.14; with one pair its spread is not known)." in words
+    assert "**+25.24** points" in words  # (60.00 + 66.67) / 2 - (42.86 + 33.33) / 2
+    assert "seeds are not the same: 0, 1, labels alone 0, 5; of those in common seed 0: +17.14)." in words
+
+
+def test_pairs_cannot_be_picked():
+    runs = [student(60, seed) for seed in (0, 1, 2)]
+    words = gain_in_words(runs, [alone(50, 0), alone(75, 3), alone(75, 4)])  # 42.86 against 33.33, 60.00 and 60.00
+    assert "**-8.25** points" in words
+    assert "seed 0: +9.52" in words
+    assert "did not help" in words
+    words = gain_in_words([student(50, 0), student(90, 1)], [alone(60, 0), alone(50, 2)])
+    assert "seeds in common show no gain" in words
+
+
+def test_a_run_without_a_seed_counts_too():
+    words = gain_in_words([student(75, 0), report(50)], [alone(60, 0)])
+    assert "**+3.81** points" in words  # (60.00 + 33.33) / 2 - 42.86
+    assert "0, unknown, labels alone 0" in words
 
 
 @pytest.mark.parametrize("baseline", [[alone(50, 7)], [report(50)]])
