@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
-from test_commands import STUDENT, flags
+from test_commands import OPTIONS, STUDENT, flags
 from tiny_runs import SIZE, network, processor, scenes
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 
 from hf_segkd import publication
-from hf_segkd.commands import publishing, training
+from hf_segkd.commands import evaluation, publishing, training
 from hf_segkd.data import label_info
 from hf_segkd.publication import samples_to_show
 
@@ -29,6 +29,15 @@ def runs(tmp_path_factory):
     ):
         training.main(flags(folder / name, student_config=STUDENT, seed=seed, learning_rate=0.01, **values))
     return folder
+
+
+def copy(run, folder):
+    return shutil.copytree(run, folder)
+
+
+def evaluate(run, output):
+    data = ["--dataset", "demo", "--dataset_options", json.dumps(OPTIONS), "--use_cpu"]
+    evaluation.main(["--model", str(run), *data, "--output", str(output)])
 
 
 def publish(runs, folder, *more, model="distilled"):
@@ -88,11 +97,45 @@ def test_code_goes_along_only_when_asked(published, runs, tmp_path):
 
 
 def test_a_network_that_was_never_evaluated_claims_no_score(runs, tmp_path):
+    run = copy(runs / "distilled", tmp_path / "run")
+    (run / "evaluation.json").unlink()
     with pytest.raises(ValueError, match="--dataset_name"):
-        publish(runs, tmp_path / "out", model="teacher")
-    card = publish(runs, tmp_path / "out", "--dataset_name", "demo", model="teacher") / "README.md"
-    assert not ModelCard.load(card).data.eval_results
+        publish(tmp_path, tmp_path / "out", model="run")
+    card = ModelCard.load(publish(tmp_path, tmp_path / "out", "--dataset_name", "demo", model="run") / "README.md")
+    assert not card.data.eval_results
+    assert "cwd" in card.data.tags
+    assert "labels alone" not in card.text
     assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_a_distilled_network_stays_one_when_it_was_evaluated_again(runs, tmp_path):
+    run = copy(runs / "distilled", tmp_path / "run")
+    evaluate(run, run / "evaluation.json")
+    assert "method" not in json.loads((run / "evaluation.json").read_text())
+    card = ModelCard.load(publish(tmp_path, tmp_path / "out", model="run") / "README.md")
+    assert "cwd" in card.data.tags
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["method"] == "cwd"
+    with pytest.raises(ValueError, match="baseline learns from labels alone"):
+        publish(runs, tmp_path / "again", "--baseline", str(run))
+
+
+def test_scores_of_another_evaluation_keep_what_training_says(runs, tmp_path):
+    run = copy(runs / "distilled", tmp_path / "run")
+    evaluate(run, run / "val.json")
+    report = json.loads(
+        (publish(tmp_path, tmp_path / "out", "--evaluation", "val.json", model="run") / "evaluation.json").read_text()
+    )
+    assert (report["method"], report["steps"]) == ("cwd", 2)
+
+
+def test_a_network_of_unknown_training_is_not_called_trained_on_the_labels_alone(runs, tmp_path):
+    with pytest.raises(ValueError, match=r"says how the network was trained.*as training leaves it"):
+        publish(runs, tmp_path / "out", "--dataset_name", "demo", model="teacher")
+    run = copy(runs / "alone-0", tmp_path / "run")
+    (run / "training_args.json").unlink()
+    evaluate(run, run / "evaluation.json")
+    with pytest.raises(ValueError, match="says how the network was trained"):
+        publish(runs, tmp_path / "out", "--baseline", str(run))
 
 
 def test_a_baseline_of_another_budget_is_refused(runs, tmp_path):
@@ -123,7 +166,8 @@ def test_exports_go_along_unless_they_are_of_an_older_network(runs, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--evaluation", "test.json", "--pictures", "1"], "does not say which images"),
+        (["--evaluation", "test.json"], r"no test\.json in .*--output .*test\.json.*--evaluation test\.json"),
+        (["--evaluation", "evaluation.jsn"], r"no evaluation\.jsn in"),
         (["--baseline", "nowhere"], "no evaluation.json in nowhere"),
         (["--teacher", "no/such/folder"], "no/such/folder"),
         (["--model", "nowhere"], "no folder with a saved network"),

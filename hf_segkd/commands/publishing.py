@@ -19,6 +19,7 @@ from hf_segkd.hub import planned_upload, upload
 from hf_segkd.model_card import CardFacts
 from hf_segkd.publication import (
     NOT_ALWAYS_THERE,
+    SCORES_FILE,
     cost,
     default_settings,
     describe,
@@ -28,6 +29,7 @@ from hf_segkd.publication import (
     write_publication,
 )
 from hf_segkd.space import write_space
+from hf_segkd.trainer import ARGUMENTS_FILE
 
 # Written by the export command into the network's folder; they go along.
 EXPORTS = ("onnx", "torch_export")
@@ -54,9 +56,7 @@ class PublishingCommand:
     license: str | None = field(
         default=None, metadata={"help": "Licence of the network as the Hub spells it (apache-2.0, ...); never assumed."}
     )
-    evaluation: str = field(
-        default="evaluation.json", metadata={"help": "File with the scores in the folder of each run."}
-    )
+    evaluation: str = field(default=SCORES_FILE, metadata={"help": "File with the scores in the folder of each run."})
     runs: list[str] = field(default_factory=list, metadata={"help": "Folders of the same training with other seeds."})
     baseline: list[str] = field(
         default_factory=list, metadata={"help": "Folders of the same student trained on the labels alone."}
@@ -97,7 +97,9 @@ def main(args: list[str] | None = None) -> Path | str:
     if not (folder / "config.json").is_file():
         raise ValueError(f"--model {command.model}: there is no folder with a saved network (config.json) there.")
     student, processor = load_network(command.model)
-    report = run_report(folder, command.evaluation) if (folder / command.evaluation).is_file() else None
+    report = None
+    if (folder / command.evaluation).is_file() or command.evaluation != SCORES_FILE:
+        report = run_report(folder, command.evaluation)
     teacher = find_teacher(command, report)
     images = evaluated_images(command, report)
     samples, why_not = (None, None) if images is None else samples_to_show(images, command.pictures)
@@ -163,15 +165,49 @@ def run_report(folder: Path, evaluation: str) -> dict[str, Any]:
     """The scores in a run's folder, with what its training says of itself (method, seed, steps ...).
 
     Raises:
+        ValueError: If the file is not there, or nothing in the folder names the method.
+    """
+    return with_method(folder, scores(folder, evaluation))
+
+
+def scores(folder: Path, evaluation: str) -> dict[str, Any]:
+    """The scores in any network's folder, with what training wrote beside them, if it was trained here.
+
+    Raises:
         ValueError: If the file is not there.
     """
-    training, scores = folder / "evaluation.json", folder / evaluation
-    if not scores.is_file():
+    training, file = folder / SCORES_FILE, folder / evaluation
+    if not file.is_file():
+        # Another name than training's, whose file says more than scores and must stay.
+        name = "val.json" if evaluation == SCORES_FILE else evaluation
         raise ValueError(
-            f"There is no {evaluation} in {folder}: train or evaluate it first, with --output {scores} in evaluate."
+            f"There is no {evaluation} in {folder}. Score the network with `hf-segkd evaluate --model {folder} "
+            f"--output {folder / name}` and the flags of its data set, and publish with `--evaluation {name}`."
         )
     report = json.loads(training.read_text()) if training.is_file() else {}
-    return {**report, **json.loads(scores.read_text())}
+    return {**report, **json.loads(file.read_text())}
+
+
+def with_method(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """A report with method and seed, from the training arguments in the folder where it lacks them.
+
+    Raises:
+        ValueError: If neither names the method: what was distilled must not pass for trained on the labels alone.
+    """
+    settings = training_settings(folder)
+    told = {name: settings[name] for name in ("method", "method_kwargs", "seed") if name in settings} | report
+    if "method" not in told:
+        raise ValueError(
+            f"Nothing in {folder} says how the network was trained: there is no {ARGUMENTS_FILE} with a method, and "
+            "the scores name none. Give a run's folder as training leaves it."
+        )
+    return told
+
+
+def training_settings(folder: Path) -> dict[str, Any]:
+    """The training arguments in a run's folder; empty where there are none."""
+    file = folder / ARGUMENTS_FILE
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def find_teacher(command: PublishingCommand, report: dict[str, Any] | None) -> Teacher | None:
@@ -186,8 +222,8 @@ def find_teacher(command: PublishingCommand, report: dict[str, Any] | None) -> T
             raise
         print(f"The teacher {name} could not be loaded, so the card shows neither its pictures nor its costs: {error}")
         network = None
-    scores = Path(name, command.evaluation)
-    return Teacher(name, network, run_report(Path(name), command.evaluation) if scores.is_file() else None)
+    known = Path(name, command.evaluation).is_file()
+    return Teacher(name, network, scores(Path(name), command.evaluation) if known else None)
 
 
 def evaluated_images(command: PublishingCommand, report: dict[str, Any] | None) -> datasets.Dataset | None:
@@ -221,23 +257,22 @@ def gather_facts(
 ) -> CardFacts:
     """All that the card tells."""
     folder = Path(command.model)
+    training = with_method(folder, report or {})
     report = report or {}
     dataset = command.dataset_name or report.get("dataset")
     if dataset is None:
         raise ValueError(f"{folder} holds no scores, so say what it was trained on, with --dataset_name.")
-    method = report.get("method", "none")
     size = image_size(processor, images)  # both networks': the student's is what counts
     costs = [cost("student", student, size)]
     if teacher is not None and teacher.network is not None:
         costs.append(cost("teacher", teacher.network[0], size))
-    settings_file = folder / "training_args.json"
     published = teacher is not None and not Path(teacher.name).is_dir()
     return CardFacts(
         repo_id=command.repo_id,
         architecture=describe(student),
         id2label=student.config.id2label,
-        method=method,
-        method_kwargs=report.get("method_kwargs", {}),
+        method=training["method"],
+        method_kwargs=training.get("method_kwargs", {}),
         dataset=dataset,
         dataset_id=command.dataset_id or report.get("data", {}).get("hub_id"),
         dataset_license=command.dataset_license,
@@ -250,7 +285,7 @@ def gather_facts(
         teacher_report=None if teacher is None else teacher.report,
         costs=costs,
         export=read_exports(folder),
-        settings=json.loads(settings_file.read_text()) if settings_file.is_file() else {},
+        settings=training_settings(folder),
         defaults=default_settings(),
         versions=versions(),
         self_contained=command.self_contained,
