@@ -24,7 +24,8 @@ METRICS = {"mean_iou": "mIoU", "mean_accuracy": "mean class accuracy", "overall_
 
 # Settings that tell of a machine or an account and not of the training: by name, and by an absolute path or an access
 # token in their value (as JSON, where a backslash is two).
-PRIVATE_NAMES = re.compile(r"token|secret|password|_dir$|^hub_|^push_to_hub|^trackio|^run_name$|^resume_from")
+SECRET_NAMES = re.compile(r"token|secret|password")
+PRIVATE_NAMES = re.compile(rf"{SECRET_NAMES.pattern}|_dir$|^hub_|^push_to_hub|^trackio|^run_name$|^resume_from")
 PRIVATE_VALUES = re.compile(r"(?<![\w.])[~/]|\b[A-Za-z]:\\|\\{4}|\bhf_\w{8,}")
 
 
@@ -128,7 +129,7 @@ def render_card(facts: CardFacts) -> str:
         terms=data_terms(facts.dataset),
         title=_title(facts),
         papers={name: LOSSES[name].paper for name in facts.method_names},
-        arguments=_public(facts.method_kwargs),
+        arguments=_texts(facts.method_kwargs),
         results=_results(facts),
         comparison=_comparison(facts),
         series=class_series(facts),
@@ -289,7 +290,7 @@ def _latency(facts: CardFacts) -> str:
 
 def _settings(facts: CardFacts) -> tuple[str, str]:
     """Tables of the training arguments that differ from the defaults, and of the rest."""
-    settings, defaults = _public(facts.settings), _public(facts.defaults)
+    settings, defaults = _texts(facts.settings), _texts(facts.defaults)
     changed = [[name, value, defaults.get(name, "")] for name, value in settings.items() if defaults.get(name) != value]
     rest = [[name, value] for name, value in settings.items() if defaults.get(name) == value]
     return (
@@ -298,15 +299,34 @@ def _settings(facts: CardFacts) -> tuple[str, str]:
     )
 
 
-def _public(values: dict[str, Any]) -> dict[str, str]:
-    """Names and values as text, without what tells of a machine or an account."""
-    texts = {
-        name: json.dumps(value, ensure_ascii=False) for name, value in values.items() if not PRIVATE_NAMES.search(name)
-    }
+def public(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that tell of a machine or an account."""
     return {
-        _escape(name): "-" if text == "null" else _escape(text)
-        for name, text in texts.items()
-        if not PRIVATE_VALUES.search(text)
+        name: value for name, value in values.items() if not (PRIVATE_NAMES.search(name) or _tells_of_machine(value))
+    }
+
+
+def shareable(value: Any) -> Any:
+    """JSON-like state with everything in its place: of paths on this machine the last part, of secrets nothing."""
+    if isinstance(value, dict):
+        return {name: None if SECRET_NAMES.search(name) else shareable(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [shareable(part) for part in value]
+    if isinstance(value, str) and _tells_of_machine(value):
+        last = _last_part(value)
+        return None if _tells_of_machine(last) else last
+    return value
+
+
+def _tells_of_machine(value: Any) -> bool:
+    return PRIVATE_VALUES.search(json.dumps(value, ensure_ascii=False)) is not None
+
+
+def _texts(values: dict[str, Any]) -> dict[str, str]:
+    """Names and values of what is public, as text."""
+    return {
+        _escape(name): "-" if value is None else _escape(json.dumps(value, ensure_ascii=False))
+        for name, value in public(values).items()
     }
 
 

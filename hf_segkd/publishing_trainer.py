@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,13 +14,14 @@ import datasets
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress, logging
 
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
 from hf_segkd.hub import create_repository, upload
-from hf_segkd.model_card import CardFacts
+from hf_segkd.model_card import CardFacts, public, shareable
 from hf_segkd.publication import (
     NOT_ALWAYS_THERE,
     cost,
@@ -30,9 +32,11 @@ from hf_segkd.publication import (
     versions,
     write_publication,
 )
-from hf_segkd.reports import evaluation_report
+from hf_segkd.reports import evaluation_report, write_json
 
 logger = logging.get_logger(__name__)
+
+ARGUMENTS_FILE = "training_args.json"  # beside every student that is saved
 
 
 class PublishingTrainer(Trainer):
@@ -145,6 +149,7 @@ class PublishingTrainer(Trainer):
             # Copied, for training goes on and may delete old checkpoints.
             for name, folder in folders.items():
                 shutil.copytree(folder, scratch / name)
+                _hide_this_machine(scratch / name)
         except BaseException:
             shutil.rmtree(scratch)
             raise
@@ -231,11 +236,18 @@ class PublishingTrainer(Trainer):
         report = evaluation_report(self._confusion_matrix, label_info(images), str(images.split or "eval"), len(images))
         return report | {
             "method": self.args.method,
-            "method_kwargs": self.args.method_kwargs,
+            "method_kwargs": public(self.args.method_kwargs),
             "seed": self.args.seed,
             "steps": self.state.global_step,
             "batch_size": self.args.images_per_step,
         }
+
+
+def _hide_this_machine(checkpoint: Path) -> None:
+    """Take folders and secrets out of a copy of a checkpoint; resuming needs none."""
+    for file in (checkpoint / ARGUMENTS_FILE, checkpoint / TRAINER_STATE_NAME):
+        if file.is_file():  # there is no state with save_only_model
+            write_json(shareable(json.loads(file.read_text())), file)
 
 
 def _tell_failure(push: Future[str]) -> None:

@@ -13,7 +13,7 @@ from tiny_runs import SIZE, network, processor
 from hf_segkd.data.licences import DATA_TERMS
 from hf_segkd.data.loading import LOADERS
 from hf_segkd.losses import LOSSES
-from hf_segkd.model_card import TEMPLATE, CardFacts, class_series, render_card
+from hf_segkd.model_card import TEMPLATE, CardFacts, class_series, render_card, shareable
 from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
 from hf_segkd.types import Paper
 
@@ -256,6 +256,21 @@ def test_paths_and_tokens_stay_private(place, name, value):
     facts = full(**{place: {name: value, "weight": 0.25}})
     assert "SECRET" not in render_card(facts)
     assert "0.25" in render_card(facts)
+
+
+def test_what_must_stay_complete_keeps_the_last_part_of_paths_and_no_secret():
+    state = {
+        "best_model_checkpoint": "/home/ann/run/checkpoint-1",
+        "nested": [{"output_dir": "C:\\ann\\run"}, "~/ann", "hf_abcdefghij", "/home/ann/hf_abcdefghij"],
+        "hub_token": "<HUB_TOKEN>",
+        "lr_scheduler_kwargs": {"power": 0.9, "names": ["a.b", "loss/kd"], "none": None},
+    }
+    assert shareable(state) == {
+        "best_model_checkpoint": "checkpoint-1",
+        "nested": [{"output_dir": "run"}, "ann", None, None],
+        "hub_token": None,
+        "lr_scheduler_kwargs": state["lr_scheduler_kwargs"],
+    }
 
 
 def test_ordinary_settings_are_no_secrets():

@@ -91,9 +91,42 @@ def test_checkpoints_are_pushed_while_training_as_the_strategy_says_each_in_one_
     for step, (commit, place) in enumerate(zip(commits, places, strict=True), start=1):
         checkpoint = tmp_path / "run" / f"checkpoint-{step}"
         beside = {f"{place}/{path.name}": path.read_bytes() for path in checkpoint.iterdir()} if place else {}
-        assert commit.files.items() >= beside.items()
+        rewritten = {f"{place}/training_args.json", f"{place}/trainer_state.json"} if place else set()
+        assert names(commit) >= beside.keys()
+        assert all(commit.files[name] == beside[name] for name in beside.keys() - rewritten)
         assert commit.files["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
         assert {name for name in names(commit) if "/" not in name} == STUDENT | PICTURES
+
+
+def test_checkpoints_name_no_folder_of_this_machine_and_training_goes_on_from_them(hub, tmp_path):
+    options = {"method": "attnfd", "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "mean_iou"}
+    run = saving(tmp_path / "run", "all_checkpoints", **options, load_best_model_at_end=True, hub_token=hub.token)
+    run.train()
+    commits = published(hub)
+    for commit in commits:
+        assert not [name for name, content in commit.files.items() if str(tmp_path).encode() in content]
+    prefix = "checkpoint-2/"
+    files = {name.removeprefix(prefix): data for name, data in commits[1].files.items() if name.startswith(prefix)}
+    state, arguments_ = json.loads(files["trainer_state.json"]), json.loads(files["training_args.json"])
+    assert state["best_model_checkpoint"] in ("checkpoint-1", "checkpoint-2")
+    assert arguments_["output_dir"] == "run"
+    assert arguments_["hub_token"] is None
+    downloaded = tmp_path / "downloaded"
+    downloaded.mkdir()
+    for name, content in files.items():
+        (downloaded / name).write_bytes(content)
+    resumed = trainer(tmp_path / "resumed", **options)
+    resumed.train(resume_from_checkpoint=str(downloaded))
+    last = load(commits[2].files["checkpoint-3/model.safetensors"])
+    assert same(weights(resumed.student), last)
+
+
+def test_published_scores_tell_no_folder_of_the_method(hub, tmp_path):
+    run = pushing(tmp_path / "run", method="kd", method_kwargs={"weight": 2.0})
+    run.args.method_kwargs["cache_dir"] = "/home/me/cache"
+    run.evaluate()
+    run.push_to_hub()
+    assert json.loads(published(hub)[-1].files["evaluation.json"])["method_kwargs"] == {"weight": 2.0}
 
 
 def test_save_model_publishes_as_users_of_trainer_know_it(hub, tmp_path):
