@@ -175,7 +175,6 @@ class HRNetForSemanticSegmentation(SegKDSegmentationModel):
     """
 
     config: HRNetConfig
-    _no_split_modules = ["BasicBlock", "Bottleneck"]  # noqa: RUF012  transformers' own form
 
     def __init__(self, config: HRNetConfig) -> None:
         super().__init__(config)
