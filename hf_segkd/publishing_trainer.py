@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -20,7 +21,7 @@ from transformers.utils import PushInProgress, logging
 
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
-from hf_segkd.hub import create_repository, upload
+from hf_segkd.hub import _checked, _explained, create_repository, upload
 from hf_segkd.model_card import CardFacts, public, shareable
 from hf_segkd.publication import (
     NOT_ALWAYS_THERE,
@@ -65,7 +66,9 @@ class PublishingTrainer(Trainer):
         return self._confusion_matrix
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository, so that a wrong name or token is known before training starts.
+        """Create the repository and the branch `args.hub_revision`, where they are not there.
+
+        A wrong name, or a token that may not write, is so known before training starts.
 
         Raises:
             ValueError: If there is no image processor, which others need to use the student, or for the reasons of
@@ -80,7 +83,10 @@ class PublishingTrainer(Trainer):
             )
         self._private = bool(self.args.hub_private_repo if private is None else private)
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-        self.hub_model_id = create_repository(name, private=self._private, token=token or self.args.hub_token)
+        token = token or self.args.hub_token
+        name = create_repository(name, private=self._private, token=token)
+        _prepare_branch(name, self.args.hub_revision, token)
+        self.hub_model_id = name
         self.push_in_progress = None
 
     def push_to_hub(
@@ -241,6 +247,15 @@ class PublishingTrainer(Trainer):
             "steps": self.state.global_step,
             "batch_size": self.args.images_per_step,
         }
+
+
+def _prepare_branch(repo_id: str, revision: str | None, token: str | None) -> None:
+    """Make sure that the token may write, which a repository that is there already does not tell, and where to."""
+    api = HfApi(token=_checked(token))
+    with _explained(repo_id):
+        api.auth_check(repo_id, write=True)
+        if revision is not None and not api.revision_exists(repo_id, revision):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
 
 
 def _hide_this_machine(checkpoint: Path) -> None:

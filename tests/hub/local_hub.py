@@ -321,6 +321,10 @@ class _Handler(BaseHTTPRequestHandler):
             entries.append(entry)
         return 200, {}, entries
 
+    def auth_check(self, kind, repo_id):
+        self._repository(kind, repo_id, write=True)
+        return 200, {}, {}
+
     def create_branch(self, kind, repo_id, branch):
         repository = self._repository(kind, repo_id, write=True)
         repository.branches[branch] = [*repository.branches["main"]]
@@ -418,6 +422,7 @@ _ROUTES = [
     ("POST", "/api/repos/create", _Handler.create_repository),
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),
     ("GET", _API, _Handler.info),
+    ("GET", _API + r"/auth-check/write", _Handler.auth_check),
     ("GET", _API + r"/revision/(?P<revision>.+)", _Handler.info),
     ("GET", _API + r"/tree/(?P<revision>[^/]+)", _Handler.tree),
     ("POST", _API + r"/branch/(?P<branch>.+)", _Handler.create_branch),

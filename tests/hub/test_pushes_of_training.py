@@ -282,6 +282,8 @@ def test_what_would_fail_after_training_fails_before(hub, tmp_path):
     hub.create("tester/open")
     with pytest.raises(ValueError, match="is a public repository"):
         pushing(tmp_path, hub_model_id="tester/open", hub_private_repo=True)
+    with pytest.raises(ValueError, match="may not write to tester/open"):
+        pushing(tmp_path, hub_model_id="tester/open", hub_token=hub.read_token)
     with pytest.raises(ValueError, match="push_to_hub needs processing_class"):
         DistillationTrainer(network(), arguments(tmp_path, push_to_hub=True, hub_model_id=NAME))
 
@@ -338,6 +340,15 @@ def test_a_branch_can_be_pushed_to(hub, tmp_path):
     branches = hub.create(NAME).branches
     branches["trial"] = [*branches["main"]]
     run = pushing(tmp_path / "run", hub_revision="trial")
+    run.push_to_hub()
+    assert len(branches["trial"]) == 2
+    assert published(hub) == []
+
+
+def test_a_branch_that_is_not_there_is_made_before_training(hub, tmp_path):
+    run = pushing(tmp_path / "run", hub_revision="trial")
+    branches = hub.repositories["models", NAME].branches
+    assert len(branches["trial"]) == 1
     run.push_to_hub()
     assert len(branches["trial"]) == 2
     assert published(hub) == []
