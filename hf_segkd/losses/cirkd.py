@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import inspect
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.utils import logging
 
 from hf_segkd.losses.adapters import align, resize_labels
 from hf_segkd.losses.base import (
@@ -14,6 +16,7 @@ from hf_segkd.losses.base import (
     require_choice,
     require_positive,
     require_same_num_labels,
+    require_whole,
 )
 from hf_segkd.losses.cirkd_memory import CIRKDMemory, key_divergence
 from hf_segkd.losses.cirkd_minibatch import LOWEST_TEMPERATURE, minibatch_divergence
@@ -21,8 +24,32 @@ from hf_segkd.losses.ifvd import lengths
 from hf_segkd.losses.kd import pixel_wise_divergence
 from hf_segkd.types import Features, NetworkSpec, Paper
 
-# The published queues, of 19 to 21 classes, fit; those of ADE20K would take 6.8 GB and are shortened.
+logger = logging.get_logger(__name__)
+
+# Of pixels and class means (authors' code). Those of 19 to 21 classes fit into a GiB; ADE20K's would take 6.8 GB.
+PUBLISHED_LENGTHS = 20000, 2000
 LARGEST_MEMORY = 2**30
+TERMS = {  # by their weights
+    "kd_weight": "cirkd_kd",
+    "weight": "cirkd_minibatch",
+    "pixel_weight": "cirkd_pixel",
+    "region_weight": "cirkd_region",
+}
+# The weights of the terms that read an option.
+READERS = {
+    "tap": ("weight", "pixel_weight", "region_weight"),
+    "temperature": ("weight", "pixel_weight", "region_weight"),
+    "kd_temperature": ("kd_weight",),
+    "contrast_kd_temperature": ("pixel_weight", "region_weight"),
+    "pooling": ("weight",),
+    "pixel_queue": ("pixel_weight",),
+    "region_queue": ("region_weight",),
+    "pixel_keys": ("pixel_weight",),
+    "region_keys": ("region_weight",),
+    "pixels_per_image": ("pixel_weight",),
+    "variant": ("pixel_weight", "region_weight"),
+    "seed": ("pixel_weight", "region_weight"),
+}
 
 
 class CIRKDLoss(AbstractDistillationLoss):
@@ -33,7 +60,7 @@ class CIRKDLoss(AbstractDistillationLoss):
     pixel to the teacher's pixels and class means of earlier images of all processes, see `key_divergence` and
     `CIRKDMemory`. For the last two, two 1x1 convolutions with BatchNorm and ReLU between them take the student's map
     to the teacher's channels (each process normalises its own batch; the authors' code synchronises). A term of weight
-    0 is left out with its cost.
+    0 is left out with its cost; options that only such terms read must be left alone.
 
     The weights are those of the authors' code, whose reductions are ours; for Pascal VOC it takes 0.01 for pixels and
     regions.
@@ -52,7 +79,8 @@ class CIRKDLoss(AbstractDistillationLoss):
         pooling: Height and width of the cells averaged before `cirkd_minibatch`, 1 for none (authors' default). They
             advise 2 where memory is short; here it saves time alone.
         pixel_queue: Pixels kept of each class. None: 20000 (the authors' code; 2000 for SegFormer), or as many as let
-            both queues fit into 1 GiB, in proportion. Each checkpoint holds both queues.
+            the queues of all classes fit into 1 GiB, in proportion. Only classes that were seen take memory; each
+            checkpoint holds the queues.
         region_queue: Class means kept of each class. None: 2000, or fewer likewise.
         pixel_keys: Pixels of each class that are drawn from the queue at each step. None: 4096 // k + 1.
         region_keys: Class means of each class that are drawn. None: 1024 // k + 1.
@@ -61,7 +89,8 @@ class CIRKDLoss(AbstractDistillationLoss):
         seed: Of the random draws.
 
     Raises:
-        ValueError: If a tap is missing, the class counts differ (with `cirkd_kd`), or a value is out of range.
+        ValueError: If a tap is missing, the class counts differ (with `cirkd_kd`), a value is out of range, or an
+            option is set that no term reads.
     """
 
     name: ClassVar[str] = "cirkd"
@@ -103,53 +132,56 @@ class CIRKDLoss(AbstractDistillationLoss):
         variant: Literal["corrected", "published"] = "corrected",
         seed: int = 0,
     ) -> None:
-        weights = {
-            "cirkd_kd": kd_weight,
-            "cirkd_minibatch": weight,
-            "cirkd_pixel": pixel_weight,
-            "cirkd_region": region_weight,
-        }
-        weights = {term: value for term, value in weights.items() if value != 0}
-        taps = ("logits", tap) if "cirkd_kd" in weights else (tap,)
-        super().__init__(student, teacher, student_taps=taps, teacher_taps=taps, weights=weights)
-        if "cirkd_kd" in weights:
-            require_same_num_labels(self.name, student, teacher)
-        if not temperature >= LOWEST_TEMPERATURE:
-            raise ValueError(
-                f"temperature is {temperature}; it must be at least {LOWEST_TEMPERATURE}, "
-                "so that fp32 can hold exp(-2 / temperature)."
-            )
-        require_choice("variant", variant, ("corrected", "published"))
-        student_channels, channels, classes = student.channels[tap], teacher.channels[tap], student.num_labels
-        pixel_queue, region_queue = _queue_lengths(pixel_queue, region_queue, classes, channels)
-        positive = {
+        options = {
+            "tap": tap,
+            "temperature": temperature,
             "kd_temperature": kd_temperature,
             "contrast_kd_temperature": contrast_kd_temperature,
             "pooling": pooling,
             "pixel_queue": pixel_queue,
             "region_queue": region_queue,
-            "pixel_keys": 4096 // classes + 1 if pixel_keys is None else pixel_keys,
-            "region_keys": 1024 // classes + 1 if region_keys is None else region_keys,
+            "pixel_keys": pixel_keys,
+            "region_keys": region_keys,
             "pixels_per_image": pixels_per_image,
+            "variant": variant,
+            "seed": seed,
         }
-        for argument, value in positive.items():
-            require_positive(argument, value)
+        _check(options)
+        weights = {
+            "kd_weight": kd_weight,
+            "weight": weight,
+            "pixel_weight": pixel_weight,
+            "region_weight": region_weight,
+        }
+        _refuse_unread(options, weights)
+        weights = {TERMS[argument]: value for argument, value in weights.items() if value != 0}
+        taps = ("logits", tap) if "cirkd_kd" in weights else (tap,)
+        super().__init__(student, teacher, student_taps=taps, teacher_taps=taps, weights=weights)
+        if "cirkd_kd" in weights:
+            require_same_num_labels(self.name, student, teacher)
         self.tap = tap
         self.temperature = temperature
         self.kd_temperature = kd_temperature
         self.contrast_kd_temperature = contrast_kd_temperature
         self.pooling = pooling
-        self.keys = positive["pixel_keys"], positive["region_keys"]
+        classes = student.num_labels
+        self.keys = (
+            4096 // classes + 1 if pixel_keys is None else pixel_keys,
+            1024 // classes + 1 if region_keys is None else region_keys,
+        )
         self.ignore_index = student.ignore_index
         if "cirkd_pixel" in weights or "cirkd_region" in weights:
+            channels = teacher.channels[tap]
             self.projector = nn.Sequential(
-                nn.Conv2d(student_channels, channels, 1, bias=False),
+                nn.Conv2d(student.channels[tap], channels, 1, bias=False),
                 nn.BatchNorm2d(channels),
                 nn.ReLU(inplace=True),
                 nn.Conv2d(channels, channels, 1, bias=False),
             )
-            per_image = min(pixels_per_image, pixel_queue)
-            self.memory = CIRKDMemory(classes, channels, pixel_queue, region_queue, per_image, variant, seed)
+            used = "cirkd_pixel" in weights, "cirkd_region" in weights
+            queues = _queue_lengths((pixel_queue, region_queue), used, classes, channels)
+            per_image = pixels_per_image if queues[0] is None else min(pixels_per_image, queues[0])
+            self.memory = CIRKDMemory(classes, channels, *queues, per_image, variant, seed)
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class; in training mode the batch enters the queues before it is related to them."""
@@ -168,6 +200,8 @@ class CIRKDLoss(AbstractDistillationLoss):
 
     @torch.compiler.disable  # loops and shapes depend on the labels
     def _memory_terms(self, student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        dtype = self.projector[0].weight.dtype  # the maps may be fp64
+        student_map, teacher_map = student_map.to(dtype), teacher_map.to(dtype)
         rows = F.normalize(_rows(teacher_map), dim=1)
         labels = resize_labels(labels, student_map.shape[2:])
         # Not the ignore index, which may be a class's number; not what overflowed, which would stay in the queues.
@@ -181,7 +215,7 @@ class CIRKDLoss(AbstractDistillationLoss):
         teacher_anchors = rows.index_select(0, anchors)
         terms = {}
         for term, keys in zip(("cirkd_pixel", "cirkd_region"), self.memory.draw(*self.keys), strict=True):
-            if term in self.weights:
+            if keys is not None:
                 terms[term] = key_divergence(
                     student_anchors, teacher_anchors, keys, self.temperature, self.contrast_kd_temperature
                 )
@@ -193,6 +227,48 @@ def _rows(features: Tensor) -> Tensor:
     return features.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def _queue_lengths(pixels: int | None, regions: int | None, classes: int, channels: int) -> tuple[int, int]:
-    share = min(1.0, LARGEST_MEMORY / (22000 * classes * channels * 4))
-    return int(20000 * share) if pixels is None else pixels, int(2000 * share) if regions is None else regions
+def _check(options: dict[str, Any]) -> None:
+    if not options["temperature"] >= LOWEST_TEMPERATURE:
+        raise ValueError(
+            f"temperature is {options['temperature']}; it must be at least {LOWEST_TEMPERATURE}, "
+            "so that fp32 can hold exp(-2 / temperature)."
+        )
+    for argument in ("kd_temperature", "contrast_kd_temperature"):
+        require_positive(argument, options[argument])
+    for argument in ("pooling", "pixels_per_image"):
+        require_whole(argument, options[argument], 1)
+    for argument in ("pixel_queue", "region_queue", "pixel_keys", "region_keys"):
+        if options[argument] is not None:
+            require_whole(argument, options[argument], 1)
+    require_choice("variant", options["variant"], ("corrected", "published"))
+    require_whole("seed", options["seed"])
+
+
+def _refuse_unread(options: dict[str, Any], weights: dict[str, float]) -> None:
+    parameters = inspect.signature(CIRKDLoss).parameters
+    for argument, value in options.items():
+        readers = READERS[argument]
+        if value != parameters[argument].default and all(weights[reader] == 0 for reader in readers):
+            raise ValueError(
+                f"{argument} is {value!r}, but nothing reads it: 0 is given for {' and '.join(readers)}. Leave "
+                f"{argument} out, or give a weight that is not 0."
+            )
+
+
+def _queue_lengths(
+    asked: tuple[int | None, int | None], used: tuple[bool, bool], classes: int, channels: int
+) -> list[int | None]:
+    """Lengths of the queues of pixels and of class means; None for a queue that isn't used."""
+    published = [length * is_used for length, is_used in zip(PUBLISHED_LENGTHS, used, strict=True)]
+    share = min(1.0, LARGEST_MEMORY / (sum(published) * classes * channels * 4))
+    lengths = []
+    for argument, length, full in zip(("pixel_queue", "region_queue"), asked, published, strict=True):
+        if length is None and full:
+            length = int(full * share)
+            if length < full:
+                logger.warning(
+                    f"cirkd: {argument} is {length} instead of the published {full}, so that the queues of {classes} "
+                    f"classes of {channels} channels fit into {LARGEST_MEMORY >> 20} MiB. Give {argument} for another."
+                )
+        lengths.append(length)
+    return lengths

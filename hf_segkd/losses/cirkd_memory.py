@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ class _KeyDivergence(torch.autograd.Function):
 
 
 class ClassQueues(nn.Module):
-    """For each class a queue of the latest vectors, of fixed length.
+    """For each class a queue of the latest vectors, of fixed length; a class takes memory from its first vector on.
 
     Args:
         num_classes: k.
@@ -72,19 +72,22 @@ class ClassQueues(nn.Module):
         channels: c.
 
     Attributes:
-        vectors: (k, length, c); the first `filled` of each class mean something.
+        vectors: (classes so far, length, c); the first `filled` of each class mean something. It grows.
+        row: Where in `vectors` a class is, -1 before its first vector: (k,) int64.
         filled: (k,) int64.
         position: Where the next vectors go, (k,) int64.
     """
 
     def __init__(self, num_classes: int, length: int, channels: int) -> None:
         super().__init__()
-        self.register_buffer("vectors", torch.zeros(num_classes, length, channels))
+        self.register_buffer("vectors", torch.zeros(0, length, channels))
+        self.register_buffer("row", torch.full((num_classes,), -1))
         self.register_buffer("filled", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("position", torch.zeros(num_classes, dtype=torch.int64))
 
     def fill_with_noise(self, rng: np.random.Generator) -> None:
-        """Fill all queues with random unit vectors."""
+        """Fill the queues of all classes with random unit vectors."""
+        self._make_room(range(len(self.row)))
         noise = torch.from_numpy(rng.standard_normal(self.vectors.shape, dtype=np.float32))
         self.vectors.copy_(F.normalize(noise, dim=2))
         self.filled.fill_(self.vectors.shape[1])
@@ -99,6 +102,7 @@ class ClassQueues(nn.Module):
             vectors: One group after the other, (m, c).
             groups: Class and number of vectors of each; the numbers sum to m and are at most the queue's length.
         """
+        row = self._make_room(y for y, _ in groups)
         length = self.vectors.shape[1]
         filled, position = self.filled.tolist(), self.position.tolist()
         source: dict[int, int] = {}  # place -> the last vector that was put there
@@ -109,7 +113,7 @@ class ClassQueues(nn.Module):
             filled[y] = max(filled[y], min(position[y], length))
             if position[y] >= length:
                 start, position[y] = length - number, 0
-            source.update((y * length + start + i, first + i) for i in range(number))
+            source.update((row[y] * length + start + i, first + i) for i in range(number))
             first += number
         device = self.vectors.device
         self.filled.copy_(torch.tensor(filled))
@@ -125,27 +129,47 @@ class ClassQueues(nn.Module):
         """
         length = self.vectors.shape[1]
         order = rng.permutation(length)
-        places = [y * length + order[order < filled][:number] for y, filled in enumerate(self.filled.tolist())]
+        queues = zip(self.row.tolist(), self.filled.tolist(), strict=True)
+        places = [row * length + order[order < filled][:number] for row, filled in queues]
         return self.vectors.flatten(0, 1)[torch.from_numpy(np.concatenate(places)).to(self.vectors.device)]
+
+    def _make_room(self, classes: Iterable[int]) -> list[int]:
+        """Give a row to each class that has none; returns `row`."""
+        row = self.row.tolist()
+        first = number = len(self.vectors)
+        for y in classes:
+            if row[y] < 0:
+                row[y], number = number, number + 1
+        if number > first:
+            self.row.copy_(torch.tensor(row))
+            self.vectors = torch.cat((self.vectors, self.vectors.new_zeros(number - first, *self.vectors.shape[1:])))
+        return row
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Loads also what was saved when more or fewer classes had been seen."""
+        saved = state_dict.get(f"{prefix}vectors", self.vectors)
+        if saved.shape[1:] == self.vectors.shape[1:]:
+            self.vectors = self.vectors.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class CIRKDMemory(nn.Module):
     """The teacher's vectors of earlier images: some pixels and the mean of each class of each image.
 
     All processes hold the same state: the vectors that enter the queues are gathered first, and random draws depend on
-    the seed and on a counter of updates alone. So DDP may leave it out of its broadcast of buffers, and a run that is
-    resumed from the state goes on as it would have. All of it is buffers of fixed shape, (pixel + region length) * k *
-    c floats.
+    the seed and on a counter of updates alone. So DDP may leave it out of its broadcast of buffers (and must: they are
+    replaced when classes appear), and a run that is resumed from the state goes on as it would have. All of it is
+    buffers, (pixel + region length) * c floats for each class that any process has seen.
 
     Args:
         num_classes: k.
         channels: c.
-        pixel_queue: Pixels kept of each class.
-        region_queue: Class means kept of each class.
+        pixel_queue: Pixels kept of each class; None for no queue.
+        region_queue: Class means kept of each class; None for no queue.
         pixels_per_image: Pixels of each class that an image puts into the queue, at most.
         variant: `corrected`, or `published` as in the authors' code: the pixels of a class are drawn among the first
             pixels of the image, as many as the class has, of whatever class they be; and the queues start full of
-            random unit vectors, which serve as keys until they are replaced.
+            random unit vectors, of all classes, which serve as keys until they are replaced.
         seed: Of the random draws.
     """
 
@@ -153,8 +177,8 @@ class CIRKDMemory(nn.Module):
         self,
         num_classes: int,
         channels: int,
-        pixel_queue: int,
-        region_queue: int,
+        pixel_queue: int | None,
+        region_queue: int | None,
         pixels_per_image: int = 16,
         variant: Literal["corrected", "published"] = "corrected",
         seed: int = 0,
@@ -164,13 +188,13 @@ class CIRKDMemory(nn.Module):
         self.pixels_per_image = pixels_per_image
         self.published = variant == "published"
         self.seed = seed
-        self.pixels = ClassQueues(num_classes, pixel_queue, channels)
-        self.regions = ClassQueues(num_classes, region_queue, channels)
+        self.pixels = None if pixel_queue is None else ClassQueues(num_classes, pixel_queue, channels)
+        self.regions = None if region_queue is None else ClassQueues(num_classes, region_queue, channels)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         if self.published:
             rng = np.random.default_rng(seed)
-            self.pixels.fill_with_noise(rng)
-            self.regions.fill_with_noise(rng)
+            for queues in self.children():
+                queues.fill_with_noise(rng)
 
     @torch.no_grad()
     def update(self, rows: Tensor, labels: Tensor) -> None:
@@ -186,10 +210,12 @@ class CIRKDMemory(nn.Module):
         numbers = torch.tensor([len(pixels) for pixels in chosen.values()], dtype=torch.int64)
         entries = torch.stack((groups % (self.num_classes + 1), numbers), dim=1)
         entries = gather_rows(entries.to(rows.device)).tolist()
-        pixels = torch.cat((groups[:0], *chosen.values()))
-        self.pixels.push(gather_rows(rows.index_select(0, pixels.to(rows.device))), entries)
-        means = F.normalize(sums.index_select(0, groups.to(rows.device)), dim=1)
-        self.regions.push(gather_rows(means), [(y, 1) for y, _ in entries])
+        if self.pixels is not None:
+            pixels = torch.cat((groups[:0], *chosen.values()))
+            self.pixels.push(gather_rows(rows.index_select(0, pixels.to(rows.device))), entries)
+        if self.regions is not None:
+            means = F.normalize(sums.index_select(0, groups.to(rows.device)), dim=1)
+            self.regions.push(gather_rows(means), [(y, 1) for y, _ in entries])
         self.updates += 1
 
     def _choose(self, group: Tensor, images: int) -> dict[int, Tensor]:
@@ -204,10 +230,12 @@ class CIRKDMemory(nn.Module):
                 chosen[g] = image * (len(group) // images) + drawn if self.published else members[drawn]
         return chosen
 
-    def draw(self, pixel_keys: int, region_keys: int) -> tuple[Tensor, Tensor]:
-        """Random keys, so many of each class: of pixels and of regions, (q, c) each."""
+    def draw(self, pixel_keys: int, region_keys: int) -> tuple[Tensor | None, Tensor | None]:
+        """Random keys, so many of each class: of pixels and of regions, (q, c) each; None where there is no queue."""
         rng = self._rng(purpose=1)
-        return self.pixels.draw(pixel_keys, rng), self.regions.draw(region_keys, rng)
+        pixels = None if self.pixels is None else self.pixels.draw(pixel_keys, rng)
+        regions = None if self.regions is None else self.regions.draw(region_keys, rng)
+        return pixels, regions
 
     def _rng(self, purpose: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, int(self.updates), purpose))

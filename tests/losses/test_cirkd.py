@@ -5,7 +5,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_segkd.losses import create_loss
+from hf_segkd.losses import cirkd, create_loss
 from hf_segkd.losses.cirkd_memory import CIRKDMemory, ClassQueues, key_divergence
 from hf_segkd.losses.cirkd_minibatch import minibatch_divergence
 from hf_segkd.types import NetworkSpec
@@ -175,7 +175,8 @@ def memory_case(**kwargs):
         loss.projector[0].weight.copy_(first * 0.4)
         loss.projector[3].weight.copy_(second * 0.3)
     for queues, vectors in ((loss.memory.pixels, pixels), (loss.memory.regions, regions)):
-        queues.vectors.copy_(F.normalize(vectors, dim=2))
+        queues.vectors = F.normalize(vectors, dim=2)
+        queues.row.copy_(torch.arange(5))
         queues.filled.fill_(vectors.shape[1])
     return loss, {"decoder": student.requires_grad_()}, {"decoder": teacher}, labels
 
@@ -215,11 +216,12 @@ def test_the_reference_file_agrees():
 def test_a_group_that_reaches_the_end_of_its_queue_takes_the_last_places():
     queues = ClassQueues(num_classes=2, length=5, channels=1)
     queues.push(torch.arange(1.0, 9.0)[:, None], [(1, 3), (0, 1), (1, 4)])
-    assert queues.vectors[..., 0].tolist() == [[4, 0, 0, 0, 0], [1, 5, 6, 7, 8]]
+    assert queues.row.tolist() == [1, 0]
+    assert queues.vectors[..., 0].tolist() == [[1, 5, 6, 7, 8], [4, 0, 0, 0, 0]]
     assert queues.filled.tolist() == [1, 5]
     assert queues.position.tolist() == [1, 0]
     queues.push(torch.arange(9.0, 11.0)[:, None], [(1, 2)])
-    assert queues.vectors[1, :, 0].tolist() == [9, 10, 6, 7, 8]
+    assert queues.vectors[0, :, 0].tolist() == [9, 10, 6, 7, 8]
     assert queues.filled.tolist() == [1, 5]
     assert queues.position.tolist() == [1, 2]
 
@@ -249,6 +251,11 @@ def test_other_steps_and_seeds_draw_other_keys():
     assert torch.equal(memories[0].draw(20, 1)[0], memories[0].draw(20, 1)[0])
 
 
+def vectors_of(queues, y):
+    assert queues.row[y] >= 0
+    return queues.vectors[queues.row[y]]
+
+
 def one_hot_rows(labels, channels=5):
     """Unit vectors that tell the class of their pixel; of ignored pixels channel 4."""
     return F.one_hot(labels.masked_fill(labels < 0, 4).flatten(), channels).float()
@@ -264,8 +271,9 @@ def test_pixels_enter_the_queue_of_their_own_class_unless_as_published(variant):
     assert memory.regions.position.tolist() == [1, 0, 2, 1]
     strangers = 0
     for y, number in entered.items():
-        strangers += int((memory.pixels.vectors[y, :number].argmax(1) != y).sum())
-        assert (memory.regions.vectors[y, : memory.regions.position[y]].argmax(1) == y).all()
+        if number:
+            strangers += int((vectors_of(memory.pixels, y)[:number].argmax(1) != y).sum())
+            assert (vectors_of(memory.regions, y)[: memory.regions.position[y]].argmax(1) == y).all()
     # Published: of the first 30, 4 and 20 pixels of the images some or all are of another class.
     assert strangers == 0 if variant == "corrected" else strangers >= 4 + 16
 
@@ -277,7 +285,7 @@ def test_the_mean_of_a_class_in_an_image_enters_with_length_one():
     memory.update(rows, labels)
     means = [rows[[0, 1, 4]].mean(0)], [rows[[2, 5]].mean(0), rows[6:10].mean(0)]
     for y, expected in enumerate(means):
-        actual = memory.regions.vectors[y, : len(expected)]
+        actual = vectors_of(memory.regions, y)[: len(expected)]
         torch.testing.assert_close(actual, F.normalize(torch.stack(expected), dim=1))
     assert memory.regions.filled.tolist() == [1, 2]
 
@@ -288,6 +296,25 @@ def test_the_published_queues_start_full_of_unit_vectors_and_ours_empty():
         assert queues.filled.tolist() == [length] * 3
         torch.testing.assert_close(queues.vectors.norm(dim=2), torch.ones(3, length))
     assert CIRKDMemory(3, 8, 20, 10).pixels.filled.tolist() == [0, 0, 0]
+
+
+def test_only_classes_that_were_seen_take_memory():
+    memory = CIRKDMemory(150, 5, pixel_queue=100, region_queue=10)
+    assert memory.pixels.vectors.shape == (0, 100, 5)
+    for classes in ([149, 3], [3, 20], [20]):
+        labels = torch.tensor(classes).repeat_interleave(6).view(1, 1, -1)
+        memory.update(one_hot_rows(labels % 4), labels)
+    assert memory.pixels.vectors.shape == (3, 100, 5)
+    assert memory.regions.vectors.shape == (3, 10, 5)
+    assert {y: row for y, row in enumerate(memory.pixels.row.tolist()) if row >= 0} == {3: 0, 149: 1, 20: 2}
+    assert memory.pixels.filled[[3, 20, 149]].tolist() == [12, 12, 6]
+    for y in (3, 20, 149):
+        assert (vectors_of(memory.pixels, y)[: memory.pixels.filled[y]].argmax(1) == y % 4).all()
+
+
+def test_queues_of_another_length_are_not_loaded():
+    with pytest.raises(RuntimeError, match="size mismatch for vectors"):
+        ClassQueues(2, 5, 1).load_state_dict(ClassQueues(2, 6, 1).state_dict())
 
 
 def loss_and_batch(**kwargs):
@@ -302,6 +329,7 @@ def test_a_run_goes_on_from_its_state_with_the_same_bits():
     for seed in range(4):
         if seed == 2:
             restored, *_ = loss_and_batch()
+            restored(student, teacher, torch.full_like(make_labels(), 4))  # other classes than were seen before
             restored.load_state_dict({name: value.clone() for name, value in loss.state_dict().items()})
         terms = loss(student, teacher, make_labels(seed))
     for seed in (2, 3):
@@ -350,12 +378,63 @@ def test_evaluation_reads_the_queues_and_leaves_them_alone():
 
 
 def test_terms_of_weight_zero_are_left_out_with_what_they_need():
-    loss, *batch = loss_and_batch(kd_weight=0.0, pixel_weight=0.0, region_weight=0.0)
+    _, *batch = loss_and_batch()
+    loss = create_loss("cirkd", STUDENT, TEACHER, kd_weight=0.0, pixel_weight=0.0, region_weight=0.0)
     assert loss(*batch).keys() == {"cirkd_minibatch"}
     assert loss.student_taps == ("decoder",)
     assert not loss.state_dict()
-    loss, *batch = loss_and_batch(pixel_weight=0.0)
-    assert loss(*batch).keys() == {"cirkd_kd", "cirkd_minibatch", "cirkd_region"}
+    for left_out, other in (("pixel", "region"), ("region", "pixel")):
+        loss = create_loss("cirkd", STUDENT, TEACHER, **{f"{left_out}_weight": 0.0})
+        assert loss(*batch).keys() == {"cirkd_kd", "cirkd_minibatch", f"cirkd_{other}"}
+        memory = {name.split(".")[1] for name in loss.state_dict() if name.startswith("memory.")}
+        assert memory == {f"{other}s", "updates"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"kd_weight": 0, "kd_temperature": 9.0},
+            "kd_temperature is 9.0, but nothing reads it: 0 is given for kd_weight",
+        ),
+        ({"weight": 0, "pooling": 4}, "pooling is 4, but nothing reads it: 0 is given for weight"),
+        ({"pixel_weight": 0, "pixel_queue": 7}, "pixel_queue is 7, .* 0 is given for pixel_weight"),
+        ({"pixel_weight": 0, "pixel_keys": 7}, "pixel_keys is 7, .* 0 is given for pixel_weight"),
+        ({"pixel_weight": 0, "pixels_per_image": 7}, "pixels_per_image is 7, .* 0 is given for pixel_weight"),
+        ({"region_weight": 0, "region_queue": 7}, "region_queue is 7, .* 0 is given for region_weight"),
+        ({"region_weight": 0, "region_keys": 7}, "region_keys is 7, .* 0 is given for region_weight"),
+        ({"variant": "published"}, "variant is 'published', .* 0 is given for pixel_weight and region_weight"),
+        ({"seed": 1}, "seed is 1, .* 0 is given for pixel_weight and region_weight"),
+        ({"contrast_kd_temperature": 2.0}, "contrast_kd_temperature is 2.0, .* pixel_weight and region_weight"),
+        ({"weight": 0, "temperature": 0.2}, "temperature is 0.2, .* weight and pixel_weight and region_weight"),
+        ({"weight": 0, "tap": "encoder"}, "tap is 'encoder', .* weight and pixel_weight and region_weight"),
+    ],
+    ids=str,
+)
+def test_options_that_only_terms_of_weight_zero_read_are_refused(options, message):
+    if "region_weight" not in options and "pixel_weight" not in options:
+        options = {**options, "pixel_weight": 0, "region_weight": 0}
+    with pytest.raises(ValueError, match=message):
+        create_loss("cirkd", STUDENT, TEACHER, **options)
+
+
+def test_maps_of_fp64_give_what_those_of_fp32_give():
+    loss, *features, labels = loss_and_batch()
+    expected = loss(*features, labels)
+    loss, *_ = loss_and_batch()
+    doubled = [{tap: feature.double() for tap, feature in side.items()} for side in features]
+    terms = loss(*doubled, labels)
+    for term, value in terms.items():
+        assert value.item() == pytest.approx(expected[term].item(), rel=1e-5)
+    assert loss.double()(*doubled, labels)["cirkd_pixel"].dtype == torch.float64
+
+
+def test_a_projector_that_gives_zeros_gets_no_gradient_rather_than_an_endless_one():
+    loss, *batch = loss_and_batch(weight=0.0, kd_weight=0.0)
+    with torch.no_grad():
+        loss.projector[3].weight.zero_()
+    sum(loss(*batch).values()).backward()
+    assert loss.projector[3].weight.grad.abs().max() == 0.0
 
 
 @pytest.mark.parametrize(
@@ -380,14 +459,23 @@ def test_an_option_changes_its_term(options, term):
 
 
 @pytest.mark.parametrize(("classes", "published"), [(19, True), (21, True), (150, False)])
-def test_queues_are_as_long_as_published_where_they_fit_into_a_gibibyte(classes, published):
+def test_queues_are_as_long_as_published_where_they_fit_into_a_gibibyte_and_else_a_warning_says_so(
+    classes, published, monkeypatch
+):
+    messages = []
+    monkeypatch.setattr(cirkd.logger, "warning", messages.append)
     spec = NetworkSpec({"decoder": 512, "logits": classes}, classes)
-    with torch.device("meta"):
-        memory = create_loss("cirkd", spec, spec).memory
-    pixels, regions = memory.pixels.vectors, memory.regions.vectors
-    assert ((pixels.shape[1], regions.shape[1]) == (20000, 2000)) == published
-    assert pixels.nbytes + regions.nbytes <= 2**30
-    assert published or pixels.nbytes + regions.nbytes > 0.99 * 2**30
+    memory = create_loss("cirkd", spec, spec).memory
+    lengths = memory.pixels.vectors.shape[1], memory.regions.vectors.shape[1]
+    assert (lengths == (20000, 2000)) == published
+    assert sum(lengths) * classes * 512 * 4 <= 2**30
+    assert published or sum(lengths) * classes * 512 * 4 > 0.99 * 2**30
+    expected = [
+        f"cirkd: {argument}_queue is {length} instead of the published {full}, so that the queues of 150 classes of "
+        f"512 channels fit into 1024 MiB. Give {argument}_queue for another."
+        for argument, length, full in (("pixel", 3177, 20000), ("region", 317, 2000))
+    ]
+    assert messages == ([] if published else expected)
 
 
 def test_defaults_are_those_of_the_authors_code():
@@ -403,8 +491,14 @@ def test_defaults_are_those_of_the_authors_code():
     [
         ({"temperature": 0.01}, "temperature is 0.01; it must be at least 0.023"),
         ({"variant": "v2"}, "variant is 'v2'; it must be one of 'corrected', 'published'"),
-        ({"pooling": 0}, "pooling is 0; it must be positive"),
-        ({"pixel_queue": 0}, "pixel_queue is 0; it must be positive"),
+        ({"kd_temperature": 0.0}, "kd_temperature is 0.0; it must be positive"),
+        ({"pooling": 0}, "pooling must be a whole number from 1, got 0"),
+        ({"pooling": 1.5}, "pooling must be a whole number from 1, got 1.5"),
+        ({"pixels_per_image": 0.5}, "pixels_per_image must be a whole number from 1, got 0.5"),
+        ({"pixel_queue": 30.5}, "pixel_queue must be a whole number from 1, got 30.5"),
+        ({"region_queue": 0}, "region_queue must be a whole number from 1, got 0"),
+        ({"pixel_keys": 2.5}, "pixel_keys must be a whole number from 1, got 2.5"),
+        ({"seed": -1}, "seed must be a whole number from 0, got -1"),
         ({"region_weight": -0.1}, "weight of cirkd_region is -0.1; it must be 0 or more"),
     ],
     ids=str,
@@ -425,12 +519,13 @@ def test_networks_with_other_classes_are_refused_unless_kd_is_left_out():
 
 
 def shares():
-    """Three steps of two processes: other numbers of images, one share without labelled pixels."""
+    """Three steps of two processes: other numbers of images, ever more classes, one share without labelled pixels."""
     for step, images in enumerate(((1, 2), (2, 2), (2, 1))):
         parts = []
         for rank, number in enumerate(images):
             student, teacher = randn(10 * step + rank, (number, 8, 3, 5), (number, 16, 3, 5))
-            labels = torch.randint(0, 4, (number, 3, 5), generator=torch.Generator().manual_seed(10 * step + rank))
+            classes = torch.rand(number, 3, 5, generator=torch.Generator().manual_seed(10 * step + rank)) * (step + 2)
+            labels = classes.long() + rank
             labels[:, 0] = 255
             if (step, rank) == (1, 0):
                 labels[:] = 255
@@ -438,18 +533,26 @@ def shares():
         yield parts
 
 
-def one_run(batches):
+def one_run(batches, wrap=lambda loss: loss):
     torch.manual_seed(0)
     options = {"kd_weight": 0.0, "pixel_queue": 200, "region_queue": 20, "pixel_keys": 200, "region_keys": 20}
     loss = create_loss("cirkd", STUDENT, TEACHER, **options)
+    wrapped = wrap(loss)
     for student, teacher, labels in batches:
-        terms = loss({"decoder": student}, {"decoder": teacher}, labels)
+        terms = wrapped({"decoder": student}, {"decoder": teacher}, labels)
+        sum(terms.values()).backward()
     return loss, terms
+
+
+def distributed(loss):
+    """As the trainer has it: the memory is not sent from process 0 to the others."""
+    loss._ddp_params_and_buffers_to_ignore = [f"memory.{name}" for name, _ in loss.memory.named_buffers()]
+    return torch.nn.parallel.DistributedDataParallel(loss)
 
 
 def gloo_worker(rank, address, folder):
     dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
-    loss, terms = one_run([parts[rank] for parts in shares()])
+    loss, terms = one_run([parts[rank] for parts in shares()], distributed)
     torch.save((loss.memory.state_dict(), terms), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -459,14 +562,15 @@ def test_two_processes_hold_the_same_queues_those_of_one_process_with_all_the_im
     torch.multiprocessing.spawn(gloo_worker, (tmp_path / "address", tmp_path), nprocs=2)
     (state, terms), (other, other_terms) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(value, other[name]) for name, value in state.items())
+    assert {len(s["pixels.vectors"]) for s in (state, other)} == {5}
     together, _ = one_run([tuple(map(torch.cat, zip(*parts, strict=True))) for parts in shares()])
     expected = together.memory.state_dict()
     torch.testing.assert_close(state["regions.vectors"], expected["regions.vectors"])
-    for name in ("updates", "pixels.filled", "pixels.position", "regions.position"):
+    for name in ("updates", "pixels.row", "pixels.filled", "pixels.position", "regions.position"):
         assert torch.equal(state[name], expected[name])
     # The pixels of a class of an image come in a random order; there are fewer than 16, so all of them come.
     for y in range(5):
-        rows, expected_rows = (sorted(s["pixels.vectors"][y].tolist()) for s in (state, expected))
+        rows, expected_rows = (sorted(s["pixels.vectors"][s["pixels.row"][y]].tolist()) for s in (state, expected))
         torch.testing.assert_close(torch.tensor(rows), torch.tensor(expected_rows))
     for rank, values in enumerate((terms, other_terms)):
         student, teacher, _ = list(shares())[-1][rank]
