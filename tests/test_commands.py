@@ -2,16 +2,19 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+from local_hub import LocalHub
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_runs import SIZE, network, processor, scenes
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
-from hf_segkd.commands import evaluation, prediction, training
+from hf_segkd.commands import evaluation, prediction, publishing, training
+from hf_segkd.commands.data_flags import DataFlags
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = {"image_size": list(SIZE), "num_classes": 4, "num_images": 8}
@@ -45,6 +48,13 @@ def teacher(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with LocalHub(tmp_path) as hub:
+        hub.serve_this_process(monkeypatch)
+        yield hub
+
+
 @pytest.fixture(scope="module")
 def student(teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("student")
@@ -58,6 +68,33 @@ def test_distilling_leaves_a_student_its_processor_and_its_score(student, capsys
     assert (report["method"], report["seed"], report["steps"]) == ("attnfd", 42, 2)
     assert set(report["classes"]) == set(AutoModelForSemanticSegmentation.from_pretrained(student).config.label2id)
     assert (student / "preprocessor_config.json").is_file()
+
+
+def test_a_report_names_folders_by_their_whole_path_and_what_it_was_made_with(student, teacher, tmp_path, monkeypatch):
+    report = json.loads((student / "evaluation.json").read_text())
+    assert report["versions"]["torch"] == version("torch")
+    monkeypatch.chdir(Path(teacher).parent)
+    recipe = flags(tmp_path, student_config=STUDENT, teacher=Path(teacher).name, method="kd", max_steps=1)
+    assert training.main(recipe)["teacher"] == teacher
+    assert DataFlags(dataset="camvid", data_dir="data").source("val")["data_dir"] == str(Path("data").absolute())
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content")  # how huggingface_hub calls its HTTP client
+def test_a_push_that_fails_leaves_student_scores_and_state(hub, tmp_path):
+    hub.refuse_commits = 418
+    recipe = flags(tmp_path / "run", student_config=STUDENT, push_to_hub=True, hub_model_id="tester/student")
+    told = rf"Not now(.|\n)*hf-segkd publish --model {tmp_path / 'run'} --repo_id tester/student"
+    with pytest.raises(ValueError, match=told):
+        training.main(recipe)
+    for name in ("model.safetensors", "preprocessor_config.json", "evaluation.json", "trainer_state.json"):
+        assert (tmp_path / "run" / name).is_file()
+    hub.refuse_commits = None
+    hub.cut_commits = "before"
+    with pytest.raises(ConnectionError, match="hf-segkd publish --model"):
+        training.main(recipe)
+    hub.cut_commits = None
+    publishing.main(["--model", str(tmp_path / "run"), "--repo_id", "tester/student"])
+    assert "evaluation.json" in hub.files("tester/student")
 
 
 def test_evaluating_a_saved_student_gives_the_score_it_was_trained_to(student, tmp_path, capsys):

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 from huggingface_hub import ModelCard
@@ -216,6 +217,53 @@ def test_settings_that_nobody_changed_are_not_called_changed(runs):
     given = {"max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "save_strategy", "seed"}
     given |= {"disable_tqdm", "use_cpu", "dataloader_pin_memory", "learning_rate", "output_dir"}
     assert changed <= given | {"hub_token"}
+
+
+def change(run, **values):
+    report = json.loads((run / "evaluation.json").read_text())
+    (run / "evaluation.json").write_text(json.dumps(report | values))
+
+
+@pytest.mark.parametrize("gone", ["/home/alice/teacher", "./alice/teacher", "~/alice/teacher", "runs/alice/teacher"])
+def test_a_teacher_whose_folder_is_gone_is_no_name_on_the_hub(runs, tmp_path, monkeypatch, capsys, gone):
+    run = copy(runs / "distilled", tmp_path / "run")
+    change(run, teacher=gone)
+    load = publishing.load_network
+    asked = []
+    monkeypatch.setattr(publishing, "load_network", lambda name: asked.append(name) or load(name))
+    folder = publish(tmp_path, tmp_path / "out", "--space", "ann/page", model="run")
+    assert asked == [str(run)]
+    assert f"The teacher {gone} could not be loaded" in capsys.readouterr().out
+    assert "base_model" not in ModelCard.load(folder / "README.md").data.to_dict()
+    for path in [*tmp_path.glob("out/*"), *tmp_path.glob("out-space/*")]:
+        if path.suffix in (".json", ".md"):
+            assert "alice" not in path.read_text(), path
+    with pytest.raises(ValueError, match="there is no folder"):
+        publish(tmp_path, tmp_path / "again", "--teacher", gone, model="run")
+    assert asked == [str(run)] * 2
+
+
+def test_a_teacher_is_linked_when_it_came_from_the_hub(runs, tmp_path, monkeypatch):
+    run = copy(runs / "distilled", tmp_path / "run")
+    change(run, teacher="ann/teacher")
+    load, places = publishing.load_network, {"ann/teacher": str(runs / "teacher")}
+    monkeypatch.setattr(publishing, "load_network", lambda name: load(places.get(name, name)))
+    card = ModelCard.load(publish(tmp_path, tmp_path / "out", model="run") / "README.md")
+    assert card.data.base_model == "ann/teacher"
+    places["ann/teacher"] = str(tmp_path / "nowhere")
+    card = ModelCard.load(publish(tmp_path, tmp_path / "gone", model="run") / "README.md")
+    assert card.data.base_model is None
+    folder = publish(tmp_path, tmp_path / "named", "--teacher_id", "ann/teacher", model="run")
+    assert ModelCard.load(folder / "README.md").data.base_model == "ann/teacher"
+
+
+def test_the_card_tells_the_versions_of_the_training(runs, tmp_path):
+    run = copy(runs / "distilled", tmp_path / "run")
+    change(run, versions={"torch": "1.2.3-of-the-cluster"})
+    assert "torch 1.2.3-of-the-cluster" in (publish(tmp_path, tmp_path / "out", model="run") / "README.md").read_text()
+    evaluate(run, run / "evaluation.json")
+    card = (publish(tmp_path, tmp_path / "none", model="run") / "README.md").read_text()
+    assert f"torch {version('torch')}" not in card
 
 
 def test_the_pictures_say_when_their_images_are_gone(runs, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -31,5 +32,6 @@ class DataFlags:
 
     def source(self, split: str) -> dict[str, Any]:
         """What a report says of where its images came from, so that they can be found again."""
-        flags = {"dataset": self.dataset, "data_dir": self.data_dir, "hub_id": self.hub_id}
+        data_dir = None if self.data_dir is None else str(Path(self.data_dir).absolute())
+        flags = {"dataset": self.dataset, "data_dir": data_dir, "hub_id": self.hub_id}
         return {**flags, "dataset_options": self.dataset_options, "split": split}

@@ -25,7 +25,6 @@ from hf_segkd.publication import (
     describe,
     image_size,
     samples_to_show,
-    versions,
     write_publication,
 )
 from hf_segkd.space import write_space
@@ -86,6 +85,7 @@ class Teacher:
     """The teacher as far as it can still be found."""
 
     name: str
+    hub_id: str | None
     network: tuple[PreTrainedModel, Any] | None
     report: dict[str, Any] | None
 
@@ -216,14 +216,22 @@ def find_teacher(command: PublishingCommand, report: dict[str, Any] | None) -> T
     if name is None:
         return None
     try:
+        if looks_like_path(name) and not Path(name).is_dir():  # nobody's business, the Hub's neither
+            raise ValueError(f"there is no folder {name}.")
         network = load_network(name)
     except ValueError as error:
         if command.teacher is not None:
             raise
         print(f"The teacher {name} could not be loaded, so the card shows neither its pictures nor its costs: {error}")
         network = None
+    hub_id = None if network is None or Path(name).is_dir() else name
     known = Path(name, command.evaluation).is_file()
-    return Teacher(name, network, scores(Path(name), command.evaluation) if known else None)
+    return Teacher(name, hub_id, network, scores(Path(name), command.evaluation) if known else None)
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a name can only be a folder's, and none on the Hub."""
+    return name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
 
 
 def evaluated_images(command: PublishingCommand, report: dict[str, Any] | None) -> datasets.Dataset | None:
@@ -266,7 +274,6 @@ def gather_facts(
     costs = [cost("student", student, size)]
     if teacher is not None and teacher.network is not None:
         costs.append(cost("teacher", teacher.network[0], size))
-    published = teacher is not None and not Path(teacher.name).is_dir()
     return CardFacts(
         repo_id=command.repo_id,
         architecture=describe(student),
@@ -277,7 +284,7 @@ def gather_facts(
         dataset_id=command.dataset_id or report.get("data", {}).get("hub_id"),
         dataset_license=command.dataset_license,
         teacher=None if teacher is None else teacher.name,
-        teacher_id=command.teacher_id or (teacher.name if published else None),
+        teacher_id=command.teacher_id or (None if teacher is None else teacher.hub_id),
         license=command.license,
         report=report or None,
         runs=[report, *(run_report(Path(run), command.evaluation) for run in command.runs)] if report else [],
@@ -287,7 +294,7 @@ def gather_facts(
         export=read_exports(folder),
         settings=training_settings(folder),
         defaults=default_settings(),
-        versions=versions(),
+        versions=report.get("versions", {}),
         self_contained=command.self_contained,
         space_id=command.space,
     )

@@ -23,6 +23,7 @@ from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.commands.networks import check_same_normalisation, load_network
 from hf_segkd.data import LabelInfo, check_dataset, label_info
 from hf_segkd.models import load_pretrained_backbone
+from hf_segkd.publication import versions
 from hf_segkd.reports import evaluation_report, format_report, write_json
 from hf_segkd.trainer import DistillationTrainer
 
@@ -82,13 +83,11 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     result = trainer.train(resume_from_checkpoint=_checkpoint(arguments))
     processor_seconds = time.process_time() - processor_seconds
     trainer.evaluate()
-    trainer.save_model()  # after the evaluation: with --push_to_hub this publishes the scores too
-    trainer.save_state()
     report = evaluation_report(trainer.confusion_matrix, labels, command.eval_split, len(evaluation))
     report |= {
         "method": arguments.method,
         "method_kwargs": arguments.method_kwargs,
-        "teacher": command.teacher,
+        "teacher": _whole_path(command.teacher),
         "seed": arguments.seed,
         "steps": trainer.state.global_step,
         "batch_size": arguments.images_per_step,
@@ -96,13 +95,35 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         "num_processes": arguments.world_size,
         "train_seconds": result.metrics["train_runtime"],
         "train_processor_seconds": processor_seconds,
+        "versions": versions(),
         "data": command.source(command.eval_split),
     }
     if trainer.is_world_process_zero():
         write_json(report, Path(arguments.output_dir, "evaluation.json"))
         print(format_report(report))
+    trainer.save_state()
+    save(trainer)
     trainer.accelerator.end_training()
     return report
+
+
+def save(trainer: DistillationTrainer) -> None:
+    """Save the student, and with --push_to_hub publish it; last, so that nothing measured is lost when that fails.
+
+    Raises:
+        ValueError: If the Hub refuses it; with what is there and how to publish it.
+        ConnectionError: The same when the connection breaks.
+    """
+    folder = trainer.args.output_dir
+    try:
+        trainer.save_model()
+    except (ConnectionError, ValueError) as error:
+        if not trainer.args.push_to_hub:
+            raise
+        raise type(error)(
+            f"The student could not be published: {error}\nStudent and scores are in {folder}; publish them "
+            f"with: hf-segkd publish --model {folder} --repo_id {trainer.hub_model_id}"
+        ) from error
 
 
 def load_splits(command: TrainingCommand) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -150,6 +171,11 @@ def build_processor(image_size: list[int] | None) -> SegformerImageProcessor:
         raise ValueError(f"image_size takes height and width, got {image_size}.")
     height, width = image_size
     return SegformerImageProcessor(size={"height": height, "width": width}, do_reduce_labels=False)
+
+
+def _whole_path(teacher: str | None) -> str | None:
+    """The name of a teacher; that of a folder as nobody takes it for one on the Hub when the folder is gone."""
+    return str(Path(teacher).resolve()) if teacher is not None and Path(teacher).is_dir() else teacher
 
 
 def _checkpoint(arguments: DistillationArguments) -> str | None:
