@@ -61,6 +61,7 @@ class CardFacts:
         pictures_note: Why there are no pictures, where there are none.
         chart: File in the repository with the bar chart of the classes.
         self_contained: Whether the repository holds the code, for `trust_remote_code=True`.
+        needs_package: Whether the network is one of `hf_segkd.models`, which transformers alone does not know.
         space_id: Hub id of a Space that runs the network.
 
     Raises:
@@ -92,6 +93,7 @@ class CardFacts:
     pictures_note: str | None = None
     chart: str | None = None
     self_contained: bool = False
+    needs_package: bool = True
     space_id: str | None = None
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress, logging
 
 from hf_segkd.arguments import DistillationArguments
@@ -232,6 +232,7 @@ class PublishingTrainer(Trainer):
             versions=versions(),
             pictures_note=pictures_note,
             self_contained=self.args.hub_self_contained,
+            needs_package=type(self.student).__module__.startswith("hf_segkd."),
         )
 
     def _report(self) -> dict[str, Any] | None:
@@ -244,9 +245,16 @@ class PublishingTrainer(Trainer):
             "method": self.args.method,
             "method_kwargs": public(self.args.method_kwargs),
             "seed": self.args.seed,
-            "steps": self.state.global_step,
+            "steps": self._steps_of_student(),
             "batch_size": self.args.images_per_step,
         }
+
+    def _steps_of_student(self) -> int:
+        """Steps after which the student had its present weights: after training maybe those of the best checkpoint."""
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None and not self.is_in_train:
+            return int(Path(best).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
+        return self.state.global_step
 
 
 def _prepare_branch(repo_id: str, revision: str | None, token: str | None) -> None:

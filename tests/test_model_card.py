@@ -380,6 +380,13 @@ def test_the_code_in_the_card_runs(tmp_path, image):
     }
 
 
+def test_networks_of_transformers_itself_need_no_package():
+    card = render_card(minimal(needs_package=False))
+    assert "import hf_segkd" not in card
+    assert "Needs the package" not in card
+    assert "## Use\n\n```python\nimport torch" in card
+
+
 @pytest.mark.slow
 def test_the_code_in_the_card_of_a_self_contained_network_runs_without_the_package(tmp_path, image, monkeypatch):
     monkeypatch.setattr(DeepLabV3PlusConfig, "_auto_class", "AutoConfig")

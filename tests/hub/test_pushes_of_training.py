@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load
 from tiny_runs import arguments, network, processor, same, trainer, weights
-from transformers import TrainerCallback
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, TrainerCallback
 
 from hf_segkd import publishing_trainer
 from hf_segkd.trainer import DistillationTrainer
@@ -161,6 +161,29 @@ def test_the_best_student_is_not_published_with_the_last_ones_scores(hub, tmp_pa
     run.train()
     run.push_to_hub()
     assert not SCORES & names(published(hub)[-1])
+
+
+def test_the_best_student_has_the_steps_of_its_checkpoint(hub, tmp_path):
+    class TheSecondIsBest(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            metrics["eval_second"] = float(state.global_step == 2)
+
+    run = saving(
+        tmp_path / "run",
+        "every_save",
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="second",
+        greater_is_better=True,
+    )
+    run.add_callback(TheSecondIsBest())
+    run.train()
+    run.evaluate()
+    run.push_to_hub()
+    commits = published(hub)
+    assert [json.loads(commit.files["evaluation.json"])["steps"] for commit in commits] == [1, 2, 3, 2]
+    assert commits[3].files["model.safetensors"] == commits[1].files["model.safetensors"]
 
 
 def test_an_interrupted_evaluation_is_no_score(hub, tmp_path):
@@ -369,6 +392,19 @@ def test_code_goes_along_when_asked_and_stays_out_of_what_is_saved(hub, tmp_path
     run.push_to_hub()
     assert "modeling_deeplabv3plus.py" in names(published(hub)[-1])
     assert not list((tmp_path / "run").glob("*.py"))
+
+
+@pytest.mark.parametrize("segformer", [True, False])
+def test_only_networks_of_the_package_are_said_to_need_it(segformer, hub, tmp_path):
+    config = SegformerConfig(
+        hidden_sizes=[4, 8, 8, 8], depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8, num_labels=4
+    )
+    labels = network().config.id2label
+    config.id2label, config.label2id = labels, {name: index for index, name in labels.items()}
+    run = pushing(tmp_path / "run", student=SegformerForSemanticSegmentation(config) if segformer else None)
+    run.push_to_hub()
+    readme = published(hub)[-1].files["README.md"].decode()
+    assert ("Needs the package `hf_segkd`" in readme) != segformer
 
 
 def test_the_card_lies_beside_the_student_with_what_it_shows(tmp_path):
