@@ -142,7 +142,7 @@ class ClassQueues(nn.Module):
                 row[y], number = number, number + 1
         if number > first:
             self.row.copy_(torch.tensor(row))
-            self.vectors = torch.cat((self.vectors, self.vectors.new_zeros(number - first, *self.vectors.shape[1:])))
+            self.vectors = F.pad(self.vectors, (0, 0, 0, 0, 0, number - first))
         return row
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

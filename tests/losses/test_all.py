@@ -39,6 +39,7 @@ VARIANTS = {
     "dist mmrazor": ("dist", {"temperature": 4.0, "variant": "mmrazor"}),
     "cirkd pooled": ("cirkd", {"pooling": 2, "variant": "published", "pixel_queue": 30, "region_queue": 10}),
     "cirkd without kd": ("cirkd", {"kd_weight": 0.0, "region_weight": 0.0}),
+    "cirkd without pixels": ("cirkd", {"pixel_weight": 0.0}),
     "lad channel": ("lad", {"vector": "channel", "tap": "backbone"}),
     "lad patch": ("lad", {"vector": "patch"}),
     "ifvd drop_ignored": ("ifvd", {"drop_ignored": True}),
