@@ -53,7 +53,9 @@ class CardFacts:
         teacher_report: Report of the teacher.
         costs: One entry per network: "network" ("student" or "teacher"), "parameters", "macs", "image_size" [h, w],
             "file_mb" (or None).
-        export: What `scripts/export.py` writes to export.json.
+        export: What `scripts/export.py` writes to export.json. Each of its "exports" may tell the "dataset", "split"
+            and "image_size" [h, w] it was checked on, and for how many pixels its program gives PyTorch's class,
+            "snippet_agreement" (0..1).
         settings: Training arguments; what differs from `defaults` is listed first.
         defaults: Defaults of the training arguments.
         versions: Package -> version.
@@ -123,13 +125,13 @@ def render_card(facts: CardFacts) -> str:
     """The whole README.md: metadata for the Hub, text for people."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"md": _escape, "fold": _fold, "last_part": _last_part, "size": _size}
-    environment.filters |= {"percent": _percent, "number": _number}
+    environment.filters |= {"percent": _percent, "number": _number, "checked_on": _checked_on}
     changed, unchanged = _settings(facts)
     card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         facts=facts,
         metadata=card_data(facts).to_yaml(),
         terms=data_terms(facts.dataset),
-        title=_title(facts),
+        title=_title(facts.dataset),
         papers={name: LOSSES[name].paper for name in facts.method_names},
         arguments=_texts(facts.method_kwargs),
         results=_results(facts),
@@ -198,7 +200,7 @@ def _eval_results(facts: CardFacts) -> list[EvalResult] | None:
         EvalResult(
             task_type="image-segmentation",
             dataset_type=facts.dataset_id or facts.dataset,
-            dataset_name=_title(facts),
+            dataset_name=_title(facts.dataset),
             dataset_split=facts.report["split"],
             metric_type=metric,
             metric_name=f"{name} (%)",
@@ -281,6 +283,17 @@ def _exports(facts: CardFacts) -> str:
     return table(["file", "format", "MB", "gives", "image size"], rows) if rows else ""
 
 
+def _checked_on(export: dict[str, Any]) -> str:
+    """Which images an exported file was checked on, as far as it is told."""
+    dataset, split, size = (export.get(key) for key in ("dataset", "split", "image_size"))
+    texts = (
+        f" of {_escape(_title(dataset))}" if dataset else "",
+        f", split {_escape(split)}" if split else "",
+        f", resized to {_size(size)} pixels (height x width)" if size else "",
+    )
+    return "".join(texts)
+
+
 def _latency(facts: CardFacts) -> str:
     latency = (facts.export or {}).get("latency")
     if not latency:
@@ -332,9 +345,9 @@ def _texts(values: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _title(facts: CardFacts) -> str:
-    terms = data_terms(facts.dataset)
-    return facts.dataset if terms is None else terms.title
+def _title(dataset: str) -> str:
+    terms = data_terms(dataset)
+    return dataset if terms is None else terms.title
 
 
 def _last_part(name: str) -> str:

@@ -219,6 +219,17 @@ def test_costs_exports_and_latencies_are_listed():
     assert "latency on other hardware than named above" in card
 
 
+def test_exports_tell_which_images_they_were_checked_on():
+    onnx, program = EXPORT["exports"]
+    told = {"dataset": "voc2012", "split": "val_2", "image_size": [96, 128], "snippet_agreement": 0.9988}
+    card = render_card(full(export={**EXPORT, "exports": [onnx | told, program | dict.fromkeys(told)]}))
+    where = r"on 32 images of Pascal VOC 2012, split val\_2, resized to 96 x 128 pixels (height x width), 99.91 %"
+    assert f"- onnx/model.onnx: {where}" in card
+    assert r"run\_onnx.py beside it gives 99.88 % of the pixels of whole images" in card
+    assert "- model.pt2: on 32 images, 99.91 %" in card
+    assert "run\\_onnx.py" not in render_card(full())
+
+
 def test_without_measurements_no_speed_is_told():
     card = render_card(full(costs=[], export=None))
     assert "## Size and speed" not in card
@@ -277,6 +288,16 @@ def test_ordinary_settings_are_no_secrets():
     card = render_card(full(settings={"optim_args": "momentum=0.9", "frozen": ["backbone.conv1"]}, defaults={}))
     assert row(card, r"optim\_args")[1] == '"momentum=0.9"'
     assert row(card, "frozen")[1] == r'\["backbone.conv1"\]'
+
+
+def test_versions_are_listed_where_they_are_known():
+    assert "hf\\_segkd 0.1.0, torch 2.9." in render_card(full())
+    assert "  version = {0.1.0},\n" in render_card(full())
+    unknown = render_card(full(versions={}))
+    assert "## Training" in unknown
+    assert "version = " not in unknown
+    assert "</details>\n\n## Data" in unknown
+    assert "## Training" not in render_card(full(versions={}, settings={}))
 
 
 # --- data, licence, citation ---
