@@ -40,7 +40,8 @@ def upload(
         repo_type: "model", "dataset" or "space".
         space_sdk: What a space runs on, e.g. "gradio".
         commit_message: First line of the commit.
-        outdated: Files of earlier uploads that the same commit deletes, where this folder does not have them.
+        outdated: Files of earlier uploads that the same commit deletes, where this folder does not have them; with a
+            "/" at the end all files of a folder.
         revision: Branch to commit to, by default the main one.
         token: Write token, by default that of HF_TOKEN or of `hf auth login`.
 
@@ -56,7 +57,9 @@ def upload(
     api = HfApi(token=_checked(token))
     with _explained(repo_id):
         there = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=revision)) if outdated else set()
-        operations = [CommitOperationDelete(name) for name in sorted(there.intersection(outdated) - files.keys())]
+        folders = tuple(name for name in outdated if name.endswith("/"))
+        gone = {name for name in there - files.keys() if name in outdated or name.startswith(folders)}
+        operations = [CommitOperationDelete(name) for name in sorted(gone)]
         operations += [CommitOperationAdd(name, path) for name, path in files.items()]
         # Not upload_folder, which may take several commits.
         commit = api.create_commit(

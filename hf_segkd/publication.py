@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps
 from transformers import PreTrainedModel
 
 import hf_segkd
+from hf_segkd import models
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import label_info
 from hf_segkd.data.licences import data_terms
@@ -28,8 +30,12 @@ from hf_segkd.reports import write_json
 PICTURE_FILE = "comparison.png"
 CHART_FILE = "per_class_iou.png"
 SCORES_FILE = "evaluation.json"
+# Written by the export command into the network's folder; they go along.
+EXPORTS = ("onnx", "torch_export")
+# What goes along with --self_contained.
+CODE = tuple(sorted(file.name for file in Path(models.__file__).parent.glob("*.py") if file.name != "__init__.py"))
 # Not every publication has them, and those of an earlier one are not this one's.
-NOT_ALWAYS_THERE = (SCORES_FILE, CHART_FILE, PICTURE_FILE)
+NOT_ALWAYS_THERE = (SCORES_FILE, CHART_FILE, PICTURE_FILE, *(f"{name}/" for name in EXPORTS), *CODE)
 CELL_WIDTH = 256
 NUM_PICTURES = 4
 
@@ -70,6 +76,12 @@ def write_publication(
         compare(samples, networks).save(folder / PICTURE_FILE, optimize=True)
         facts = replace(facts, pictures=[PICTURE_FILE])
     (folder / "README.md").write_text(render_card(facts))
+
+
+def weights_sha256(folder: Path) -> str | None:
+    """What the weights in a folder are known by; None where there is no file of them."""
+    file = folder / "model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def save_network(model: PreTrainedModel, folder: Path, self_contained: bool) -> None:

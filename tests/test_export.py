@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,6 +96,7 @@ def test_an_export_reports_that_it_is_the_same_network(exported):
     assert second["file_mb"] < first["file_mb"]
     assert second["parity"]["max_logit_difference"] > first["parity"]["max_logit_difference"]
     assert report["latency"] is None
+    assert report["weights_sha256"] == sha256((exported.parent / "model.safetensors").read_bytes()).hexdigest()
     assert {"torch", "onnxruntime"} <= set(report["versions"])
 
 

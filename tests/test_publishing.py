@@ -2,10 +2,12 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from hashlib import sha256
 from importlib.metadata import version
 
 import pytest
 from huggingface_hub import ModelCard
+from local_hub import LocalHub
 from PIL import Image
 from test_commands import OPTIONS, STUDENT, flags
 from tiny_runs import SIZE, network, processor, scenes
@@ -14,6 +16,7 @@ from transformers import AutoModelForSemanticSegmentation, SegformerImageProcess
 from hf_segkd import publication
 from hf_segkd.commands import evaluation, publishing, training
 from hf_segkd.data import label_info
+from hf_segkd.hub import upload
 from hf_segkd.publication import samples_to_show
 
 
@@ -30,6 +33,13 @@ def runs(tmp_path_factory):
     ):
         training.main(flags(folder / name, student_config=STUDENT, seed=seed, learning_rate=0.01, **values))
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with LocalHub(tmp_path) as hub:
+        hub.serve_this_process(monkeypatch)
+        yield hub
 
 
 def copy(run, folder):
@@ -147,21 +157,56 @@ def test_a_baseline_of_another_budget_is_refused(runs, tmp_path):
         publish(runs, tmp_path / "out", "--baseline", str(tmp_path / "longer"))
 
 
-def test_exports_go_along_unless_they_are_of_an_older_network(runs, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(runs / "distilled", run)
+def add_export(run):
+    """An ONNX export as the command leaves it, with a user's files beside it."""
     (run / "onnx").mkdir()
-    (run / "onnx" / "model.onnx").write_bytes(b"onnx")
+    for name in ("model.onnx", "run_onnx.py", "model-old.onnx", "notes.txt"):
+        (run / "onnx" / name).write_bytes(b"onnx")
     parity = {"images": 4, "max_logit_difference": 1e-6, "argmax_agreement": 1.0, "miou": 0.5, "miou_exported": 0.5}
     entry = {"format": "onnx", "file": "model.onnx", "file_mb": 1.5, "argmax": False, "dynamic": False, "opset": 20}
-    report = {"exports": [{**entry, "parity": parity}], "latency": None, "versions": {}}
+    weights = sha256((run / "model.safetensors").read_bytes()).hexdigest()
+    report = {"exports": [{**entry, "parity": parity}], "latency": None, "versions": {}, "weights_sha256": weights}
     (run / "onnx" / "export.json").write_text(json.dumps(report))
+    return report
+
+
+def test_exports_go_along_and_nothing_that_lies_beside_them(runs, tmp_path):
+    run = copy(runs / "distilled", tmp_path / "run")
+    add_export(run)
+    os.utime(run / "model.safetensors", (2**32, 2**32))  # as copying may do
     published = publish(tmp_path, tmp_path / "out", "--pictures", "0", model="run")
-    assert (published / "onnx" / "model.onnx").read_bytes() == b"onnx"
+    assert {path.name for path in (published / "onnx").iterdir()} == {"model.onnx", "run_onnx.py", "export.json"}
     assert "| onnx/model.onnx " in (published / "README.md").read_text()
-    os.utime(run / "model.safetensors", (2**32, 2**32))
-    with pytest.raises(ValueError, match="exported before"):
-        publish(tmp_path, tmp_path / "again", "--pictures", "0", model="run")
+
+
+def test_exports_of_other_weights_are_refused(runs, tmp_path):
+    run = copy(runs / "distilled", tmp_path / "run")
+    report = add_export(run)
+    shutil.copy(runs / "alone-0" / "model.safetensors", run / "model.safetensors")
+    with pytest.raises(ValueError, match=r"exported from other weights.*Export again"):
+        publish(tmp_path, tmp_path / "out", "--pictures", "0", model="run")
+    report.pop("weights_sha256")
+    (run / "onnx" / "export.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match=r"does not say which weights.*Export again"):
+        publish(tmp_path, tmp_path / "out", "--pictures", "0", model="run")
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content")  # how huggingface_hub calls its HTTP client
+def test_a_publication_without_code_and_exports_leaves_none_of_the_last_one(runs, tmp_path, hub):
+    run = copy(runs / "distilled", tmp_path / "run")
+    add_export(run)
+    command = ["--model", str(run), "--repo_id", "tester/student"]
+    publishing.main([*command, "--self_contained"])
+    assert {"onnx/model.onnx", "modeling_deeplabv3plus.py"} < hub.files("tester/student").keys()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "modeling_mine.py").write_text("# mine")
+    upload(mine, "tester/student", commit_message="Mine")
+    shutil.rmtree(run / "onnx")
+    publishing.main(command)
+    names = hub.files("tester/student").keys()
+    assert [name for name in names if name.startswith("onnx") or name.endswith(".py")] == ["modeling_mine.py"]
+    assert len(hub.commits("tester/student")) == 4
 
 
 @pytest.mark.parametrize(

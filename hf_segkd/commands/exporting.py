@@ -23,6 +23,7 @@ from hf_segkd.export.parity import Parity, check_parity, compare
 from hf_segkd.export.quantization import quantize
 from hf_segkd.export.runtimes import Network, onnx_network, program_network
 from hf_segkd.inference import predict
+from hf_segkd.publication import weights_sha256
 from hf_segkd.reports import table, write_json
 
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "onnx-int8": "model-int8.onnx"}
@@ -110,6 +111,7 @@ class Export:
         self.command = command
         self.scratch = scratch
         self.images = evenly_spread(command.load(command.split), command.num_images)
+        self.weights_sha256 = weights_sha256(Path(command.model))
         self.model, self.processor = load_network(command.model, label_info(self.images))
         if command.image_size is not None:
             self.processor = with_size(self.processor, tuple(command.image_size))
@@ -134,6 +136,7 @@ class Export:
         print(exports_table(exports))
         latency = self.time() if self.command.latency_runs else None
         report = {"exports": exports, "latency": latency, "versions": versions()}
+        report["weights_sha256"] = self.weights_sha256  # by which publishing knows that they belong together
         write_json(report, self.scratch / REPORT)
         return report
 

@@ -13,11 +13,14 @@ import datasets
 from transformers import PreTrainedModel
 
 from hf_segkd.arguments import parse_arguments
+from hf_segkd.commands.exporting import REPORT as EXPORT_REPORT
+from hf_segkd.commands.exporting import SNIPPET
 from hf_segkd.commands.networks import load_network
 from hf_segkd.data import load_segmentation_dataset
 from hf_segkd.hub import planned_upload, upload
 from hf_segkd.model_card import CardFacts
 from hf_segkd.publication import (
+    EXPORTS,
     NOT_ALWAYS_THERE,
     SCORES_FILE,
     cost,
@@ -25,13 +28,11 @@ from hf_segkd.publication import (
     describe,
     image_size,
     samples_to_show,
+    weights_sha256,
     write_publication,
 )
 from hf_segkd.space import write_space
 from hf_segkd.trainer import ARGUMENTS_FILE
-
-# Written by the export command into the network's folder; they go along.
-EXPORTS = ("onnx", "torch_export")
 
 
 @dataclass(kw_only=True)
@@ -114,9 +115,7 @@ def main(args: list[str] | None = None) -> Path | str:
         write_publication(
             publication, student=student, processor=processor, facts=facts, networks=networks, samples=samples
         )
-        for name in EXPORTS:
-            if (folder / name).is_dir():
-                shutil.copytree(folder / name, publication / name)
+        copy_exports(folder, publication)
         print(planned_upload(publication, command.repo_id))
         if kept is not None:
             _keep(publication, Path(kept))
@@ -304,22 +303,43 @@ def read_exports(folder: Path) -> dict[str, Any] | None:
     """What the export command left in the network's folder, of all formats together.
 
     Raises:
-        ValueError: If the network is newer than an export: it was trained again since.
+        ValueError: If an export was made from other weights than the folder's, or does not say from which.
     """
-    files = [folder / name / "export.json" for name in EXPORTS if (folder / name / "export.json").is_file()]
-    if not files:
+    reports = _export_reports(folder)
+    if not reports:
         return None
-    weights = folder / "model.safetensors"
-    for file in files:
-        if weights.is_file() and weights.stat().st_mtime > file.stat().st_mtime:
-            raise ValueError(f"{file.parent} was exported before {weights} was written. Export again, or remove it.")
-    found = [_with_folder(json.loads(file.read_text()), file.parent.name) for file in files]
+    weights = weights_sha256(folder)
+    for name, report in reports.items():
+        if report.get("weights_sha256") is None:
+            raise ValueError(
+                f"{folder / name} does not say which weights it was made from. Export again, or remove it."
+            )
+        if report["weights_sha256"] != weights:
+            raise ValueError(
+                f"{folder / name} was exported from other weights than {folder} holds now. Export again, or remove it."
+            )
+    found = [_with_folder(report, name) for name, report in reports.items()]
     latencies = [report["latency"] for report in found if report["latency"] is not None]
     return {
         "exports": [export for report in found for export in report["exports"]],
         "latency": latencies[0] if latencies else None,
         "versions": found[0]["versions"],
     }
+
+
+def copy_exports(folder: Path, publication: Path) -> None:
+    """Copy the files that the export command wrote, and no others that lie beside them."""
+    for name, report in _export_reports(folder).items():
+        (publication / name).mkdir()
+        for file in [export["file"] for export in report["exports"]] + [EXPORT_REPORT]:
+            shutil.copy(folder / name / file, publication / name / file)
+        if (folder / name / SNIPPET).is_file():  # of ONNX files only
+            shutil.copy(folder / name / SNIPPET, publication / name / SNIPPET)
+
+
+def _export_reports(folder: Path) -> dict[str, dict[str, Any]]:
+    files = {name: folder / name / EXPORT_REPORT for name in EXPORTS}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
 
 def _with_folder(report: dict[str, Any], folder: str) -> dict[str, Any]:

@@ -77,6 +77,17 @@ def test_outdated_files_go_with_the_commit_that_no_longer_has_them(hub, folder):
     assert len(hub.commits(NAME)) == 3
 
 
+def test_an_outdated_folder_goes_whole_but_for_what_is_there_again(hub, folder):
+    (folder / "onnx" / "int8").mkdir()
+    (folder / "onnx" / "int8" / "model.onnx").write_text("int8")
+    (folder / "onnx.md").write_text("mine")
+    publish(folder)
+    shutil.rmtree(folder / "onnx" / "int8")
+    (folder / "onnx.md").unlink()
+    publish(folder, outdated=["onnx/"])
+    assert hub.files(NAME).keys() == {".gitattributes", "onnx.md", *contents(folder)}
+
+
 @pytest.mark.parametrize(("repo_type", "sdk"), [("dataset", None), ("space", "gradio")])
 def test_data_sets_and_spaces_are_published_too(repo_type, sdk, hub, folder):
     publish(folder, repo_type=repo_type, space_sdk=sdk)
