@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 import hf_segkd.recipes
 from hf_segkd.arguments import DistillationArguments, parse_arguments
@@ -16,7 +17,7 @@ from hf_segkd.data import label_info
 from hf_segkd.data.labels import voc_palette
 from hf_segkd.distiller import network_spec
 from hf_segkd.losses import create_loss
-from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
+from hf_segkd.models.backbone_geometry import RESNETS, mmseg_backbone_config
 
 PATHS = sorted(Path(hf_segkd.recipes.__file__).parent.glob("*.yaml"))
 PAPER_PATHS = [path for path in PATHS if not path.name.startswith(("demo", "camvid"))]
@@ -61,6 +62,8 @@ LAYOUTS = {
 }
 
 TINY_HEAD = {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4}
+TINY_ISANET = {"attention_channels": 4, "group_size": [2, 3]}  # several groups in the small map
+TINY_HRNET = {"width": 4, "stem_blocks": 1, "num_modules": [1, 1, 1], "num_blocks": 1}
 TINY_RESNET = {
     "model_type": "segkd-resnet",
     "width": 8,
@@ -110,21 +113,49 @@ def data_of(recipe, root):
     return {"data_dir": str(root), "dataset_options": options}
 
 
-def tiny(student_config):
+def tiny(network_config):
     """The smallest network of the same kind."""
-    config = {**student_config, **TINY_HEAD}
+    config = dict(network_config)
+    model_type = config.get("model_type", "segkd-deeplabv3plus")
+    if model_type == "segkd-hrnet":
+        return {**config, "backbone": None, "backbone_config": TINY_HRNET}
+    config |= TINY_HEAD if model_type == "segkd-deeplabv3plus" else {"channels": 8}
+    config |= TINY_ISANET if model_type == "segkd-isanet" else {}
     if "backbone_config" in config:
         return {**config, "backbone_config": {**config["backbone_config"], "width": 8}}
-    if config["backbone"] == "mobilenet_v2":
-        return {**config, "depth_multiplier": 0.1}
-    block = "basic" if config["backbone"] in ("resnet18", "resnet34") else "bottleneck"
-    kept = {name: value for name, value in config.items() if name not in ("backbone", "output_stride")}
-    return {**kept, "backbone_config": {**TINY_RESNET, "layer_type": block}}
+    if model_type == "segkd-deeplabv3plus" and "layout" not in config:
+        if config["backbone"] == "mobilenet_v2":
+            return {**config, "depth_multiplier": 0.1}
+        backbone = {**TINY_RESNET, "layer_type": RESNETS[config["backbone"]][0]}
+    else:
+        backbone = mmseg_backbone_config(config["backbone"]).to_dict()
+        if config["backbone"] == "mobilenet_v2":
+            backbone["depth_multiplier"] = 0.1
+        else:
+            dilations = [stage[:1] for stage in backbone["dilations"]]
+            backbone |= {"width": 8, "depths": [1, 1, 1, 1], "dilations": dilations}
+        config["auxiliary_channels"] = 8
+    config = {name: value for name, value in config.items() if name not in ("backbone", "output_stride")}
+    return {**config, "backbone_config": backbone}
 
 
-def teacher_network(labels, **config):
-    names = {"id2label": labels.id2label, "label2id": {name: index for index, name in labels.id2label.items()}}
-    return DeepLabV3PlusForSemanticSegmentation(DeepLabV3PlusConfig(**config, **names))
+def build(network_config, **more):
+    """The network of a recipe's `student_config`."""
+    config = {"model_type": "segkd-deeplabv3plus", **network_config, **more}
+    return AutoModelForSemanticSegmentation.from_config(AutoConfig.for_model(**config))
+
+
+def named(labels):
+    return {"id2label": labels.id2label, "label2id": {name: index for index, name in labels.id2label.items()}}
+
+
+def configs_in_comments(path):
+    return [json.loads(text) for text in re.findall(r"--(?:student|network)_config '(.*)'", path.read_text())]
+
+
+def teacher_config(path):
+    """The teacher's that a recipe names in its comments."""
+    return next(iter(configs_in_comments(path)), {"backbone": "resnet101"})
 
 
 @every_recipe
@@ -195,7 +226,7 @@ def test_networks_and_loss_build_at_full_size(path, tmp_path):
     command.pretrained_backbone = None
     with torch.device("meta"):
         student, _ = build_student(command, labels)
-        teacher = teacher_network(labels, backbone="resnet101")
+        teacher = build(teacher_config(path), **named(labels))
         assert student.classifier.weight.shape[0] == teacher.classifier.weight.shape[0] == len(labels.id2label)
         assert 0 < sum(p.numel() for p in student.parameters()) <= sum(p.numel() for p in teacher.parameters())
         if arguments.method != "none":
@@ -209,14 +240,10 @@ def test_networks_and_loss_build_at_full_size(path, tmp_path):
 @every_paper_recipe
 def test_the_losses_and_networks_that_comments_suggest_instead_can_be_built(path, tmp_path):
     command, arguments = parse(path, tmp_path)
-    text = path.read_text()
-    configs = [command.student_config, *map(json.loads, re.findall(r"--student_config '(.*)'", text))]
     with torch.device("meta"):
-        specs = [
-            network_spec(DeepLabV3PlusForSemanticSegmentation(DeepLabV3PlusConfig(**config, num_labels=19)))
-            for config in configs
-        ]
-        for method, kwargs in re.findall(r"(?:--method (\w+) )?--method_kwargs '(.*)'", text):
+        configs = [command.student_config, *configs_in_comments(path)]
+        specs = [network_spec(build(config, num_labels=19)) for config in configs]
+        for method, kwargs in re.findall(r"(?:--method (\w+) )?--method_kwargs '(.*)'", path.read_text()):
             create_loss(method or arguments.method, specs[0], specs[-1], **json.loads(kwargs))
 
 
@@ -224,7 +251,7 @@ def test_the_losses_and_networks_that_comments_suggest_instead_can_be_built(path
 def test_networks_have_as_many_parameters_as_table_1_of_attnfd_gives(name, millions, tmp_path):
     command, _ = parse(PATHS[0].with_name(f"{name}.yaml"), tmp_path)
     with torch.device("meta"):
-        network = DeepLabV3PlusForSemanticSegmentation(DeepLabV3PlusConfig(**command.student_config, num_labels=21))
+        network = build(command.student_config, num_labels=21)
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == millions
 
 
@@ -244,8 +271,7 @@ def test_the_command_takes_a_step_on_data_in_the_official_layout_and_evaluates(p
     flags += ["--dataloader_num_workers", "0", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"]
     if recipe.get("method", "none") != "none":
         command, _ = parse(config, tmp_path)
-        backbone = {**TINY_RESNET, "layer_type": "bottleneck"}
-        teacher = teacher_network(label_info(load_splits(command)[0]), backbone_config=backbone, **TINY_HEAD)
+        teacher = build(tiny(teacher_config(path)), **named(label_info(load_splits(command)[0])))
         teacher.save_pretrained(tmp_path / "teacher")
         build_processor(None).save_pretrained(tmp_path / "teacher")
         flags += ["--teacher", str(tmp_path / "teacher")]

@@ -1,0 +1,85 @@
+"""The teacher/student pairs of the papers' tables: at full size their counts, as tiny versions a step of training."""
+
+import math
+
+import pytest
+import torch
+from test_recipes import build, named, tiny
+from tiny_runs import scenes, trainer, weights
+
+from hf_segkd.data import label_info
+from hf_segkd.distiller import network_spec
+from hf_segkd.losses import create_loss
+
+MMSEG = {"layout": "mmsegmentation"}
+PSPNET, HRNET, ISANET = ({"model_type": f"segkd-{kind}"} for kind in ("pspnet", "hrnet", "isanet"))
+ATTNFD_MOBILENET = {"backbone": "mobilenet_v2", "pad_before_expansion": True, "late_dilation": True}
+# Name -> classes, then config and number of parameters (in training) of teacher and student. AttnFD (arXiv 2403.05451),
+# Tables 1 and 2; FAKD (arXiv 2208.14143), Tables 1 to 3, whose networks are mmsegmentation's.
+PAIRS = {
+    "attnfd_resnet18": (21, ({"backbone": "resnet101"}, 59_344_309), ({"backbone": "resnet18"}, 16_608_181)),
+    "attnfd_mobilenet_v2": (21, ({"backbone": "resnet101"}, 59_344_309), (ATTNFD_MOBILENET, 5_816_053)),
+    "fakd_pspnet_resnet18": (
+        19,
+        ({**PSPNET, "backbone": "resnet101"}, 67_967_622),
+        ({**PSPNET, "backbone": "resnet18"}, 12_790_086),
+    ),
+    "fakd_hrnet_w18_small": (
+        19,
+        ({**HRNET, "backbone": "hrnet_w48"}, 65_858_659),
+        ({**HRNET, "backbone": "hrnet_w18_small"}, 3_939_309),
+    ),
+    "fakd_mobilenet_v2": (
+        19,
+        ({**MMSEG, "backbone": "resnet101"}, 62_582_006),
+        ({**MMSEG, "backbone": "mobilenet_v2"}, 15_244_374),
+    ),
+    "fakd_isanet_resnet18": (
+        19,
+        ({**ISANET, "backbone": "resnet101"}, 56_699_526),
+        ({**ISANET, "backbone": "resnet18"}, 12_086_598),
+    ),
+}
+METHODS = ("attnfd", "fakd_cwd", "cwd", "cirkd")
+NO_ENCODER = ("fakd_pspnet_resnet18", "fakd_isanet_resnet18")  # their heads' output is the decoder's map
+every_pair = pytest.mark.parametrize("pair", PAIRS)
+
+
+def method_kwargs(pair, method):
+    return {"places": ["backbone", "decoder"]} if method == "attnfd" and pair in NO_ENCODER else {}
+
+
+@every_pair
+def test_networks_have_as_many_parameters_as_the_originals(pair):
+    num_labels, *networks = PAIRS[pair]
+    with torch.device("meta"):
+        for config, parameters in networks:
+            assert build(config, num_labels=num_labels).num_parameters() == parameters
+
+
+@every_pair
+def test_the_losses_build_at_full_size_and_on_the_tables_largest_label_set(pair):
+    _, (teacher, _), (student, _) = PAIRS[pair]
+    with torch.device("meta"):
+        specs = [network_spec(build(config, num_labels=150)) for config in (student, teacher)]
+        for method in METHODS:
+            assert create_loss(method, *specs, **method_kwargs(pair, method)).weights
+
+
+@pytest.mark.parametrize("method", METHODS)
+@every_pair
+def test_a_step_of_distillation_moves_every_weight_of_the_student_and_none_of_the_teacher(pair, method, tmp_path):
+    _, (teacher_config, _), (student_config, _) = PAIRS[pair]
+    names = named(label_info(scenes(num_images=1)))
+    torch.manual_seed(0)
+    student, teacher = (build(tiny(config), **names) for config in (student_config, teacher_config))
+    options = {"method": method, "method_kwargs": method_kwargs(pair, method), "max_steps": 1}
+    run = trainer(tmp_path, student, teacher, **options)
+    before, teacher_before = weights(student), weights(teacher)
+    run.train()
+    step = run.state.log_history[0]
+    assert any(name.startswith("raw_") and name != "raw_ce" for name in step)
+    assert all(math.isfinite(value) for value in step.values())
+    after = weights(student)
+    assert [name for name, _ in student.named_parameters() if before[name].equal(after[name])] == []
+    assert all(teacher_before[name].equal(value) for name, value in weights(teacher).items())
