@@ -23,21 +23,20 @@ class GroupedSelfAttention(nn.Module):
         self.value = nn.Conv2d(channels, channels, 1)
         self.output = ConvNorm(channels, channels, 1)
 
-    def forward(self, x: Tensor, grid: tuple[int, int], size: tuple[int, int], local: bool) -> Tensor:
+    def forward(self, x: Tensor, size: tuple[int, int], local: bool) -> Tensor:
         """Attends within groups of the map.
 
         Args:
-            x: (b, c, rows * height, columns * width).
-            grid: (rows, columns) of blocks on the map.
+            x: (b, c, h, w), both sides multiples of a block's.
             size: (height, width) of a block.
             local: Whether a group is the pixels of one block, else the pixels at the same place of all blocks.
 
         Returns:
             A map of the shape of `x`.
         """
-        query, key = (to_groups(project_twice(layers, x), grid, size, local) for layers in (self.query, self.key))
-        attended = F.scaled_dot_product_attention(query, key, to_groups(self.value(x), grid, size, local))
-        return F.relu(self.output(from_groups(attended, grid, size, local)), inplace=True)
+        query, key = (to_groups(project_twice(layers, x), size, local) for layers in (self.query, self.key))
+        attended = F.scaled_dot_product_attention(query, key, to_groups(self.value(x), size, local))
+        return F.relu(self.output(from_groups(attended, x.shape[-2:], size, local)), inplace=True)
 
 
 class InterlacedSelfAttention(nn.Module):
@@ -60,12 +59,11 @@ class InterlacedSelfAttention(nn.Module):
         x = F.relu(self.reduce(x), inplace=True)
         h, w = x.shape[-2:]
         height, width = self.group_size
-        rows, columns = -(-h // height), -(-w // width)
-        top, left = (rows * height - h) // 2, (columns * width - w) // 2
-        bottom, right = rows * height - h - top, columns * width - w - left
-        padded = F.pad(x, (left, right, top, bottom))
-        context = self.global_attention(padded, (rows, columns), (height, width), local=False)
-        context = self.local_attention(context, (rows, columns), (height, width), local=True)
+        missing_rows, missing_columns = (height - h % height) % height, (width - w % width) % width
+        top, left = missing_rows // 2, missing_columns // 2
+        padded = F.pad(x, (left, missing_columns - left, top, missing_rows - top))
+        context = self.global_attention(padded, (height, width), local=False)
+        context = self.local_attention(context, (height, width), local=True)
         context = context[:, :, top : top + h, left : left + w]
         return self.project(torch.cat([context, x], dim=1))
 
@@ -91,16 +89,14 @@ def project_twice(layers: nn.ModuleList, x: Tensor) -> Tensor:
     return F.relu(second(F.relu(first(x), inplace=True)), inplace=True)
 
 
-def to_groups(x: Tensor, grid: tuple[int, int], size: tuple[int, int], local: bool) -> Tensor:
-    """(b, c, rows * height, columns * width) to (b, groups, pixels of a group, c)."""
-    blocks = x.unflatten(3, (grid[1], size[1])).unflatten(2, (grid[0], size[0]))  # b c rows height columns width
-    order = (0, 2, 4, 3, 5, 1) if local else (0, 3, 5, 2, 4, 1)
-    return blocks.permute(order).flatten(3, 4).flatten(1, 2)
+def to_groups(x: Tensor, size: tuple[int, int], local: bool) -> Tensor:
+    """(b, c, h, w), cut into blocks of `size` = (height, width), to (b, groups, pixels of a group, c)."""
+    # Not by reshaping: a graph of any image size can't tell that the sides divide by the numbers of blocks.
+    blocks = F.unfold(x, size, stride=size).unflatten(1, (x.shape[1], size[0] * size[1]))  # b c place block
+    return blocks.permute((0, 3, 2, 1) if local else (0, 2, 3, 1))
 
 
-def from_groups(groups: Tensor, grid: tuple[int, int], size: tuple[int, int], local: bool) -> Tensor:
-    """The inverse of `to_groups`."""
-    outer, inner = (grid, size) if local else (size, grid)
-    blocks = groups.unflatten(2, inner).unflatten(1, outer)
-    order = (0, 5, 1, 3, 2, 4) if local else (0, 5, 3, 1, 4, 2)
-    return blocks.permute(order).flatten(4, 5).flatten(2, 3)
+def from_groups(groups: Tensor, sides: tuple[int, int], size: tuple[int, int], local: bool) -> Tensor:
+    """The inverse of `to_groups`, to a map of `sides` = (h, w)."""
+    blocks = groups.permute((0, 3, 2, 1) if local else (0, 3, 1, 2))
+    return F.fold(blocks.flatten(1, 2), sides, size, stride=size)

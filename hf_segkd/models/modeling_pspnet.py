@@ -35,7 +35,7 @@ class PyramidPooling(nn.Module):
             )
         maps = [x]
         for scale, branch in zip(self.pool_scales, self.branches, strict=True):
-            pooled = F.relu(branch(F.adaptive_avg_pool2d(x, scale)), inplace=True)
+            pooled = F.relu(branch(average_pool(x, scale)), inplace=True)
             maps.append(resize(pooled, x.shape[-2:], self.align_corners))
         return self.project(torch.cat(maps, dim=1))
 
@@ -48,3 +48,22 @@ class PSPNetForSemanticSegmentation(SegKDContextModel):
     def build_head(self, in_channels: int) -> PyramidPooling:
         """See the base class."""
         return PyramidPooling(in_channels, self.config)
+
+
+def average_pool(x: Tensor, bins: int) -> Tensor:
+    """`F.adaptive_avg_pool2d` of (b, c, h, w) to (b, c, bins, bins), by two products with matrices.
+
+    ONNX has no adaptive pooling, and what PyTorch exports for it holds for one image size alone.
+    """
+    rows, columns = averaging_matrix(x.shape[2], bins, x), averaging_matrix(x.shape[3], bins, x)
+    return rows.t() @ (x @ columns)
+
+
+def averaging_matrix(length: int, bins: int, like: Tensor) -> Tensor:
+    """(length, bins): each column averages the pixels of its bin, from floor(i l / n) up to ceil((i + 1) l / n)."""
+    bin_index = torch.arange(bins, device=like.device)
+    first = bin_index * length // bins
+    end = ((bin_index + 1) * length + bins - 1) // bins
+    pixel = torch.arange(length, device=like.device)[:, None]
+    inside = (pixel >= first) & (pixel < end)
+    return inside.to(like.dtype) / (end - first).to(like.dtype)

@@ -18,12 +18,12 @@ def test_heads_on_shallow_resnets_are_a_quarter_as_wide():
 def test_groups_are_neighbours_or_the_same_place_of_every_block():
     rows, columns, height, width = 2, 3, 4, 5
     x = torch.arange(2 * rows * height * columns * width).float().view(2, 1, rows * height, columns * width)
-    local = to_groups(x, (rows, columns), (height, width), local=True)
+    local = to_groups(x, (height, width), local=True)
     assert torch.equal(local[0, columns + 2, :, 0], x[0, 0, height:, 2 * width :].flatten())
-    far_apart = to_groups(x, (rows, columns), (height, width), local=False)
+    far_apart = to_groups(x, (height, width), local=False)
     assert torch.equal(far_apart[1, 2 * width + 3, :, 0], x[1, 0, 2::height, 3::width].flatten())
     for kind, groups in ((True, local), (False, far_apart)):
-        assert torch.equal(from_groups(groups, (rows, columns), (height, width), kind), x)
+        assert torch.equal(from_groups(groups, x.shape[-2:], (height, width), kind), x)
 
 
 @torch.inference_mode()
@@ -31,7 +31,7 @@ def test_each_attention_is_a_softmax_over_the_pixels_of_a_group():
     model = tiny_network("isanet").double()
     attention = model.head.global_attention
     x = torch.rand(1, 8, 4, 6, dtype=torch.float64)
-    actual = attention(x, (2, 2), (2, 3), local=False)
+    actual = attention(x, (2, 3), local=False)
     query, key = (
         F.relu(layers[1](F.relu(layers[0](x))))[..., 1::2, 2::3].flatten(2)
         for layers in (attention.query, attention.key)

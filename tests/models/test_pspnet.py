@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from tiny_mmseg_networks import tiny_network
 
 from hf_segkd.models import PSPNetConfig
+from hf_segkd.models.modeling_pspnet import average_pool
 
 PIXELS = torch.rand(2, 3, 65, 97, generator=torch.Generator().manual_seed(0)) * 4 - 2
 
@@ -27,6 +28,13 @@ def test_the_pyramid_is_averages_over_grids_beside_the_map_itself():
         four = F.interpolate(four, size=x.shape[-2:], mode="bilinear", align_corners=False)
         expected = model.head.project(torch.cat([x, one.expand(-1, -1, *x.shape[-2:]), four], dim=1))
     torch.testing.assert_close(features["decoder_pre"], expected)
+
+
+@pytest.mark.parametrize("size", [(7, 12), (3, 5), (1, 1)])
+@pytest.mark.parametrize("bins", [1, 2, 6])
+def test_average_pooling_is_pytorchs_adaptive_one(size, bins):
+    x = torch.rand(2, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(average_pool(x, bins), F.adaptive_avg_pool2d(x, bins))
 
 
 def test_one_image_works_in_evaluation_and_is_refused_in_training_where_a_scale_leaves_one_value():
