@@ -64,7 +64,7 @@ def write_publication(
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Networks of transformers itself bring no code.
-    facts = replace(facts, self_contained=facts.self_contained and _is_ours(student))
+    facts = replace(facts, self_contained=facts.self_contained and is_ours(student))
     save_network(student, folder, facts.self_contained)
     processor.save_pretrained(folder)
     if facts.report is not None:
@@ -99,7 +99,8 @@ def save_network(model: PreTrainedModel, folder: Path, self_contained: bool) -> 
             kind._auto_class = None
 
 
-def _is_ours(model: PreTrainedModel) -> bool:
+def is_ours(model: PreTrainedModel) -> bool:
+    """Whether a network's code is of this package, and not of transformers itself."""
     return type(model).__module__.startswith("hf_segkd.")
 
 
@@ -169,11 +170,13 @@ def cost(network: str, model: PreTrainedModel, image_size: tuple[int, int] | Non
 
 
 def image_size(processor: Any, images: datasets.Dataset | None) -> tuple[int, int] | None:
-    """Height and width a network sees: the processor's, else those of the first image."""
+    """Height and width a network sees: what the processor resizes to, else what it makes of the first image."""
     size = (processor.size.get("height"), processor.size.get("width")) if processor.do_resize else (None, None)
     if None not in size:
         return size
-    return None if images is None else images[0]["image"].size[::-1]
+    if images is None:
+        return None
+    return tuple(processor(images=images[0]["image"].convert("RGB"), return_tensors="pt")["pixel_values"].shape[-2:])
 
 
 def default_settings() -> dict[str, Any]:

@@ -11,7 +11,13 @@ from local_hub import LocalHub
 from PIL import Image
 from test_commands import OPTIONS, STUDENT, flags
 from tiny_runs import SIZE, network, processor, scenes
-from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    BeitImageProcessor,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+)
 
 from hf_segkd import publication
 from hf_segkd.commands import evaluation, publishing, training
@@ -253,6 +259,8 @@ def test_the_cost_is_counted_at_the_size_the_processor_gives():
     keeps_size = SegformerImageProcessor(do_resize=False)
     assert publication.image_size(keeps_size, None) is None
     assert publication.image_size(keeps_size, scenes("val", 1)) == SIZE
+    halves = BeitImageProcessor(size={"shortest_edge": SIZE[0] // 2}, do_center_crop=False)
+    assert publication.image_size(halves, scenes("val", 1)) == (SIZE[0] // 2, SIZE[1] // 2)
 
 
 def test_settings_that_nobody_changed_are_not_called_changed(runs):
@@ -311,11 +319,94 @@ def test_the_card_tells_the_versions_of_the_training(runs, tmp_path):
     assert f"torch {version('torch')}" not in card
 
 
-def test_the_pictures_say_when_their_images_are_gone(runs, tmp_path):
-    shutil.copytree(runs / "distilled", tmp_path / "run")
-    file = tmp_path / "run" / "evaluation.json"
-    report = json.loads(file.read_text())
-    report["data"] |= {"dataset": "folder", "data_dir": str(tmp_path / "gone"), "dataset_options": {"classes": ["a"]}}
-    file.write_text(json.dumps(report))
+def test_images_that_are_gone_are_missed_only_where_pictures_are_asked_for(runs, tmp_path, capsys):
+    run = copy(runs / "distilled", tmp_path / "run")
+    data = json.loads((run / "evaluation.json").read_text())["data"]
+    gone = {"dataset": "folder", "data_dir": str(tmp_path / "gone"), "dataset_options": {"classes": ["a"]}}
+    change(run, data=data | gone)
     with pytest.raises(ValueError, match="gone"):
-        publish(tmp_path, tmp_path / "out", model="run")
+        publish(tmp_path, tmp_path / "out", "--pictures", "2", model="run")
+    folder = publish(tmp_path, tmp_path / "out", model="run")
+    assert "images of the evaluation could not be loaded" in capsys.readouterr().out
+    assert not (folder / "comparison.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--repo_id", "student"], "--repo_id takes user/name.*user or organisation is missing"),
+        (["--repo_id", "a/b/c"], "--repo_id takes user/name"),
+        (["--space", "page"], "--space takes user/name"),
+        (["--space", "a/b/c"], "--space takes user/name"),
+        (["--teacher_id", "/home/alice/teacher"], "--teacher_id takes user/name"),
+        (["--pictures", "-1"], "--pictures takes a number of images, 0 for none, got -1"),
+        (["--output", __file__], "is a file"),
+    ],
+)
+def test_wrong_flags_are_refused_before_any_work(runs, tmp_path, monkeypatch, more, message):
+    monkeypatch.setattr(publishing, "load_network", None)
+    with pytest.raises(ValueError, match=message):
+        publish(runs, tmp_path / "out", *more)
+
+
+def test_folders_are_found_however_their_names_are_written(runs, tmp_path, monkeypatch):
+    run = copy(runs / "alone-0", tmp_path / "run")
+    publish(tmp_path, f"{tmp_path}/out/", "--space", "ann/page", model="run")
+    assert (tmp_path / "out-space" / "app.py").is_file()
+    monkeypatch.chdir(run)
+    folder = publishing.main(["--model", ".", "--repo_id", "ann/student", "--dry_run"])
+    assert folder == tmp_path / "run-publication"
+    assert (folder / "README.md").is_file()
+
+
+def test_a_spaces_folder_with_something_in_it_stops_before_anything_is_written(runs, tmp_path):
+    (tmp_path / "out-space").mkdir()
+    (tmp_path / "out-space" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="out-space exists and is not empty"):
+        publish(runs, tmp_path / "out", "--space", "ann/page")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content")
+def test_a_space_that_may_not_be_written_leaves_nothing_half_published(runs, hub):
+    command = ["--model", str(runs / "alone-0"), "--repo_id", "tester/student"]
+    with pytest.raises(ValueError, match="may not write to somebody/page"):
+        publishing.main([*command, "--space", "somebody/page"])
+    assert hub.files("tester/student").keys() == {".gitattributes"}
+    publishing.main([*command, "--space", "tester/page"])
+    assert "app.py" in hub.files("tester/page", kind="spaces")
+
+
+def test_a_network_of_transformers_itself_brings_no_code_and_says_so(runs, tmp_path, capsys):
+    run = copy(runs / "alone-0", tmp_path / "run")
+    labels = label_info(scenes("val", 1))
+    sizes = {"depths": [1] * 4, "hidden_sizes": [8] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 8}
+    names = {"id2label": labels.id2label, "label2id": {name: index for index, name in labels.id2label.items()}}
+    SegformerForSemanticSegmentation(SegformerConfig(**sizes, **names)).save_pretrained(run)
+    folder = publish(tmp_path, tmp_path / "out", "--self_contained", model="run")
+    assert "--self_contained has no effect" in capsys.readouterr().out
+    assert not list(folder.glob("*.py"))
+    publish(runs, tmp_path / "ours", "--self_contained", model="alone-0")
+    assert "--self_contained" not in capsys.readouterr().out
+
+
+def test_multiply_adds_are_counted_without_pictures_too(runs, tmp_path):
+    run = copy(runs / "alone-0", tmp_path / "run")
+    SegformerImageProcessor(do_resize=False).save_pretrained(run)
+    card = publish(tmp_path, tmp_path / "out", "--pictures", "0", model="run") / "README.md"
+    assert f"{SIZE[0]} x {SIZE[1]} pixels" in card.read_text()
+
+
+def test_runs_beside_a_network_without_scores_are_refused(runs, tmp_path):
+    run = copy(runs / "alone-0", tmp_path / "run")
+    (run / "evaluation.json").unlink()
+    for flag in ("--runs", "--baseline"):
+        with pytest.raises(ValueError, match="holds no scores"):
+            publish(tmp_path, tmp_path / "out", "--dataset_name", "demo", flag, str(runs / "alone-1"), model="run")
+
+
+def test_pictures_of_images_that_are_not_known_are_refused(runs, tmp_path):
+    run = copy(runs / "alone-0", tmp_path / "run")
+    (run / "evaluation.json").unlink()
+    with pytest.raises(ValueError, match="does not say which images"):
+        publish(tmp_path, tmp_path / "out", "--dataset_name", "demo", "--pictures", "1", model="run")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
 from hf_segkd.arguments import parse_arguments
@@ -17,7 +18,7 @@ from hf_segkd.commands.exporting import REPORT as EXPORT_REPORT
 from hf_segkd.commands.exporting import SNIPPET
 from hf_segkd.commands.networks import load_network
 from hf_segkd.data import load_segmentation_dataset
-from hf_segkd.hub import planned_upload, upload
+from hf_segkd.hub import create_repository, planned_upload, upload
 from hf_segkd.model_card import CardFacts
 from hf_segkd.publication import (
     EXPORTS,
@@ -27,6 +28,7 @@ from hf_segkd.publication import (
     default_settings,
     describe,
     image_size,
+    is_ours,
     samples_to_show,
     weights_sha256,
     write_publication,
@@ -80,6 +82,34 @@ class PublishingCommand:
     pictures_note: str | None = field(default=None, metadata={"help": "Why the card shows no pictures."})
     space: str | None = field(default=None, metadata={"help": "Also publish a Space under this name that runs it."})
 
+    def __post_init__(self) -> None:
+        for flag in ("repo_id", "space", "teacher_id"):
+            name = getattr(self, flag)
+            if name is not None:
+                _check_name(flag, name)
+        if self.pictures is not None and self.pictures < 0:
+            raise ValueError(f"--pictures takes a number of images, 0 for none, got {self.pictures}.")
+        for folder in (self.kept, self.kept_space):
+            if folder is not None and folder.exists():
+                if not folder.is_dir():
+                    raise ValueError(f"{folder} is a file, and --output takes a folder. Choose another one.")
+                if any(folder.iterdir()):
+                    raise ValueError(f"{folder} exists and is not empty. Remove it, or choose another --output.")
+
+    @property
+    def kept(self) -> Path | None:
+        """Folder in which what is sent stays, if it does."""
+        if self.output is not None:
+            return Path(self.output).resolve()
+        model = Path(self.model).resolve()
+        return model.with_name(f"{model.name}-publication") if self.dry_run else None
+
+    @property
+    def kept_space(self) -> Path | None:
+        """The same for the Space, beside it."""
+        kept = self.kept
+        return None if kept is None or self.space is None else kept.with_name(f"{kept.name}-space")
+
 
 @dataclass
 class Teacher:
@@ -102,6 +132,8 @@ def main(args: list[str] | None = None) -> Path | str:
     if (folder / command.evaluation).is_file() or command.evaluation != SCORES_FILE:
         report = run_report(folder, command.evaluation)
     teacher = find_teacher(command, report)
+    if command.self_contained and not is_ours(student):
+        print("--self_contained has no effect: the network is one of transformers itself, which brings no code.")
     images = evaluated_images(command, report)
     samples, why_not = (None, None) if images is None else samples_to_show(images, command.pictures)
     facts = gather_facts(command, student, processor, report, teacher, images)
@@ -109,7 +141,6 @@ def main(args: list[str] | None = None) -> Path | str:
     networks = {"student": (student, processor)}
     if teacher is not None and teacher.network is not None:
         networks = {"teacher": teacher.network, **networks}
-    kept = command.output or (f"{command.model.rstrip('/')}-publication" if command.dry_run else None)
     with tempfile.TemporaryDirectory() as scratch:
         publication = Path(scratch, "model")
         write_publication(
@@ -117,8 +148,8 @@ def main(args: list[str] | None = None) -> Path | str:
         )
         copy_exports(folder, publication)
         print(planned_upload(publication, command.repo_id))
-        if kept is not None:
-            _keep(publication, Path(kept))
+        if command.kept is not None:
+            shutil.copytree(publication, command.kept, dirs_exist_ok=True)
         if command.space is not None:
             page = Path(scratch, "space")
             pictures = () if samples is None else samples["image"]
@@ -131,11 +162,15 @@ def main(args: list[str] | None = None) -> Path | str:
                 examples=list(pictures),
             )
             print(f"\n{planned_upload(page, command.space, repo_type='space')}")
-            if kept is not None:
-                _keep(page, Path(f"{kept}-space"))
+            if command.kept_space is not None:
+                shutil.copytree(page, command.kept_space, dirs_exist_ok=True)
         if command.dry_run:
-            print(f"\nDry run: nothing was sent. The folder is {kept}; its README.md is the card.")
-            return Path(kept)
+            print(f"\nDry run: nothing was sent. The folder is {command.kept}; its README.md is the card.")
+            return command.kept
+        # Both before anything is sent: a wrong name, token or right leaves neither half published.
+        create_repository(command.repo_id, private=command.private)
+        if command.space is not None:
+            create_repository(command.space, private=command.private, repo_type="space", space_sdk="gradio")
         message = f"{facts.architecture}, {facts.method}"
         url = upload(
             publication,
@@ -234,19 +269,22 @@ def looks_like_path(name: str) -> bool:
 
 
 def evaluated_images(command: PublishingCommand, report: dict[str, Any] | None) -> datasets.Dataset | None:
-    """The images of the split that was evaluated; None where the report does not say where they are.
+    """The images of the split that was evaluated; None where they are not known or not there any more.
 
     Raises:
-        ValueError: If they are not there any more, or pictures are wanted of images that are not known.
+        ValueError: If it is so and the flags ask for pictures of them.
     """
-    if command.pictures == 0:
-        return None
     source = (report or {}).get("data")
     if source is not None:
-        return load_segmentation_dataset(
-            source["dataset"], source["data_dir"], source["split"], hub_id=source["hub_id"], **source["dataset_options"]
-        )
-    if command.pictures is not None:
+        place = {"data_dir": source["data_dir"], "hub_id": source["hub_id"], **source["dataset_options"]}
+        try:
+            return load_segmentation_dataset(source["dataset"], split=source["split"], **place)
+        except (ValueError, OSError) as error:
+            if command.pictures:
+                raise
+            print(f"The images of the evaluation could not be loaded, so the card shows none: {error}")
+            return None
+    if command.pictures:
         raise ValueError(
             f"{command.evaluation} does not say which images were evaluated, so there are none to show. Evaluate the "
             "network again, or publish without --pictures."
@@ -264,6 +302,8 @@ def gather_facts(
 ) -> CardFacts:
     """All that the card tells."""
     folder = Path(command.model)
+    if report is None and (command.runs or command.baseline):
+        raise ValueError(f"{folder} holds no scores, so there is nothing to set --runs or --baseline beside.")
     training = with_method(folder, report or {})
     report = report or {}
     dataset = command.dataset_name or report.get("dataset")
@@ -347,7 +387,11 @@ def _with_folder(report: dict[str, Any], folder: str) -> dict[str, Any]:
     return report | {"exports": exports}
 
 
-def _keep(publication: Path, folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} exists and is not empty. Remove it, or choose another --output.")
-    shutil.copytree(publication, folder, dirs_exist_ok=True)
+def _check_name(flag: str, name: str) -> None:
+    """Make sure that a name is a full one on the Hub, before any work is done for it."""
+    try:
+        validate_repo_id(name)
+    except ValueError as error:
+        raise ValueError(f"--{flag} takes user/name as on the Hub, got {name!r}. {error}") from error
+    if "/" not in name:
+        raise ValueError(f"--{flag} takes user/name as on the Hub, got {name!r}: the user or organisation is missing.")
