@@ -97,8 +97,9 @@ def network_spec(model: PreTrainedModel) -> NetworkSpec:
     channels = getattr(model, "tap_channels", None)
     if channels is None:
         raise ValueError(
-            f"{type(model).__name__} has no `tap_channels`, so its features can't be distilled. Teacher and student "
-            "must be networks of hf_segkd, such as DeepLabV3PlusForSemanticSegmentation."
+            f"{type(model).__name__} has no `tap_channels`, so its features can't be distilled. A student must be a "
+            "network of hf_segkd, such as DeepLabV3PlusForSemanticSegmentation; wrap a teacher in "
+            "hf_segkd.foreign.ForeignNetwork."
         )
     return NetworkSpec(
         channels,

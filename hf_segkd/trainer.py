@@ -22,6 +22,7 @@ from hf_segkd.adversary import AdversaryCallback
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
 from hf_segkd.distiller import Distiller, build_distiller, parameter_groups
+from hf_segkd.foreign import ForeignNetwork, with_taps
 from hf_segkd.inputs import augmented, whole_images
 from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
@@ -48,7 +49,8 @@ class DistillationTrainer(PublishingTrainer):
     Args:
         model: The student.
         args: Training arguments; `args.method` names the loss, "none" trains without a teacher.
-        teacher: The network to learn from. It is never trained, saved, or taken out of evaluation mode.
+        teacher: The network to learn from. It is never trained, saved, or taken out of evaluation mode. A segmentation
+            model of transformers offers its logits; a `ForeignNetwork` of it other taps too.
         train_dataset: A data set of `load_segmentation_dataset`, which is augmented as `args` says, or any torch
             data set of `pixel_values` (3, h, w) and `labels` (h, w), both of the crop's size. The trainer tells an
             `AugmentedDataset` the epoch; one that is wrapped in another data set you must tell yourself.
@@ -71,7 +73,7 @@ class DistillationTrainer(PublishingTrainer):
         model: PreTrainedModel,
         args: DistillationArguments,
         *,
-        teacher: PreTrainedModel | None = None,
+        teacher: PreTrainedModel | ForeignNetwork | None = None,
         train_dataset: Dataset | datasets.Dataset | None = None,
         eval_dataset: Dataset | datasets.Dataset | dict[str, Any] | None = None,
         processing_class: Any = None,
@@ -79,6 +81,8 @@ class DistillationTrainer(PublishingTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         _refuse_what_was_never_tested(args)
+        if teacher is not None and teacher is not model:
+            teacher = with_taps(teacher)
         distiller = build_distiller(model, teacher, args)
         if args.channels_last:
             model.to(memory_format=torch.channels_last)

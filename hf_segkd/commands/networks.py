@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
 from hf_segkd.data import LabelInfo
 from hf_segkd.inputs import check_labels, normalisation
@@ -12,6 +19,8 @@ from hf_segkd.inputs import check_labels, normalisation
 
 def load_network(path: str, labels: LabelInfo | None = None) -> tuple[PreTrainedModel, Any]:
     """A network and its image processor from a folder or the Hub, in evaluation mode.
+
+    MaskFormer, Mask2Former, OneFormer and EoMT are loaded too, as teachers: their output is masks with classes.
 
     Args:
         path: Folder or Hub id.
@@ -21,7 +30,9 @@ def load_network(path: str, labels: LabelInfo | None = None) -> tuple[PreTrained
         ValueError: If there is no such network, a weight is missing or left over, or the labels are others.
     """
     try:
-        model, info = AutoModelForSemanticSegmentation.from_pretrained(path, output_loading_info=True)
+        masks = AutoConfig.from_pretrained(path).model_type in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
+        auto_class = AutoModelForUniversalSegmentation if masks else AutoModelForSemanticSegmentation
+        model, info = auto_class.from_pretrained(path, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(path)
     except OSError as error:
         reason = str(error).splitlines()[0]
