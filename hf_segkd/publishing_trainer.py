@@ -21,6 +21,7 @@ from transformers.utils import PushInProgress, logging
 
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
+from hf_segkd.foreign import ForeignNetwork
 from hf_segkd.hub import _checked, _explained, create_repository, upload
 from hf_segkd.model_card import CardFacts, public, shareable
 from hf_segkd.publication import (
@@ -213,6 +214,7 @@ class PublishingTrainer(Trainer):
     def _facts(self, pictures_note: str | None) -> CardFacts:
         report, images, teacher = self._report(), self.train_dataset, self._teacher_network()
         origin = "" if teacher is None else teacher.name_or_path
+        taught_by = teacher.model if isinstance(teacher, ForeignNetwork) else teacher
         return CardFacts(
             repo_id=self.hub_model_id or Path(self.args.output_dir).absolute().name,
             architecture=describe(self.student),
@@ -220,7 +222,7 @@ class PublishingTrainer(Trainer):
             method=self.args.method,
             method_kwargs=self.args.method_kwargs,
             dataset=label_info(images.dataset).name if isinstance(images, AugmentedDataset) else "unknown",
-            teacher=None if teacher is None else origin or describe(teacher),
+            teacher=None if teacher is None else origin or describe(taught_by),
             teacher_id=origin if origin.count("/") == 1 and not Path(origin).exists() else None,
             license=self.args.hub_license,
             report=report,

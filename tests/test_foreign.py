@@ -1,3 +1,4 @@
+import json
 import math
 from types import SimpleNamespace
 
@@ -6,22 +7,30 @@ import pytest
 import torch
 import torch.nn.functional as F
 from foreign_models import DENSE, ONEFORMER_INPUTS, QUERY, SIDE, build, no_scipy  # noqa: F401
+from test_commands import OPTIONS, STUDENT, flags
 from tiny_runs import NUM_CLASSES, network, processor, same, trainer, weights
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     EomtImageProcessor,
     Mask2FormerImageProcessor,
     MaskFormerImageProcessor,
     OneFormerImageProcessor,
+    OneFormerProcessor,
+    PreTrainedTokenizerFast,
     SegformerConfig,
     SegformerForImageClassification,
 )
 
+from hf_segkd.commands import evaluation, training
 from hf_segkd.commands.networks import load_network
 from hf_segkd.distiller import network_spec
 from hf_segkd.foreign import ForeignNetwork, query_log_probabilities, with_taps
 
 pytestmark = pytest.mark.usefixtures("no_scipy")
 IMAGES = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+TAPS = {"decoder": "decode_head.linear_fuse"}
 CROP = {"crop_size": [SIDE, SIDE], "max_steps": 1}  # EoMT and DPT take squares only
 
 
@@ -225,3 +234,43 @@ def test_load_network_loads_dense_and_query_models(make, tmp_path):
     assert not loaded.training
     assert same(weights(loaded), weights(model))
     assert with_taps(loaded).name_or_path == str(tmp_path)
+
+
+@pytest.mark.parametrize("make", [foreign_models.segformer, foreign_models.mask2former], ids=["dense", "queries"])
+def test_the_distill_command_takes_such_a_teacher_and_evaluate_scores_it(make, tmp_path):
+    teacher = tmp_path / "teacher"
+    build(make, id2label=network().config.id2label).save_pretrained(teacher)
+    processor().save_pretrained(teacher)
+    options = {"student_config": STUDENT, "teacher": str(teacher), "method": "kd"}
+    if make is foreign_models.segformer:
+        options |= {"method": "at", "method_kwargs": {"taps": ["decoder"]}, "teacher_taps": TAPS}
+    report = training.main(flags(tmp_path / "run", **options))
+    assert (report["teacher"], report["steps"]) == (str(teacher), 2)
+    data = ["--dataset", "demo", "--dataset_options", json.dumps(OPTIONS), "--use_cpu"]
+    scores = evaluation.main(["--model", str(teacher), "--output", str(tmp_path / "scores.json"), *data])
+    assert scores["num_images"] == 8
+
+
+def test_oneformers_task_is_what_its_processor_makes_of_it(tmp_path):
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "the", "task", "is", "semantic", "[UNK]"])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    for part in (build(foreign_models.oneformer), processor(), tokenizer):
+        part.save_pretrained(tmp_path)
+    teacher = ForeignNetwork(load_network(str(tmp_path))[0])
+    expected = OneFormerProcessor._preprocess_text(
+        SimpleNamespace(tokenizer=tokenizer), ["the task is semantic"], max_length=8
+    )
+    assert torch.equal(teacher.inputs["task_inputs"], expected)
+    assert expected[0].tolist() == [1, 2, 3, 4, 0, 0, 0, 0]
+
+
+def test_the_card_of_a_student_names_it_and_shows_its_cost(tmp_path):
+    run = trainer(tmp_path, teacher=foreign(foreign_models.mask2former).model, method="kd", max_steps=1)
+    run.train()
+    run.evaluate()
+    run._write_publication(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "Mask2FormerForUniversalSegmentation (swin)" in card
+    assert "| teacher | 0.113 M" in card

@@ -11,6 +11,7 @@ from hf_segkd.arguments import DistillationArguments, parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.commands.networks import load_network
 from hf_segkd.data import label_info
+from hf_segkd.foreign import with_taps
 from hf_segkd.reports import evaluation_report, format_report, write_json
 from hf_segkd.trainer import DistillationTrainer
 
@@ -37,7 +38,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     model, processor = load_network(command.model, labels)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = DistillationTrainer(
-            model=model,
+            model=with_taps(model),  # also masks with classes become logits
             args=DistillationArguments(
                 output_dir=scratch,
                 per_device_eval_batch_size=command.batch_size,

@@ -22,6 +22,7 @@ from hf_segkd.arguments import DistillationArguments, json_object, parse_argumen
 from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.commands.networks import check_same_normalisation, load_network
 from hf_segkd.data import LabelInfo, check_dataset, label_info
+from hf_segkd.foreign import ForeignNetwork
 from hf_segkd.models import load_pretrained_backbone
 from hf_segkd.publication import versions
 from hf_segkd.reports import evaluation_report, format_report, write_json
@@ -52,12 +53,21 @@ class TrainingCommand(DataFlags):
         metadata={"help": "ImageNet weights of a new student's backbone: torchvision's name for them, or a file."},
     )
     teacher: str | None = field(default=None, metadata={"help": "Folder or Hub id of the teacher."})
+    teacher_taps: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Taps, beside its logits, of a teacher that is not of hf_segkd, as a JSON object: tap name -> path "
+            "of the module whose output it is."
+        },
+    )
     check_data: bool = field(default=True, metadata={"help": "Read some images and masks before training starts."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.student_config is not None:
             self.student_config = json_object(self.student_config, "student_config")
+        if self.teacher_taps is not None:
+            self.teacher_taps = json_object(self.teacher_taps, "teacher_taps")
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
@@ -71,6 +81,8 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     if command.teacher is not None:
         teacher, teacher_processor = load_network(command.teacher, labels)
         check_same_normalisation(teacher_processor, processor)
+        if command.teacher_taps is not None:
+            teacher = ForeignNetwork(teacher, command.teacher_taps)
     trainer = DistillationTrainer(
         model=student,
         args=arguments,
