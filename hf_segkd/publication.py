@@ -22,7 +22,7 @@ from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import label_info
 from hf_segkd.data.licences import data_terms
 from hf_segkd.inference import predict
-from hf_segkd.model_card import CardFacts, class_series, render_card
+from hf_segkd.model_card import CardFacts, class_series, public, render_card
 from hf_segkd.pictures import colour, comparison, per_class_chart
 from hf_segkd.profiling import count_macs
 from hf_segkd.reports import write_json
@@ -64,13 +64,16 @@ def write_publication(
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Networks of transformers itself bring no code.
-    facts = replace(facts, self_contained=facts.self_contained and is_ours(student))
+    ours = is_ours(student)
+    facts = replace(facts, needs_package=ours, self_contained=facts.self_contained and ours)
     save_network(student, folder, facts.self_contained)
     processor.save_pretrained(folder)
     if facts.report is not None:
-        write_json({key: value for key, value in facts.report.items() if key not in PRIVATE}, folder / SCORES_FILE)
-        series = class_series(facts)
-        per_class_chart(list(facts.id2label.values()), series).save(folder / CHART_FILE, optimize=True)
+        shared = {key: value for key, value in facts.report.items() if key not in PRIVATE}
+        if "method_kwargs" in shared:
+            shared["method_kwargs"] = public(shared["method_kwargs"])
+        write_json(shared, folder / SCORES_FILE)
+        per_class_chart(facts.class_names, class_series(facts)).save(folder / CHART_FILE, optimize=True)
         facts = replace(facts, chart=CHART_FILE)
     if samples is not None and networks:
         compare(samples, networks).save(folder / PICTURE_FILE, optimize=True)

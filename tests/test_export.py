@@ -85,6 +85,9 @@ def child(code, *arguments, hidden, cwd):
 def test_an_export_reports_that_it_is_the_same_network(exported):
     report = json.loads((exported / "export.json").read_text())
     first, second = report["exports"]
+    for export in (first, second):
+        assert (export["dataset"], export["split"], export["image_size"]) == ("demo", "val", list(SIZE))
+    assert first["snippet_agreement"] == 1.0
     assert (first["format"], first["file"], first["opset"]) == ("onnx", "model.onnx", 20)
     assert (first["argmax"], first["dynamic"]) == (False, False)
     assert first["file_mb"] == pytest.approx((exported / "model.onnx").stat().st_size / 1e6)

@@ -263,6 +263,21 @@ def test_the_cost_is_counted_at_the_size_the_processor_gives():
     assert publication.image_size(halves, scenes("val", 1)) == (SIZE[0] // 2, SIZE[1] // 2)
 
 
+def test_the_chart_names_classes_by_their_ids(published, runs, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(
+        publication, "per_class_chart", lambda names, series: drawn.append(names) or Image.new("L", (1, 1))
+    )
+    shuffled = tmp_path / "run"
+    shutil.copytree(runs / "distilled", shuffled)
+    config = json.loads((shuffled / "config.json").read_text())
+    names = [config["id2label"][str(index)] for index in range(4)]
+    config["id2label"] = dict(reversed(config["id2label"].items()))
+    (shuffled / "config.json").write_text(json.dumps(config))
+    publish(tmp_path, tmp_path / "out", "--pictures", "0", model="run")
+    assert drawn == [names]
+
+
 def test_settings_that_nobody_changed_are_not_called_changed(runs):
     saved = json.loads((runs / "alone-0" / "training_args.json").read_text())
     defaults = publication.default_settings()

@@ -132,7 +132,7 @@ class Export:
         if self.command.int8:
             exports.append(self.write_int8())
         if self.command.format == "onnx":
-            self.write_snippet()
+            exports[0]["snippet_agreement"] = self.write_snippet()
         print(exports_table(exports))
         latency = self.time() if self.command.latency_runs else None
         report = {"exports": exports, "latency": latency, "versions": versions()}
@@ -203,10 +203,13 @@ class Export:
             "dynamic": self.command.dynamic,
             "opset": None if name == "torch_export" else OPSET,
             "parity": asdict(parity),
+            "dataset": label_info(self.images).name,
+            "split": self.command.split,
+            "image_size": list(self.example.shape[-2:]),
         }
 
-    def write_snippet(self) -> None:
-        """A program that runs the ONNX file, and how close it comes to PyTorch."""
+    def write_snippet(self) -> float:
+        """A program that runs the ONNX file; returns for which share of the pixels it gives PyTorch's class."""
         source = Path(run_onnx.__file__).read_text()
         (self.scratch / SNIPPET).write_text(source)
         session, facts = run_onnx.load(self.scratch / FILES["onnx"])
@@ -217,6 +220,7 @@ class Export:
             pixels += mask.size
         print(source)
         print(f"# {SNIPPET}, above, gives {100 * same / pixels:.3f} % of the pixels the class that PyTorch gives.\n")
+        return same / pixels
 
     def time(self) -> dict[str, Any]:
         """Latencies of the network, and of the teacher if there is one."""
