@@ -96,13 +96,25 @@ class ForeignNetwork(nn.Module):
         Args:
             pixel_values: Normalised images, (b, 3, hh, ww).
             output_features: Whether to return the taps.
+
+        Raises:
+            ValueError: If the model takes no images of this size.
         """
         inputs = {
             name: value.to(pixel_values.device).expand(len(pixel_values), *value.shape[1:])
             for name, value in self.inputs.items()
         }
         with self._recorded() as features:
-            output = self.model(pixel_values=pixel_values, **inputs)
+            try:
+                output = self.model(pixel_values=pixel_values, **inputs)
+            except (RuntimeError, ValueError) as error:
+                size, tried = tuple(pixel_values.shape[-2:]), _trial_size(self.model.config)
+                if size == tried or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise ValueError(
+                    f"{type(self.model).__name__} works on images of {tried[0]} x {tried[1]} and not of {size[0]} x "
+                    f"{size[1]}: {error}. Some models take one size (EoMT) or squares (DPT): set crop_size to it."
+                ) from error
         logits = _logits(self.model, output)
         return SemanticSegmenterOutputWithFeatures(
             logits=logits, features={**features, "logits": logits} if output_features else None

@@ -274,3 +274,17 @@ def test_the_card_of_a_student_names_it_and_shows_its_cost(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "Mask2FormerForUniversalSegmentation (swin)" in card
     assert "| teacher | 0.113 M" in card
+
+
+@pytest.mark.parametrize("make", [foreign_models.dpt, foreign_models.eomt], ids=["dpt", "eomt"])
+def test_models_of_one_size_say_which(make):
+    with pytest.raises(ValueError, match=r"works on images of 32 x 32 and not of 32 x 48: .* set crop_size"):
+        foreign(make)(torch.zeros(1, 3, SIDE, 48))
+
+
+def test_a_model_with_queries_is_refused_as_a_student(tmp_path):
+    build(foreign_models.mask2former, id2label=network().config.id2label).save_pretrained(tmp_path / "student")
+    processor().save_pretrained(tmp_path / "student")
+    recipe = flags(tmp_path / "run", student=str(tmp_path / "student"), method="none", image_size=None)
+    with pytest.raises(ValueError, match="can be a teacher, but not a student"):
+        training.main(recipe)

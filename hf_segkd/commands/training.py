@@ -16,6 +16,7 @@ from transformers import (
     SegformerImageProcessor,
     set_seed,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_segkd.arguments import DistillationArguments, json_object, parse_arguments
@@ -161,7 +162,13 @@ def build_student(command: TrainingCommand, labels: LabelInfo) -> tuple[PreTrain
             raise ValueError("pretrained_backbone is for a new student; student already brings its weights.")
         if command.image_size is not None:
             raise ValueError("image_size is for a new student; student brings its image processor, and so its size.")
-        return load_network(command.student, labels)
+        student, processor = load_network(command.student, labels)
+        if student.config.model_type in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES:
+            raise ValueError(
+                f"{type(student).__name__} predicts masks and their classes: it can be a teacher, but not a student. "
+                "Take a student that gives logits for each pixel."
+            )
+        return student, processor
     values = dict(command.student_config)
     config = AutoConfig.for_model(
         values.pop("model_type", "segkd-deeplabv3plus"),
