@@ -15,6 +15,7 @@ _HOME = {
     "DeepLabV3PlusForSemanticSegmentation": "hf_segkd.models",
     "DistillationArguments": "hf_segkd.arguments",
     "DistillationTrainer": "hf_segkd.trainer",
+    "ForeignNetwork": "hf_segkd.foreign",
     "HRNetConfig": "hf_segkd.models",
     "HRNetForSemanticSegmentation": "hf_segkd.models",
     "ISANetConfig": "hf_segkd.models",

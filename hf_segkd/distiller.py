@@ -99,7 +99,7 @@ def network_spec(model: PreTrainedModel) -> NetworkSpec:
         raise ValueError(
             f"{type(model).__name__} has no `tap_channels`, so its features can't be distilled. A student must be a "
             "network of hf_segkd, such as DeepLabV3PlusForSemanticSegmentation; wrap a teacher in "
-            "hf_segkd.foreign.ForeignNetwork."
+            "hf_segkd.ForeignNetwork."
         )
     return NetworkSpec(
         channels,

@@ -68,7 +68,7 @@ class AbstractDistillationLoss(nn.Module, ABC):
                 raise ValueError(
                     f"{self.name} reads the {side}'s {missing}, but that network offers "
                     f"{sorted(spec.channels)}. Choose other taps with method_kwargs, or another network; of a teacher "
-                    "that is not of hf_segkd name more with hf_segkd.foreign.ForeignNetwork(teacher, taps={...})."
+                    "that is not of hf_segkd name more with hf_segkd.ForeignNetwork(teacher, taps={...})."
                 )
         for term, weight in weights.items():
             if not _is_number(weight) or not 0 <= weight < math.inf:
