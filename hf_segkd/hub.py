@@ -96,6 +96,20 @@ def create_repository(
     return url.repo_id
 
 
+def prepare_branch(repo_id: str, revision: str | None, token: str | None = None) -> None:
+    """Make sure that the token may write, which a repository that is there already does not tell, and where to.
+
+    Raises:
+        ValueError: If it may not.
+        ConnectionError: As `upload`.
+    """
+    api = HfApi(token=_checked(token))
+    with _explained(repo_id):
+        api.auth_check(repo_id, write=True)
+        if revision is not None and not api.revision_exists(repo_id, revision):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+
+
 def planned_upload(folder: Path, repo_id: str, *, repo_type: str = "model") -> str:
     """What `upload` would send and where to, as a table, without asking the Hub.
 

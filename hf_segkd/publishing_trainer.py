@@ -12,7 +12,6 @@ from typing import Any
 
 import datasets
 import torch
-from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -22,7 +21,7 @@ from transformers.utils import PushInProgress, logging
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
 from hf_segkd.foreign import ForeignNetwork
-from hf_segkd.hub import _checked, _explained, create_repository, upload
+from hf_segkd.hub import create_repository, prepare_branch, upload
 from hf_segkd.model_card import CardFacts, public, shareable
 from hf_segkd.publication import (
     NOT_ALWAYS_THERE,
@@ -86,7 +85,7 @@ class PublishingTrainer(Trainer):
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         token = token or self.args.hub_token
         name = create_repository(name, private=self._private, token=token)
-        _prepare_branch(name, self.args.hub_revision, token)
+        prepare_branch(name, self.args.hub_revision, token)
         self.hub_model_id = name
         self.push_in_progress = None
 
@@ -257,15 +256,6 @@ class PublishingTrainer(Trainer):
         if self.args.load_best_model_at_end and best is not None and not self.is_in_train:
             return int(Path(best).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
         return self.state.global_step
-
-
-def _prepare_branch(repo_id: str, revision: str | None, token: str | None) -> None:
-    """Make sure that the token may write, which a repository that is there already does not tell, and where to."""
-    api = HfApi(token=_checked(token))
-    with _explained(repo_id):
-        api.auth_check(repo_id, write=True)
-        if revision is not None and not api.revision_exists(repo_id, revision):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
 
 
 def _hide_this_machine(checkpoint: Path) -> None:

@@ -54,13 +54,11 @@ def resize_labels(
     return F.interpolate(labels[:, None].float(), size=size, mode=mode)[:, 0].long()
 
 
-def unit_vectors(vectors: Tensor, dim: int) -> Tensor:
-    """The vectors along `dim` divided by their lengths; one of length zero stays zero and gets no gradient.
+def lengths(vectors: Tensor, dim: int = 1, keepdim: bool = False) -> Tensor:
+    """Length of the vectors along `dim`; infinite for those of length zero.
 
-    After a ReLU whole vectors are zero. The usual division by a small number instead of zero has a slope of 1e12 there.
+    What is divided by it is then zero, and zero is its gradient. Dividing by a small number instead, the student's
+    zero vectors, usual after a ReLU, would get gradients that are larger than all others by many orders.
     """
-    square = vectors.square().sum(dim, keepdim=True)
-    exists = square > ZERO_NORM**2
-    # The double `where` keeps the slope of the root at zero out of the backward pass.
-    length = torch.where(exists, square, torch.ones_like(square)).sqrt()
-    return torch.where(exists, vectors, torch.zeros_like(vectors)) / length
+    length = vectors.norm(dim=dim, keepdim=keepdim)
+    return length.masked_fill(length <= ZERO_NORM, torch.inf)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from hf_segkd.losses.adapters import align, resize_labels
+from hf_segkd.losses.adapters import align, lengths, resize_labels
 from hf_segkd.losses.base import (
     AbstractDistillationLoss,
     require_choice,
@@ -20,7 +20,6 @@ from hf_segkd.losses.base import (
 )
 from hf_segkd.losses.cirkd_memory import CIRKDMemory, key_divergence
 from hf_segkd.losses.cirkd_minibatch import LOWEST_TEMPERATURE, minibatch_divergence
-from hf_segkd.losses.ifvd import lengths
 from hf_segkd.losses.kd import pixel_wise_divergence
 from hf_segkd.types import Features, NetworkSpec, Paper
 

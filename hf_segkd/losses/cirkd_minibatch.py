@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from hf_segkd.losses.ifvd import lengths
+from hf_segkd.losses.adapters import lengths
 
 # exp(-2 / temperature), the least that is summed, is then still a normal number in fp32.
 LOWEST_TEMPERATURE = 0.023

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_segkd.losses.adapters import Connector, unit_vectors
+from hf_segkd.losses.adapters import Connector, lengths
 from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_same_num_labels, require_whole
 from hf_segkd.losses.gram import gram_matrix
 from hf_segkd.types import Features, NetworkSpec, Paper
@@ -40,7 +40,8 @@ def split_patches(x: Tensor, patches: tuple[int, int]) -> Tensor:
 
 def channel_correlation(x: Tensor) -> Tensor:
     """Inner products of all pairs of channels, each row of products scaled to length 1: (b, c, p) -> (b, c, c)."""
-    return unit_vectors(gram_matrix(x), dim=2)
+    products = gram_matrix(x)
+    return products / lengths(products, dim=2, keepdim=True)
 
 
 def inter_channel_distance(student_map: Tensor, teacher_map: Tensor, patches: tuple[int, int] = (1, 1)) -> Tensor:

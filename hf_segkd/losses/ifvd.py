@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hf_segkd.losses.adapters import ZERO_NORM, align, resize_labels
+from hf_segkd.losses.adapters import align, lengths, resize_labels
 from hf_segkd.losses.base import AbstractDistillationLoss
 from hf_segkd.types import Features, NetworkSpec, Paper
 
@@ -30,16 +30,6 @@ def intra_class_variation(features: Tensor, labels: Tensor, num_classes: int) ->
     # The cosine doesn't mind that a sum is longer than the mean.
     cosines = (rows * sums.index_select(0, group)).sum(1) / lengths(rows) / lengths(sums).index_select(0, group)
     return cosines.view(labels.shape)
-
-
-def lengths(vectors: Tensor, dim: int = 1, keepdim: bool = False) -> Tensor:
-    """Length of the vectors along `dim`; infinite for those of length zero.
-
-    What is divided by it is then zero, and zero is its gradient. Dividing by a small number instead, the student's
-    zero vectors, usual after a ReLU, would get gradients that are larger than all others by many orders.
-    """
-    length = vectors.norm(dim=dim, keepdim=keepdim)
-    return length.masked_fill(length <= ZERO_NORM, torch.inf)
 
 
 def class_sums(rows: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

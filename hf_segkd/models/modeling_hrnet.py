@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_hrnet import HRNetConfig, SegKDHRNetBackboneConfig
+from .modeling_auxiliary_head import init_mmseg_classifier
 from .modeling_backbone_base import SegKDBackbone, SegKDBackboneOutput, stage_channels, stage_maps
 from .modeling_resnet import BasicBlock, Bottleneck, ResNetStage
 from .modeling_segmentation import (
@@ -187,8 +188,7 @@ class HRNetForSemanticSegmentation(SegKDSegmentationModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if module is self.classifier:  # as in mmsegmentation
-            init.normal_(module.weight, std=0.01)
-            init.zeros_(module.bias)
+            init_mmseg_classifier(module)
         else:
             super()._init_weights(module)
 

@@ -1,13 +1,8 @@
 """Against numbers of mmsegmentation 1.2.2's FCN-HRNet, in evaluation mode."""
 
-import importlib.util
-import json
-import os
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from golden_networks import reference_network
 from tiny_networks import fill_weights, hashed
 
 from hf_segkd.models import HRNetConfig, HRNetForSemanticSegmentation, convert_mmseg_hrnet_state_dict
@@ -83,24 +78,12 @@ def test_every_tap_equals_mmsegmentations_network_in_float64():
         assert flat[probes].tolist() == pytest.approx(values, rel=1e-9)
 
 
-def reference_folder() -> Path:
-    root = Path(__file__).parents[2]
-    return (root / os.environ.get("HF_SEGKD_SHARED", "../shared")).resolve() / "golden" / "networks"
-
-
 @pytest.mark.parametrize(("file", "name"), [("hrnet_w18s", "hrnet_w18_small"), ("hrnet_w48", "hrnet_w48")])
 def test_converted_checkpoint_gives_mmsegmentations_logits(file, name):
-    folder = reference_folder()
-    if not (folder / f"{file}.json").is_file():
-        pytest.skip(f"no {file}.json in {folder}; HF_SEGKD_SHARED names the folder that holds golden/")
-    spec = importlib.util.spec_from_file_location("golden_recipe", folder / "recipe.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    reference = json.loads((folder / f"{file}.json").read_text())
+    recipe, reference, golden = reference_network(file)
     model = HRNetForSemanticSegmentation(HRNetConfig(backbone=name, num_labels=reference["num_labels"])).eval()
     model.load_state_dict(convert_mmseg_hrnet_state_dict(recipe.state_dict(reference["keys"])))
     assert model.num_parameters() == reference["params"]
-    golden = np.load(folder / f"{file}.npz")
     for key, stride in reference["logits_stride"].items():
         image = recipe.image(tuple(int(side) for side in key.split("x")))
         with torch.inference_mode():

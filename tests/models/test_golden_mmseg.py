@@ -1,12 +1,8 @@
 """Against numbers of mmsegmentation 1.2.2 in evaluation mode, through the converter of its checkpoints."""
 
-import importlib.util
-import json
-
-import numpy as np
 import pytest
 import torch
-from test_golden_networks import reference_folder
+from golden_networks import reference_network
 
 from hf_segkd.models import (
     DeepLabV3PlusConfig,
@@ -33,18 +29,11 @@ CASES = {
 
 @pytest.mark.parametrize("file", CASES)
 def test_converted_checkpoint_gives_the_logits_of_both_heads(file):
-    folder = reference_folder()
-    if not (folder / f"{file}.json").is_file():
-        pytest.skip(f"no {file}.json in {folder}; HF_SEGKD_SHARED names the folder that holds golden/")
-    spec = importlib.util.spec_from_file_location("golden_recipe", folder / "recipe.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    reference = json.loads((folder / f"{file}.json").read_text())
+    recipe, reference, golden = reference_network(file)
     model_class, config_class, kwargs = CASES[file]
     model = model_class(config_class(num_labels=reference["num_labels"], **kwargs)).eval()
     model.load_state_dict(convert_mmseg_state_dict(recipe.state_dict(reference["keys"])))
     assert model.num_parameters() == reference["params"]
-    golden = np.load(folder / f"{file}.npz")
     for key, stride in reference["logits_stride"].items():
         with torch.inference_mode():
             features = model(recipe.image(tuple(map(int, key.split("x")))), output_features=True).features

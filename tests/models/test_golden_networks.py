@@ -1,13 +1,8 @@
 """Against numbers of the AttnFD authors' code (github.com/AmirMansurian/AttnFD at f090bbe), in evaluation mode."""
 
-import importlib.util
-import json
-import os
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from golden_networks import reference_network
 from tiny_networks import fill_weights, hashed
 
 from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
@@ -162,28 +157,16 @@ def test_each_mobilenet_quirk_changes_the_numbers(option):
         assert not torch.allclose(plain(image).logits, quirky(image).logits, rtol=1e-3)
 
 
-def reference_folder() -> Path:
-    root = Path(__file__).parents[2]
-    return (root / os.environ.get("HF_SEGKD_SHARED", "../shared")).resolve() / "golden" / "networks"
-
-
 @pytest.mark.parametrize(
     ("file", "name"),
     [("attnfd_resnet18", "resnet18"), ("attnfd_resnet101", "resnet101"), ("attnfd_mobilenet", "mobilenet_v2")],
 )
 def test_converted_checkpoint_gives_the_authors_logits(file, name):
-    folder = reference_folder()
-    if not (folder / f"{file}.json").is_file():
-        pytest.skip(f"no {file}.json in {folder}; HF_SEGKD_SHARED names the folder that holds golden/")
-    spec = importlib.util.spec_from_file_location("golden_recipe", folder / "recipe.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    reference = json.loads((folder / f"{file}.json").read_text())
+    recipe, reference, golden = reference_network(file)
     config = DeepLabV3PlusConfig(num_labels=reference["num_labels"], **AS_IN_ATTNFD[name])
     model = DeepLabV3PlusForSemanticSegmentation(config).eval()
     model.load_state_dict(convert_attnfd_state_dict(recipe.state_dict(reference["keys"])))
     assert model.num_parameters() == reference["params_without_cbam"]
-    golden = np.load(folder / f"{file}.npz")
     for key, stride in reference["logits_stride"].items():
         image = recipe.image(tuple(int(side) for side in key.split("x")))
         with torch.inference_mode():
