@@ -18,10 +18,10 @@ demo: $(INSTALLED)  ## Train a teacher, distil a student from it, show what it g
 	$(BIN)/python scripts/demo.py
 
 test: $(INSTALLED)  ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 test-slow: $(INSTALLED)  ## Run the slow tests too (several processes, ImageNet weights, compilation)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile -m "slow or not slow"
 
 check: $(INSTALLED)  ## Lint: style, formatting, import order
 	$(BIN)/ruff check .
