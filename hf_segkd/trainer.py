@@ -89,6 +89,7 @@ class DistillationTrainer(PublishingTrainer):
         self._sum_of_rows: Tensor | None = None
         self._sums: dict[str, Tensor] = {}
         self._batches_summed = 0
+        self._batch_files: list[str] = []  # image_ids of the batch in work, where the data set gives them
         super().__init__(
             model=distiller,
             args=args,
@@ -168,6 +169,7 @@ class DistillationTrainer(PublishingTrainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
+        self._batch_files = inputs.pop("image_ids", [])
         images = inputs["pixel_values"]
         if self.args.channels_last and isinstance(images, Tensor):
             inputs["pixel_values"] = images.contiguous(memory_format=torch.channels_last)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_runs import arguments, network, processor, same, scenes, trainer, weights
-from transformers import AutoModelForSemanticSegmentation, Trainer, TrainerCallback, pipeline
+from transformers import AutoModelForSemanticSegmentation, Trainer, TrainerCallback, default_data_collator, pipeline
 
 from hf_segkd.data import AugmentedDataset, train_collator
 from hf_segkd.losses import LOSSES
@@ -101,7 +101,7 @@ def test_without_distillation_the_student_is_what_plain_trainer_makes_of_it(opti
         model=student,
         args=args,
         train_dataset=ours.train_dataset,
-        data_collator=train_collator,
+        data_collator=default_data_collator,  # drops the names of the images
         optimizers=(
             torch.optim.SGD(student.parameters(), lr=args.learning_rate, momentum=0.9, weight_decay=args.weight_decay),
             None,
@@ -255,6 +255,24 @@ def test_augmentation_follows_the_epoch(tmp_path):
     assert epochs == [0, 0, 0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_trainer_knows_the_names_of_the_images_in_each_batch(num_workers, tmp_path):
+    run = trainer(tmp_path, dataloader_num_workers=num_workers)
+    seen = []
+
+    class Record(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(run._batch_files)
+
+    run.add_callback(Record())
+    run.train()
+    assert [len(names) for names in seen] == [4, 4, 4]
+    assert sorted(name for names in seen for name in names) == sorted(scenes()["image_id"])
+    run.evaluate(run.train_dataset)  # the names must not reach the network there either
+    run.evaluate()
+    assert run._batch_files == []
+
+
 def test_channels_last_gives_the_same_student_up_to_rounding(tmp_path):
     # Without dropout: its mask is drawn in the order of memory.
     off = {"aspp_dropout": 0.0, "decoder_dropout": 0.0, "classifier_dropout": 0.0}
@@ -299,6 +317,7 @@ def test_another_batch_size_than_the_recipes_is_warned_about_with_the_factor(tmp
 def test_the_official_attnfd_divides_the_cross_entropy_by_the_batch_too(tmp_path):
     run = trainer(tmp_path, method="attnfd", method_kwargs={"preset": "official"}, max_steps=1)
     student, batch = run.student, train_collator([run.train_dataset[index] for index in range(4)])
+    del batch["image_ids"]
     features = run.teacher(pixel_values=batch["pixel_values"], output_features=True).features
     for module in student.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -16,7 +16,7 @@ from .transforms import TrainTransform
 if TYPE_CHECKING:  # importing transformers takes longer than all the rest together
     from transformers import BaseImageProcessor
 
-Sample = dict[str, Tensor]
+Sample = dict[str, Tensor | str]
 
 
 class AugmentedDataset(Dataset):
@@ -50,11 +50,11 @@ class AugmentedDataset(Dataset):
         """Sample of a row.
 
         Returns:
-            `pixel_values`, (3, h, w) float32, and `labels`, (h, w) int64.
+            `pixel_values`, (3, h, w) float32, `labels`, (h, w) int64, and `image_ids`, the image's `image_id`.
         """
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
         row = self.dataset[index]
-        return self.transform(row["image"], row["annotation"], rng)
+        return {**self.transform(row["image"], row["annotation"], rng), "image_ids": row["image_id"]}
 
 
 class EvaluationDataset(Dataset):
@@ -86,15 +86,20 @@ class EvaluationDataset(Dataset):
         return {"pixel_values": pixel_values, "labels": torch.from_numpy(np.array(row["annotation"])).long()}
 
 
-def train_collator(samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """Stack samples of one shape: `pixel_values`, (b, 3, h, w), and `labels`, (b, h, w)."""
-    return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+def train_collator(samples: Sequence[Sample]) -> dict[str, Tensor | list[str]]:
+    """Stack samples of one shape: `pixel_values`, (b, 3, h, w), and `labels`, (b, h, w); `image_ids` become a list."""
+    return {key: _stacked([sample[key] for sample in samples]) for key in samples[0]}
 
 
-def evaluation_collator(samples: Sequence[Sample]) -> dict[str, Tensor | list[Tensor]]:
+def evaluation_collator(samples: Sequence[Sample]) -> dict[str, Tensor | list[Tensor] | list[str]]:
     """Stack `pixel_values`, and likewise `labels`, where all shapes agree; otherwise a list of tensors."""
-    batch: dict[str, Tensor | list[Tensor]] = {}
+    batch: dict[str, Tensor | list[Tensor] | list[str]] = {}
     for key in samples[0]:
         values = [sample[key] for sample in samples]
-        batch[key] = torch.stack(values) if len({value.shape for value in values}) == 1 else values
+        shapes = {value.shape for value in values if isinstance(value, Tensor)}
+        batch[key] = _stacked(values) if len(shapes) == 1 else values
     return batch
+
+
+def _stacked(values: list[Tensor] | list[str]) -> Tensor | list[str]:
+    return torch.stack(values) if isinstance(values[0], Tensor) else values

@@ -76,9 +76,10 @@ def test_a_negative_seed_is_an_error(scenes):
         augmented(scenes, seed=-1)
 
 
-def test_train_batches_hold_tensors_of_the_crop_size_alone(scenes):
+def test_train_batches_hold_tensors_of_the_crop_size_and_the_names_of_their_images(scenes):
     batch = train_collator([augmented(scenes)[i] for i in range(3)])
-    assert set(batch) == {"pixel_values", "labels"}
+    assert set(batch) == {"pixel_values", "labels", "image_ids"}
+    assert batch["image_ids"] == [scenes[i]["image_id"] for i in range(3)]
     assert (batch["pixel_values"].shape, batch["pixel_values"].dtype) == ((3, 3, 32, 48), torch.float32)
     assert (batch["labels"].shape, batch["labels"].dtype) == ((3, 32, 48), torch.int64)
 
