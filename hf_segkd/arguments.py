@@ -61,6 +61,13 @@ class DistillationArguments(TrainingArguments):
         default="polynomial", metadata={"help": "Schedule, as in TrainingArguments: polynomial, cosine, ..."}
     )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 does not clip."})
+    ema_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "Decay of the moving average of the student's weights, e.g. 0.999, which is then what is scored, "
+            "saved and published; 0 is off."
+        },
+    )
     recipe_batch_size: int | None = field(
         default=None,
         metadata={"help": "Images per optimizer step the recipe was made for; another number is warned about."},
@@ -140,6 +147,8 @@ class DistillationArguments(TrainingArguments):
         for name in ("ce_weight", "head_lr_multiplier", "connector_lr_multiplier"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be below 1, such as 0.999, or 0 for no average; got {self.ema_decay}.")
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise ValueError(f"scale_range takes the smallest and the largest scale, got {self.scale_range}.")
         if self.crop_size is not None and (len(self.crop_size) != 2 or min(self.crop_size) < 1):

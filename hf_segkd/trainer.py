@@ -22,6 +22,7 @@ from hf_segkd.adversary import AdversaryCallback
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
 from hf_segkd.distiller import Distiller, build_distiller, parameter_groups
+from hf_segkd.ema import StudentAverage
 from hf_segkd.foreign import ForeignNetwork, with_taps
 from hf_segkd.inputs import augmented, whole_images
 from hf_segkd.losses import AbstractDistillationLoss
@@ -105,6 +106,9 @@ class DistillationTrainer(PublishingTrainer):
         if self.optimizer is not None:
             _require_all_parameters(self.optimizer, distiller)
         self.add_callback(_EpochOfAugmentation(self))
+        self._average = StudentAverage(model, args.ema_decay) if args.ema_decay else None
+        if self._average is not None:
+            self.add_callback(self._average)
         if distiller.loss is not None and distiller.loss.connector_epochs:
             self.add_callback(_ConnectorsFirst(distiller))
         for module in distiller.modules():
@@ -154,10 +158,19 @@ class DistillationTrainer(PublishingTrainer):
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `Trainer` does; afterwards all processes hold the same student, the one that is saved."""
+        """As `Trainer` does; afterwards all processes hold the same student, the one that is saved.
+
+        With `args.ema_decay` it has the averaged weights from then on.
+        """
         output = super().train(*args, **kwargs)
+        if self._average is not None:
+            self._average.give_to_student()
         self._share_buffers()
         return output
+
+    def _final_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the student has the weights that are scored, saved and published: averages where there are some."""
+        return contextlib.nullcontext() if self._average is None else self._average.in_student()
 
     def _share_buffers(self) -> None:
         """Give all processes the batch norm statistics of process 0: each has its own after a step."""
@@ -228,7 +241,8 @@ class DistillationTrainer(PublishingTrainer):
         self._confusion_matrix = torch.zeros(0, dtype=torch.int64)
         self._scored_images = dataloader.dataset
         self._share_buffers()  # score the statistics that are saved
-        return super().evaluation_loop(dataloader, *args, **kwargs)
+        with self._final_weights():
+            return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def prediction_step(
         self,
@@ -278,12 +292,16 @@ class DistillationTrainer(PublishingTrainer):
             return
         directory = Path(output_dir if output_dir is not None else self.args.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
-        self.student.save_pretrained(directory)
+        is_checkpoint = directory.name.startswith(PREFIX_CHECKPOINT_DIR)  # what training goes on from
+        with contextlib.nullcontext() if is_checkpoint else self._final_weights():
+            self.student.save_pretrained(directory)
+        if is_checkpoint and self._average is not None:
+            self._average.save(directory)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(directory)
         (directory / ARGUMENTS_FILE).write_text(self.args.to_json_string())
         loss = self.accelerator.unwrap_model(self.model).loss
-        if loss is not None and directory.name.startswith(PREFIX_CHECKPOINT_DIR):
+        if loss is not None and is_checkpoint:
             state = {name: value.contiguous() for name, value in loss.state_dict().items()}
             save_file(state, directory / LOSS_STATE_FILE)
 
@@ -294,6 +312,8 @@ class DistillationTrainer(PublishingTrainer):
         saved = type(distiller.student).from_pretrained(resume_from_checkpoint)
         distiller.student.load_state_dict(saved.state_dict())
         self._scored_images = None
+        if self._average is not None:
+            self._average.load(Path(resume_from_checkpoint))
         if distiller.loss is None:
             return
         loss_state = Path(resume_from_checkpoint, LOSS_STATE_FILE)
@@ -317,6 +337,10 @@ class DistillationTrainer(PublishingTrainer):
     def _load_best_model(self) -> None:
         logger.info(f"Loading the best model, {self.state.best_model_checkpoint} ({self.state.best_metric}).")
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _write_publication(self, folder: Path) -> None:
+        with self._final_weights():
+            super()._write_publication(folder)
 
 
 class _EpochOfAugmentation(TrainerCallback):
