@@ -121,6 +121,10 @@ class DistillationArguments(TrainingArguments):
         default=1,
         metadata={"help": "Images per device and evaluation step; more than 1 pays where sizes are equal."},
     )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Hide non-finite losses from the log; there are none, since the first one stops the run."},
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
     batch_eval_metrics: bool = field(default=True, metadata={"help": "Must stay True: evaluation is streamed."})
     ddp_find_unused_parameters: bool | None = field(

@@ -28,6 +28,7 @@ from hf_segkd.inputs import augmented, whole_images
 from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
+from hf_segkd.nonfinite import NonFiniteGuard, require_finite_scores
 from hf_segkd.publishing_trainer import PublishingTrainer
 from hf_segkd.teacher import batch_statistics
 from hf_segkd.types import Features
@@ -115,6 +116,9 @@ class DistillationTrainer(PublishingTrainer):
             if isinstance(module, Adversary):
                 self.add_callback(AdversaryCallback(module))
         self.teacher = None if distiller.loss is None else self._prepare_teacher(teacher)
+        self._guard = NonFiniteGuard(
+            distiller, self.accelerator, lambda images: self._teacher_features(distiller.loss, images)
+        )
         if (warning := args.warn_about_batch_size()) is not None:
             logger.warning(warning)
 
@@ -152,10 +156,16 @@ class DistillationTrainer(PublishingTrainer):
             distiller.loss.set_progress(self.state.global_step / max(1, self.state.max_steps))
             teacher_features = self._teacher_features(distiller.loss, inputs["pixel_values"])
         outputs = model(**inputs, teacher_features=teacher_features)
+        self._guard.remember(inputs, self._batch_files, outputs["terms"])
         for name, value in outputs["terms"].items():
             self._sums[name] = self._sums.get(name, 0) + value
         self._batches_summed += 1
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self._guard.check(grad_norm, self.state.global_step + 1, self.args.output_dir)
+        return grad_norm
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `Trainer` does; afterwards all processes hold the same student, the one that is saved.
@@ -242,7 +252,9 @@ class DistillationTrainer(PublishingTrainer):
         self._scored_images = dataloader.dataset
         self._share_buffers()  # score the statistics that are saved
         with self._final_weights():
-            return super().evaluation_loop(dataloader, *args, **kwargs)
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        require_finite_scores(output.metrics)
+        return output
 
     def prediction_step(
         self,

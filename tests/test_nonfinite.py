@@ -1,0 +1,178 @@
+import json
+import math
+import os
+import socket
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import network, same, scenes, trainer, weights
+from transformers import TrainerCallback
+
+NAN, INF = math.nan, math.inf
+
+
+def spoil(run, step, change, process=None):
+    """Let `change` alter the batch of the optimizer step that is the `step`-th, counted from 1."""
+    prepare = run._prepare_inputs
+
+    def prepare_and_change(inputs):
+        inputs = prepare(inputs)
+        if run.state.global_step + 1 == step and process in (None, run.args.process_index):
+            change(inputs)
+        return inputs
+
+    run._prepare_inputs = prepare_and_change
+
+
+class _StopAfterTwo(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= 2
+
+
+def one_pixel_nan(inputs):
+    inputs["pixel_values"][2, 0, 5, 5] = NAN
+
+
+def stopped(run, *patterns):
+    with pytest.raises(FloatingPointError) as stop:
+        run.train()
+    for pattern in patterns:
+        assert pattern in str(stop.value)
+    return str(stop.value)
+
+
+def test_a_nan_in_an_image_stops_the_run_with_its_name_and_leaves_weights_and_batch(tmp_path):
+    after_two = trainer(tmp_path / "two", method="cwd", max_steps=4)
+    after_two.add_callback(_StopAfterTwo())
+    after_two.train()
+    run = trainer(tmp_path, method="cwd", max_steps=4)
+    spoil(run, 3, one_pixel_nan)
+    message = stopped(run, "Step 3: the term ce is nan, the term cwd is nan. The input is not finite: ")
+    assert run.state.global_step == 2
+    expected = dict(after_two.model.named_parameters())
+    assert all(value.equal(expected[name]) for name, value in run.model.named_parameters())
+    folder = tmp_path / "nonfinite-step-3"
+    assert f'load_file("{folder}/batch.safetensors")' in message
+    report, batch = json.loads((folder / "report.json").read_text()), load_file(folder / "batch.safetensors")
+    assert batch["pixel_values"].shape == (4, 3, 32, 48)
+    assert batch["labels"].shape == (4, 32, 48)
+    assert batch["pixel_values"].isnan().nonzero().tolist() == [[2, 0, 5, 5]]
+    assert report["terms"] == [{"ce": "nan", "cwd": "nan"}]
+    assert len(report["files"]) == 4
+    assert set(report["files"]) <= set(scenes()["image_id"])
+    assert f"The input is not finite: {report['files'][2]}." in message
+    assert {file.name for file in folder.iterdir()} == {"batch.safetensors", "report.json"}
+
+
+def test_of_accumulated_batches_the_one_with_the_nan_is_saved(tmp_path):
+    run = trainer(tmp_path, per_device_train_batch_size=3, gradient_accumulation_steps=3, max_steps=1)
+    seen = []
+
+    def second_is_bad(inputs):
+        seen.append(inputs["pixel_values"])
+        if len(seen) == 2:
+            one_pixel_nan(inputs)
+
+    spoil(run, 1, second_is_bad)
+    stopped(run, "Step 1: the term ce is nan")
+    saved = load_file(tmp_path / "nonfinite-step-1" / "batch.safetensors")["pixel_values"]
+    assert torch.equal(saved.nan_to_num(), seen[1].nan_to_num())
+
+
+def test_an_infinite_weight_of_the_student_is_named(tmp_path):
+    run = trainer(tmp_path)
+    with torch.no_grad():
+        run.student.classifier.bias[1] = INF
+    stopped(run, "The weights are not finite: student.classifier.bias.")
+
+
+def test_a_teacher_whose_features_are_not_finite_is_named(tmp_path):
+    teacher = network(width=12, seed=1)
+    with torch.no_grad():
+        teacher.classifier.weight.fill_(1e38)
+    before = weights(teacher)
+    run = trainer(tmp_path, teacher=teacher, method="kd")
+    stopped(run, "the term kd is nan. The teacher's features are not finite: logits.")
+    assert same(weights(teacher), before)
+
+
+def test_logits_of_the_student_that_are_not_finite_are_named_and_looking_changes_no_statistics(tmp_path):
+    run = trainer(tmp_path)
+    with torch.no_grad():
+        run.student.classifier.weight.fill_(3e38)
+    find, before = run._guard._cause, {}
+    run._guard._cause = lambda batch: before.update(weights(run.model)) or find(batch)
+    stopped(run, "The student's logits are not finite")
+    assert same(weights(run.model), before)
+
+
+def test_a_term_that_overflows_by_itself_is_named_though_its_weight_is_zero(tmp_path):
+    run = trainer(tmp_path, method="cwd,kd", method_kwargs={"kd": {"weight": 0.0}})
+    kd = run.model.loss.losses[1]
+    kd.terms = lambda student, teacher, labels: {"kd": student["logits"].sum() * 0 + INF}
+    stopped(run, "Step 1: the term kd is inf. Images, weights,", "the term itself overflowed")
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_though_the_terms_are(tmp_path):
+    run = trainer(tmp_path, method="kd", per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    run.model.loss.terms = lambda student, teacher, labels: {"kd": (student["logits"].sum() * 0).sqrt()}
+    before = {name: value.detach().clone() for name, value in run.model.named_parameters()}
+    stopped(run, "Step 1: the gradient is not finite (its norm is nan), though all terms are.")
+    assert all(value.equal(before[name]) for name, value in run.model.named_parameters())
+    # Any of the accumulated batches may be to blame.
+    assert len(load_file(tmp_path / "nonfinite-step-1" / "batch.safetensors")["labels"]) == 4
+
+
+def test_a_batch_that_can_not_be_saved_still_stops_the_run_by_name(tmp_path):
+    run = trainer(tmp_path)
+    spoil(run, 1, one_pixel_nan)
+    (tmp_path / "nonfinite-step-1").write_text("in the way")
+    stopped(run, "The input is not finite", "They could not be saved in")
+
+
+def test_logits_that_are_not_finite_are_not_scored(tmp_path):
+    run = trainer(tmp_path)
+    run.student.backbone.bn1.running_var[0] = NAN
+    with pytest.raises(FloatingPointError, match="eval_loss is nan: the network's logits"):
+        run.evaluate()
+
+
+def stop_together(rank, port, folder):
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.set_num_threads(1)
+    run = trainer(folder, method="kd", per_device_train_batch_size=3, ddp_backend="gloo", max_steps=4)
+    # A term of weight 0 whose gradient is finite: nothing but the guard tells the other process.
+    terms = run.model.loss.terms
+    bad = torch.tensor(NAN if rank == 1 else 0.0)
+
+    def spoiled(*args):
+        added = bad if run.state.global_step == 1 else 0
+        return {name: value + added for name, value in terms(*args).items()}
+
+    run.model.loss.terms = spoiled
+    try:
+        run.train()
+    except FloatingPointError as error:
+        (folder / f"{rank}.txt").write_text(f"{run.state.global_step} {error}")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_the_one_with_the_nan_says_why(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # a free one
+    context = torch.multiprocessing.spawn(stop_together, (port, tmp_path), nprocs=2, join=False)
+    end = time.monotonic() + 120
+    while not context.join(timeout=5) and time.monotonic() < end:
+        pass
+    hanging = [process for process in context.processes if process.is_alive()]
+    for process in hanging:
+        process.kill()
+    assert hanging == []
+    first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
+    assert first == "1 Step 2: a term is not finite on another process, which says what and why."
+    assert second.startswith("1 Step 2: the term kd is nan. ")
+    assert [folder.name for folder in tmp_path.glob("nonfinite*")] == ["nonfinite-step-2-process-1"]
