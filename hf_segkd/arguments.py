@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,14 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import SchedulerType
+
+# Smallest value of numbers that TrainingArguments takes without a look.
+LEAST = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("recipe_batch_size", "scale_base"), 1),
+    **dict.fromkeys(("learning_rate", "head_lr_multiplier", "connector_lr_multiplier", "weight_decay"), 0),
+    **dict.fromkeys(("ce_weight", "max_grad_norm", "seed", "data_seed", "dataloader_num_workers"), 0),
+}
 
 
 @dataclass
@@ -71,6 +80,14 @@ class DistillationArguments(TrainingArguments):
     recipe_batch_size: int | None = field(
         default=None,
         metadata={"help": "Images per optimizer step the recipe was made for; another number is warned about."},
+    )
+
+    scale_lr: bool = field(
+        default=False,
+        metadata={
+            "help": "Train with learning_rate x images per optimizer step / recipe_batch_size (the linear scaling rule "
+            "of Goyal et al. 2017); learning_rate itself stays as it is, in what is saved too."
+        },
     )
 
     # --- training images ---
@@ -148,9 +165,20 @@ class DistillationArguments(TrainingArguments):
                 f"label_smoothing_factor is {self.label_smoothing_factor}, but the cross-entropy is the student's "
                 "own, without label smoothing. Leave it at 0."
             )
-        for name in ("ce_weight", "head_lr_multiplier", "connector_lr_multiplier"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
+                raise ValueError(f"{name} must be a number from {least}, got {value}.")
+        if (self.max_steps != -1 and self.max_steps < 1) or not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(
+                f"Nothing to train in {self.max_steps} steps or {self.num_train_epochs} epochs: give max_steps from 1, "
+                "or -1 (the default) and num_train_epochs above 0."
+            )
+        if self.scale_lr and (self.recipe_batch_size is None or self.auto_find_batch_size):
+            raise ValueError(
+                "scale_lr scales by images per optimizer step / recipe_batch_size: give recipe_batch_size, the number "
+                "that learning_rate is meant for, and no auto_find_batch_size, which changes it during the run."
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be below 1, such as 0.999, or 0 for no average; got {self.ema_decay}.")
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
@@ -163,17 +191,27 @@ class DistillationArguments(TrainingArguments):
         """Images per optimizer step, over all processes."""
         return self.world_size * self.per_device_train_batch_size * self.gradient_accumulation_steps
 
+    @property
+    def scaled_learning_rate(self) -> float:
+        """The learning rate of the backbone that the run starts with: `learning_rate`, scaled if `scale_lr` says so."""
+        return self.learning_rate * (self.images_per_step / self.recipe_batch_size if self.scale_lr else 1)
+
     def warn_about_batch_size(self) -> str | None:
         """What to tell the user when images per optimizer step are not what the recipe was made for."""
         actual = self.images_per_step
         if self.recipe_batch_size in (None, actual):
             return None
         factor = actual / self.recipe_batch_size
+        what_to_do = (
+            f"Its learning rate of {self.learning_rate:g} is scaled by {factor:g} to {self.scaled_learning_rate:g}."
+            if self.scale_lr
+            else f"Change one of these, or scale the learning rate by {factor:g} to {self.learning_rate * factor:g}, "
+            "as --scale_lr does."
+        )
         return (
             f"The recipe is for {self.recipe_batch_size} images per optimizer step; this run has {actual} "
             f"({self.world_size} processes x {self.per_device_train_batch_size} per device x "
-            f"{self.gradient_accumulation_steps} accumulation steps). Change one of these, or scale the learning "
-            f"rate by {factor:g} to {self.learning_rate * factor:g}."
+            f"{self.gradient_accumulation_steps} accumulation steps). {what_to_do}"
         )
 
 

@@ -141,7 +141,7 @@ def parameter_groups(distiller: Distiller, args: DistillationArguments) -> list[
         else:
             groups[args.head_lr_multiplier].append(parameter)
     return [
-        {"params": parameters, "lr": multiplier * args.learning_rate, "weight_decay": args.weight_decay}
+        {"params": parameters, "lr": multiplier * args.scaled_learning_rate, "weight_decay": args.weight_decay}
         for multiplier, parameters in groups.items()
     ]
 

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from hf_segkd.adversary import AdversaryCallback
 from hf_segkd.arguments import DistillationArguments
+from hf_segkd.constant_terms import ConstantTerms
 from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
 from hf_segkd.distiller import Distiller, build_distiller, parameter_groups
 from hf_segkd.ema import StudentAverage
@@ -106,7 +107,10 @@ class DistillationTrainer(PublishingTrainer):
         vars(model.config).pop("use_cache", None)  # Trainer sets it on any config; it would be saved
         if self.optimizer is not None:
             _require_all_parameters(self.optimizer, distiller)
+            if args.scale_lr:
+                raise ValueError("scale_lr scales the rates of the optimizer that is built from args; you passed one.")
         self.add_callback(_EpochOfAugmentation(self))
+        self.add_callback(ConstantTerms())
         self._average = StudentAverage(model, args.ema_decay) if args.ema_decay else None
         if self._average is not None:
             self.add_callback(self._average)
@@ -215,6 +219,7 @@ class DistillationTrainer(PublishingTrainer):
         if self.optimizer is None:
             distiller = self.accelerator.unwrap_model(self.model if model is None else model)
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, distiller)
+            kwargs["lr"] = self.args.scaled_learning_rate
             self.optimizer = optimizer_class(parameter_groups(distiller, self.args), **kwargs)
         return self.optimizer
 

@@ -70,7 +70,13 @@ def test_defaults_are_those_of_the_literature(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"ce_weight": -1.0}, "ce_weight must not be negative"),
+        ({"ce_weight": -1.0}, "ce_weight must be a number from 0, got -1.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number from 0, got nan"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be a number from 1, got 0"),
+        ({"seed": -1}, "seed must be a number from 0"),
+        ({"max_steps": 0}, "Nothing to train in 0 steps"),
+        ({"num_train_epochs": 0}, "Nothing to train in -1 steps or 0 epochs"),
+        ({"scale_lr": True}, "give recipe_batch_size"),
         ({"crop_size": [3]}, "height and width"),
         ({"scale_range": [1.0]}, "smallest and the largest scale"),
         ({"label_smoothing_factor": 0.1}, "without label smoothing"),

@@ -314,6 +314,23 @@ def test_another_batch_size_than_the_recipes_is_warned_about_with_the_factor(tmp
     assert arguments(tmp_path, recipe_batch_size=4).warn_about_batch_size() is None
 
 
+def test_scale_lr_scales_the_learning_rate_once_and_saves_the_one_that_was_given(tmp_path):
+    options = {"scale_lr": True, "recipe_batch_size": 16, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    schedule = {"lr_scheduler_kwargs": {"power": 1.0, "lr_end": 0.001}}
+    run = trainer(tmp_path, **options, **schedule)
+    run.train()
+    assert [entry["learning_rate"] for entry in run.state.log_history[:2]] == pytest.approx([0.0025, 0.00175])
+    assert json.loads((tmp_path / "checkpoint-1" / "training_args.json").read_text())["learning_rate"] == 0.01
+    resumed = trainer(tmp_path, **options, **schedule)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert resumed.state.log_history[1]["learning_rate"] == pytest.approx(0.00175)
+    assert {group["initial_lr"] for group in resumed.optimizer.param_groups} == {0.0025, 0.025}
+    assert "rate of 0.01 is scaled by 0.25 to 0.0025" in run.args.warn_about_batch_size()
+    optimizer = torch.optim.SGD(run.model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="scale_lr scales the rates of the optimizer that is built"):
+        DistillationTrainer(run.student, run.args, optimizers=(optimizer, None))
+
+
 def test_the_official_attnfd_divides_the_cross_entropy_by_the_batch_too(tmp_path):
     run = trainer(tmp_path, method="attnfd", method_kwargs={"preset": "official"}, max_steps=1)
     student, batch = run.student, train_collator([run.train_dataset[index] for index in range(4)])
