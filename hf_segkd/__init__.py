@@ -24,6 +24,7 @@ _HOME = {
     "PSPNetConfig": "hf_segkd.models",
     "PSPNetForSemanticSegmentation": "hf_segkd.models",
     "load_segmentation_dataset": "hf_segkd.data",
+    "load_unlabelled_images": "hf_segkd.data",
 }
 __all__ = sorted(_HOME)
 

@@ -115,6 +115,10 @@ class DistillationArguments(TrainingArguments):
         metadata={"help": "Photometric augmentation, an option of hf_segkd.data.TrainTransform."},
     )
 
+    unlabelled_ratio: float = field(
+        default=1.0, metadata={"help": "Unlabelled images, where there are some, for each labelled one in an epoch."}
+    )
+
     # --- publishing ---
     hub_license: str | None = field(
         default=None,
@@ -181,6 +185,11 @@ class DistillationArguments(TrainingArguments):
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be below 1, such as 0.999, or 0 for no average; got {self.ema_decay}.")
+        if not 0 < self.unlabelled_ratio < math.inf:
+            raise ValueError(
+                f"unlabelled_ratio must be above 0, got {self.unlabelled_ratio}; without unlabelled images leave their "
+                "data set out."
+            )
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise ValueError(f"scale_range takes the smallest and the largest scale, got {self.scale_range}.")
         if self.crop_size is not None and (len(self.crop_size) != 2 or min(self.crop_size) < 1):

@@ -56,15 +56,18 @@ class Distiller(nn.Module):
 
         Args:
             pixel_values: Normalised images, (b, 3, hh, ww).
-            labels: Class of each pixel, (b, hh, ww). Without labels no loss is computed.
+            labels: Class of each pixel, (b, hh, ww). Without labels the loss is that of the distillation terms alone.
             teacher_features: The teacher's taps for the same images. Without them there are no distillation terms.
 
         Returns:
-            `{"logits"}` without labels, else `{"loss", "terms"}`: the weighted sum to minimise, and what it is of,
-            unweighted.
+            `{"logits"}` without labels and features, else `{"loss", "terms"}`: the weighted sum to minimise, and what
+            it is of, unweighted.
         """
-        if labels is None:
+        if labels is None and teacher_features is None:
             return {"logits": self.student(pixel_values=pixel_values).logits}
+        if labels is None:
+            ignored = self.config.semantic_loss_ignore_index
+            labels = pixel_values.new_full(pixel_values[:, 0].shape, ignored, dtype=torch.long)
         if self.loss is None:
             terms = {"ce": self.student(pixel_values=pixel_values, labels=labels).loss}
         else:

@@ -10,25 +10,56 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_segkd.arguments import DistillationArguments
-from hf_segkd.data import AugmentedDataset, EvaluationDataset, LabelInfo, TrainTransform, label_info
+from hf_segkd.data import (
+    AugmentedDataset,
+    EvaluationDataset,
+    LabelInfo,
+    TrainTransform,
+    label_info,
+    without_labels,
+)
+from hf_segkd.losses import LOSSES, AbstractDistillationLoss
 
 logger = logging.get_logger(__name__)
 
 
-def augmented(dataset: Any, args: DistillationArguments, processor: Any, model: PreTrainedModel) -> Dataset | None:
+def augmented(
+    dataset: Any,
+    args: DistillationArguments,
+    processor: Any,
+    model: PreTrainedModel,
+    loss: AbstractDistillationLoss | None = None,
+    unlabelled: datasets.Dataset | None = None,
+) -> Dataset | None:
     """Random crops of a data set as `args` and the image processor say; a torch data set stays as it is.
 
     Raises:
-        ValueError: If there is no processor, the size of crops is not known, the labels are not the model's, or there
-            are fewer images than one step takes.
+        ValueError: If there is no processor, the size of crops is not known, the labels are not the model's, there
+            are fewer images than one step takes, or there are unlabelled images and the loss needs labels, or they have
+            no data set to be mixed with.
     """
-    if isinstance(dataset, datasets.DatasetDict):
-        raise ValueError(f"train_dataset holds the splits {', '.join(dataset)}; pass one of them.")
+    for name, splits in (("train_dataset", dataset), ("unlabelled_dataset", unlabelled)):
+        if isinstance(splits, datasets.DatasetDict):
+            raise ValueError(f"{name} holds the splits {', '.join(splits)}; pass one of them.")
     if isinstance(dataset, datasets.Dataset):
-        check_labels(model, label_info(dataset))
+        if "annotation" in dataset.column_names:
+            check_labels(model, label_info(dataset))
+        else:
+            refuse_need_of_labels(loss, "the images of train_dataset have")
+            dataset = without_labels(dataset)
         transform = _train_transform(args, _needed(processor), model)
         seed = args.seed if args.data_seed is None else args.data_seed
-        dataset = AugmentedDataset(dataset, transform, seed)
+        if unlabelled is not None:
+            refuse_need_of_labels(loss, "the images of unlabelled_dataset have")
+            unlabelled = without_labels(unlabelled)
+        dataset = AugmentedDataset(dataset, transform, seed, unlabelled, args.unlabelled_ratio)
+    elif unlabelled is not None:
+        raise ValueError(
+            "unlabelled_dataset is mixed with a train_dataset of load_segmentation_dataset, and train_dataset is "
+            f"{'missing' if dataset is None else type(dataset).__name__}. Let your own data set give the unlabelled "
+            f"images too, with all labels {model.config.semantic_loss_ignore_index}; with unlabelled images alone, "
+            "pass them as train_dataset."
+        )
     images = args.per_device_train_batch_size * args.world_size
     if dataset is not None and args.dataloader_drop_last and len(dataset) < images:
         raise ValueError(
@@ -51,6 +82,27 @@ def whole_images(dataset: Any, processor: Any, model: PreTrainedModel) -> Any:
         return dataset
     check_labels(model, label_info(dataset))
     return EvaluationDataset(dataset, _needed(processor))
+
+
+def refuse_need_of_labels(loss: AbstractDistillationLoss | None, what: str) -> None:
+    """Make sure that a student can learn from images without labels.
+
+    Args:
+        loss: The distillation loss, None without one.
+        what: What has no labels, for the message.
+
+    Raises:
+        ValueError: If there is no loss, or its terms depend on the labels.
+    """
+    if loss is not None and not loss.needs_labels:
+        return
+    able = ", ".join(name for name, kind in LOSSES.items() if not kind.needs_labels)
+    reason = (
+        "With method 'none' the student learns from labels alone"
+        if loss is None
+        else f"Method {loss.name!r}, as it is set, compares student and teacher by the labels"
+    )
+    raise ValueError(f"{reason}, and {what} no labels. Methods that need none: {able}.")
 
 
 def check_labels(model: PreTrainedModel, labels: LabelInfo) -> None:

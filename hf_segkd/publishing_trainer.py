@@ -211,7 +211,7 @@ class PublishingTrainer(Trainer):
         return [cost(name, network, size) for name, (network, _) in self._networks().items()]
 
     def _facts(self, pictures_note: str | None) -> CardFacts:
-        report, images, teacher = self._report(), self.train_dataset, self._teacher_network()
+        report, teacher = self._report(), self._teacher_network()
         origin = "" if teacher is None else teacher.name_or_path
         taught_by = teacher.model if isinstance(teacher, ForeignNetwork) else teacher
         return CardFacts(
@@ -220,7 +220,7 @@ class PublishingTrainer(Trainer):
             id2label=self.student.config.id2label,
             method=self.args.method,
             method_kwargs=self.args.method_kwargs,
-            dataset=label_info(images.dataset).name if isinstance(images, AugmentedDataset) else "unknown",
+            dataset=_name_of(self.train_dataset),
             teacher=None if teacher is None else origin or describe(taught_by),
             teacher_id=origin if origin.count("/") == 1 and not Path(origin).exists() else None,
             license=self.args.hub_license,
@@ -248,6 +248,21 @@ class PublishingTrainer(Trainer):
             "seed": self.args.seed,
             "steps": self._steps_of_student(),
             "batch_size": self.args.images_per_step,
+            **self.image_counts,
+        }
+
+    @property
+    def image_counts(self) -> dict[str, Any]:
+        """What a report tells of the training images, where the trainer knows them."""
+        images = self.train_dataset
+        if not isinstance(images, AugmentedDataset):
+            return {}
+        labelled = len(images.dataset) if images.has_labels else 0
+        mixed_in = 0 if images.unlabelled is None else len(images.unlabelled)
+        return {
+            "train_images": labelled,
+            "unlabelled_images": len(images.dataset) - labelled + mixed_in,
+            "unlabelled_ratio": self.args.unlabelled_ratio if mixed_in else None,
         }
 
     def _steps_of_student(self) -> int:
@@ -256,6 +271,12 @@ class PublishingTrainer(Trainer):
         if self.args.load_best_model_at_end and best is not None and not self.is_in_train:
             return int(Path(best).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
         return self.state.global_step
+
+
+def _name_of(images: Any) -> str:
+    """Name of a training set, where it has one; images without labels have none."""
+    named = isinstance(images, AugmentedDataset) and images.has_labels
+    return label_info(images.dataset).name if named else "unknown"
 
 
 def _hide_this_machine(checkpoint: Path) -> None:

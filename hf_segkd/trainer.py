@@ -25,7 +25,7 @@ from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
 from hf_segkd.distiller import Distiller, build_distiller, parameter_groups
 from hf_segkd.ema import StudentAverage
 from hf_segkd.foreign import ForeignNetwork, with_taps
-from hf_segkd.inputs import augmented, whole_images
+from hf_segkd.inputs import augmented, refuse_need_of_labels, whole_images
 from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
@@ -56,8 +56,12 @@ class DistillationTrainer(PublishingTrainer):
             model of transformers offers its logits; a `ForeignNetwork` of it other taps too.
         train_dataset: A data set of `load_segmentation_dataset`, which is augmented as `args` says, or any torch
             data set of `pixel_values` (3, h, w) and `labels` (h, w), both of the crop's size. The trainer tells an
-            `AugmentedDataset` the epoch; one that is wrapped in another data set you must tell yourself.
-        eval_dataset: The same without augmentation, or a dict of them; labels stay at their own resolution.
+            `AugmentedDataset` the epoch; one that is wrapped in another data set you must tell yourself. Without
+            labels the student learns from the teacher alone.
+        unlabelled_dataset: Images without labels, of `load_unlabelled_images` or any data set with a column `image`,
+            that come besides, `args.unlabelled_ratio` for each image of `train_dataset`; only the distillation terms
+            see them.
+        eval_dataset: As `train_dataset` without augmentation, or a dict of such; labels stay at their own resolution.
         processing_class: The image processor of the student (and the teacher): its size, mean and std are used in
             training and evaluation, and it is saved with the student.
         callbacks: As in `Trainer`.
@@ -78,6 +82,7 @@ class DistillationTrainer(PublishingTrainer):
         *,
         teacher: PreTrainedModel | ForeignNetwork | None = None,
         train_dataset: Dataset | datasets.Dataset | None = None,
+        unlabelled_dataset: datasets.Dataset | None = None,
         eval_dataset: Dataset | datasets.Dataset | dict[str, Any] | None = None,
         processing_class: Any = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -96,7 +101,7 @@ class DistillationTrainer(PublishingTrainer):
         super().__init__(
             model=distiller,
             args=args,
-            train_dataset=augmented(train_dataset, args, processing_class, model),
+            train_dataset=augmented(train_dataset, args, processing_class, model, distiller.loss, unlabelled_dataset),
             eval_dataset=whole_images(eval_dataset, processing_class, model),
             processing_class=processing_class,
             data_collator=train_collator,
@@ -156,6 +161,8 @@ class DistillationTrainer(PublishingTrainer):
         self._scored_images = None  # the student is about to change
         teacher_features = None
         distiller = self.accelerator.unwrap_model(model)
+        if "labels" not in inputs:
+            refuse_need_of_labels(distiller.loss, "the training batch has")
         if distiller.loss is not None:
             distiller.loss.set_progress(self.state.global_step / max(1, self.state.max_steps))
             teacher_features = self._teacher_features(distiller.loss, inputs["pixel_values"])

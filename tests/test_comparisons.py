@@ -56,6 +56,15 @@ def test_runs_of_another_method_or_with_other_arguments_are_refused():
         check(runs=[student(75, method_kwargs={"weight": 3})], reference=student(75, method_kwargs={}))
 
 
+def test_runs_with_other_unlabelled_images_are_refused_and_a_baseline_has_none():
+    mixed = {"unlabelled_images": 500, "unlabelled_ratio": 1.0}
+    with pytest.raises(ValueError, match="A run has unlabelled_images = 0, the published network 500"):
+        check(reference=student(75, **mixed), runs=[student(80, 1, **{**mixed, "unlabelled_images": 0})])
+    with pytest.raises(ValueError, match="A run has unlabelled_ratio = 2"):
+        check(reference=student(75, **mixed), runs=[student(80, 1, **{**mixed, "unlabelled_ratio": 2.0})])
+    check(reference=student(75, **mixed), baseline_runs=[alone(50, unlabelled_images=0)])
+
+
 def test_a_baseline_that_was_distilled_is_refused():
     with pytest.raises(ValueError, match="has the method 'kd'"):
         check(baseline_runs=[student(50, method="kd")])

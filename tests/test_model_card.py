@@ -143,6 +143,15 @@ def test_reports_that_cannot_be_compared_make_no_card():
         full(method="kd,cdw")
 
 
+def test_the_card_tells_of_images_without_labels():
+    assert "without labels" not in render_card(full())
+    mixed = {"unlabelled_images": 9000, "unlabelled_ratio": 2.0}
+    card = render_card(minimal(report=student(75, **mixed), runs=[student(75, **mixed)]))
+    assert (
+        "Students learnt from 512 images.\nThe distilled student also learnt from 9000 images without labels.\n" in card
+    )
+
+
 def test_teacher_undistilled_and_distilled_students_stand_side_by_side():
     card = render_card(full())
     assert row(card, "teacher")[1:] == ["81.82", "90.00", "90.00", "1 (0)", "900", "8"]

@@ -22,7 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_segkd.arguments import DistillationArguments, json_object, parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.commands.networks import check_same_normalisation, load_network
-from hf_segkd.data import LabelInfo, check_dataset, label_info
+from hf_segkd.data import LabelInfo, check_dataset, label_info, load_unlabelled_images
 from hf_segkd.foreign import ForeignNetwork
 from hf_segkd.models import load_pretrained_backbone
 from hf_segkd.publication import versions
@@ -61,6 +61,10 @@ class TrainingCommand(DataFlags):
             "of the module whose output it is."
         },
     )
+    unlabelled_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of images without masks, which the student learns from by what its teacher sees."},
+    )
     check_data: bool = field(default=True, metadata={"help": "Read some images and masks before training starts."})
 
     def __post_init__(self) -> None:
@@ -76,6 +80,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     command, arguments = parse_arguments(TrainingCommand, DistillationArguments, args=args)
     set_seed(arguments.seed)
     train, evaluation = load_splits(command)
+    unlabelled = None if command.unlabelled_dir is None else load_unlabelled_images(command.unlabelled_dir)
     labels = label_info(train)
     student, processor = build_student(command, labels)
     teacher = None
@@ -89,6 +94,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         args=arguments,
         teacher=teacher,
         train_dataset=train,
+        unlabelled_dataset=unlabelled,
         eval_dataset=evaluation,
         processing_class=processor,
     )
@@ -104,7 +110,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         "seed": arguments.seed,
         "steps": trainer.state.global_step,
         "batch_size": arguments.images_per_step,
-        "train_images": len(train),
+        **trainer.image_counts,
         "num_processes": arguments.world_size,
         "train_seconds": result.metrics["train_runtime"],
         "train_processor_seconds": processor_seconds,

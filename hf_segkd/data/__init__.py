@@ -6,6 +6,7 @@ from .loading import load_segmentation_dataset
 from .photometric import PhotoMetricDistortion, RandomBlur
 from .torch_datasets import AugmentedDataset, EvaluationDataset, evaluation_collator, train_collator
 from .transforms import TrainTransform
+from .unlabelled import load_unlabelled_images, without_labels
 
 __all__ = [
     "AugmentedDataset",
@@ -18,6 +19,8 @@ __all__ = [
     "evaluation_collator",
     "label_info",
     "load_segmentation_dataset",
+    "load_unlabelled_images",
     "train_collator",
     "voc_palette",
+    "without_labels",
 ]

@@ -47,16 +47,16 @@ class SegmentationDecoder:
             ValueError: If a file is damaged, too large, of the wrong mode, has labels that the data set does not
                 know, or if image and annotation differ in size. The message names the file.
         """
-        files = {column: _name_files(rows, column) for column in ("image", "annotation") if column in rows}
-        decoded = dict(rows)
-        if "image" in files:
-            decoded["image"] = [read_image(file) for file in files["image"]]
-        if "annotation" in files:
-            decoded["annotation"] = [self._read_annotation(file) for file in files["annotation"]]
-        if len(files) == 2:
+        decoded = decode_images(rows)
+        if "annotation" not in rows:
+            return decoded
+        masks = _name_files(rows, "annotation")
+        decoded["annotation"] = [self._read_annotation(file) for file in masks]
+        if "image" in rows:
+            images = _name_files(rows, "image")
             for row, (image, annotation) in enumerate(zip(decoded["image"], decoded["annotation"], strict=True)):
                 if image.size != annotation.size:
-                    raise ValueError(_size_mismatch(files["image"][row], image, files["annotation"][row], annotation))
+                    raise ValueError(_size_mismatch(images[row], image, masks[row], annotation))
         return decoded
 
     def _read_annotation(self, file: dict[str, Any]) -> Image.Image:
@@ -95,6 +95,14 @@ class SegmentationDecoder:
                 )
             indices = indices.astype(np.uint8)
         return indices
+
+
+def decode_images(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The transform of images without annotations: as `SegmentationDecoder`, and all that it does to images."""
+    decoded = dict(rows)
+    if "image" in rows:
+        decoded["image"] = [read_image(file) for file in _name_files(rows, "image")]
+    return decoded
 
 
 def read_image(file: dict[str, Any]) -> Image.Image:

@@ -123,6 +123,13 @@ def shorten(names: Sequence[str]) -> str:
     return ", ".join(names[:NUM_SHOWN]) + (", ..." if len(names) > NUM_SHOWN else "")
 
 
+def numbered(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The data set with a column `image_id`: its own, or split and number of the row."""
+    if "image_id" in dataset.column_names:
+        return dataset
+    return dataset.add_column("image_id", [f"{dataset.split or 'image'}_{row:06d}" for row in range(len(dataset))])
+
+
 def dataset_from_files(
     images: Sequence[str], masks: Sequence[str], image_ids: Sequence[str], scheme: LabelScheme, split: str
 ) -> datasets.Dataset:

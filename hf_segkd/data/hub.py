@@ -10,7 +10,7 @@ import datasets
 
 from . import ade20k, cityscapes, pascal_context, voc
 from .decoding import SegmentationDecoder
-from .files import FEATURES, canonical_split, check_num_images
+from .files import FEATURES, canonical_split, check_num_images, numbered
 from .folder import folder_scheme
 from .labels import IGNORE_INDEX, LabelScheme, decode_equal_channels
 
@@ -89,6 +89,4 @@ def _rename_columns(dataset: datasets.Dataset, where: str) -> datasets.Dataset:
             raise ValueError(f"{where}: column {column} must hold pictures, it is {dataset.features[column]}.")
     if masks[0] != "annotation":
         dataset = dataset.rename_column(masks[0], "annotation")
-    if "image_id" not in dataset.column_names:
-        dataset = dataset.add_column("image_id", [f"{dataset.split}_{row:06d}" for row in range(len(dataset))])
-    return dataset.select_columns(list(FEATURES))
+    return numbered(dataset).select_columns(list(FEATURES))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,41 +22,80 @@ Sample = dict[str, Tensor | str]
 
 
 class AugmentedDataset(Dataset):
-    """Training samples whose augmentation depends on (seed, epoch, index) and on nothing else.
+    """Training samples which depend on (seed, epoch, index) and on nothing else.
 
-    So a sample is the same bit for bit with any number of workers and processes, and after a resume.
+    So a sample is the same bit for bit with any number of workers and processes, and after a resume. All pixels of an
+    image without annotation are labelled with the ignored index.
 
     Args:
-        dataset: From `load_segmentation_dataset`.
+        dataset: From `load_segmentation_dataset`; or, without annotations, from `load_unlabelled_images`.
         transform: Turns an image and its annotation into a sample.
         seed: Any integer from 0.
+        unlabelled: Images without annotations that each epoch has besides. The epochs go through them in turn, in an
+            order drawn anew each time: none comes again before all others came.
+        unlabelled_ratio: How many of them an epoch has for each image of `dataset`; above 0.
+
+    Raises:
+        ValueError: If the seed is negative, or the ratio gives not one image.
     """
 
-    def __init__(self, dataset: datasets.Dataset, transform: TrainTransform, seed: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        transform: TrainTransform,
+        seed: int = 0,
+        unlabelled: datasets.Dataset | None = None,
+        unlabelled_ratio: float = 1.0,
+    ) -> None:
         if seed < 0:
             raise ValueError(f"seed must not be negative (numpy's generators take none), got {seed}.")
         self.dataset = dataset
+        self.unlabelled = unlabelled
+        self.unlabelled_per_epoch = 0 if unlabelled is None else round(unlabelled_ratio * len(dataset))
+        if unlabelled is not None and (self.unlabelled_per_epoch < 1 or not len(unlabelled)):
+            raise ValueError(
+                f"With unlabelled_ratio {unlabelled_ratio}, {len(dataset)} labelled and {len(unlabelled)} unlabelled "
+                "images an epoch would have no unlabelled image. Raise the ratio, or leave the unlabelled images out."
+            )
         self.transform = transform
         self.seed = seed
         # In shared memory, so that set_epoch reaches workers that live across epochs.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the images of `dataset` have annotations."""
+        return "annotation" in self.dataset.column_names
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose augmentations the following samples get; call it before every epoch."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset) + self.unlabelled_per_epoch
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample of a row.
+        """Sample of a row; those after the rows of `dataset` are unlabelled.
 
         Returns:
             `pixel_values`, (3, h, w) float32, `labels`, (h, w) int64, and `image_ids`, the image's `image_id`.
         """
-        rng = np.random.default_rng((self.seed, int(self._epoch), index))
-        row = self.dataset[index]
-        return {**self.transform(row["image"], row["annotation"], rng), "image_ids": row["image_id"]}
+        epoch = int(self._epoch)
+        rng = np.random.default_rng((self.seed, epoch, index))
+        number = index - len(self.dataset)  # of the epoch's unlabelled images
+        row = self.dataset[index] if number < 0 else self.unlabelled[self._unlabelled_row(epoch, number)]
+        image = row["image"]
+        if "annotation" in row:
+            annotation = row["annotation"]
+        else:
+            annotation = Image.new("L", image.size, self.transform.ignore_index)
+        return {**self.transform(image, annotation, rng), "image_ids": row["image_id"]}
+
+    def _unlabelled_row(self, epoch: int, number: int) -> int:
+        """Row of an epoch's unlabelled image: the epochs share one endless row of shuffled passes."""
+        size = len(self.unlabelled)
+        passes, place = divmod(epoch * self.unlabelled_per_epoch + number, size)
+        return int(_shuffled(self.seed, passes, size)[place])
 
 
 class EvaluationDataset(Dataset):
@@ -84,6 +125,11 @@ class EvaluationDataset(Dataset):
         row = self.dataset[index]
         pixel_values = self.image_processor(images=row["image"], return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixel_values, "labels": torch.from_numpy(np.array(row["annotation"])).long()}
+
+
+@lru_cache(maxsize=4)  # an epoch mostly lies in one pass or two
+def _shuffled(seed: int, passes: int, size: int) -> np.ndarray:
+    return np.random.default_rng((seed, passes)).permutation(size)
 
 
 def train_collator(samples: Sequence[Sample]) -> dict[str, Tensor | list[str]]:

@@ -204,6 +204,7 @@ class AttnFDLoss(AbstractDistillationLoss):
             self.teacher_attention = nn.ModuleList(CBAM(width) for _, width in widths)
             self.teacher_attention.requires_grad_(teacher_attention == "trained")
         if teacher_attention == "trained":
+            self.needs_labels = True
             self.teacher_classifiers.extend(nn.Conv2d(width, student.num_labels, 1) for _, width in widths)
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:

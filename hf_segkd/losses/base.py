@@ -29,7 +29,8 @@ class AbstractDistillationLoss(nn.Module, ABC):
         name: What `--method` and `create_loss` call it.
         paper: The publication.
         matches: What of the teacher it matches, in a few words.
-        needs_labels: Whether the terms depend on the labels.
+        needs_labels: Whether the terms depend on the labels, with the options given: then the loss has nothing to say
+            of unlabelled images.
         uses_classifier_weight: Whether `student["classifier_weight"]`, the weight (k, c, 1, 1) or (k, c) of the
             student's last convolution, is wanted among the student's features, with its gradient.
         connector_epochs: In the first so many epochs only `connector_parameters()` learn, and afterwards all but

@@ -169,7 +169,8 @@ class CIRKDLoss(AbstractDistillationLoss):
             1024 // classes + 1 if region_keys is None else region_keys,
         )
         self.ignore_index = student.ignore_index
-        if "cirkd_pixel" in weights or "cirkd_region" in weights:
+        self.needs_labels = "cirkd_pixel" in weights or "cirkd_region" in weights
+        if self.needs_labels:
             channels = teacher.channels[tap]
             self.projector = nn.Sequential(
                 nn.Conv2d(student.channels[tap], channels, 1, bias=False),
@@ -193,7 +194,7 @@ class CIRKDLoss(AbstractDistillationLoss):
             terms["cirkd_kd"] = pixel_wise_divergence(logits, teacher_logits, self.kd_temperature)
         if "cirkd_minibatch" in self.weights:
             terms["cirkd_minibatch"] = minibatch_divergence(student_map, teacher_map, self.temperature, self.pooling)
-        if "cirkd_pixel" in self.weights or "cirkd_region" in self.weights:
+        if self.needs_labels:
             terms |= self._memory_terms(student_map, teacher_map, labels)
         return terms
 

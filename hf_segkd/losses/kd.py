@@ -85,6 +85,7 @@ class KDLoss(AbstractDistillationLoss):
         require_positive("temperature", temperature)
         self.temperature = temperature
         self.drop_ignored = drop_ignored
+        self.needs_labels = drop_ignored
         self.ignore_index = student.ignore_index
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ VARIANTS = {
     "dist mmrazor": ("dist", {"temperature": 4.0, "variant": "mmrazor"}),
     "cirkd pooled": ("cirkd", {"pooling": 2, "variant": "published", "pixel_queue": 30, "region_queue": 10}),
     "cirkd without kd": ("cirkd", {"kd_weight": 0.0, "region_weight": 0.0}),
+    "cirkd without memory": ("cirkd", {"pixel_weight": 0.0, "region_weight": 0.0}),
     "cirkd without pixels": ("cirkd", {"pixel_weight": 0.0}),
     "lad channel": ("lad", {"vector": "channel", "tap": "backbone"}),
     "lad patch": ("lad", {"vector": "patch"}),
@@ -139,6 +140,12 @@ def test_two_runs_give_the_same_bits_and_draw_no_random_number(variant):
     state = torch.get_rng_state()
     assert first(*arguments) == second(*arguments)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_loss_says_truly_whether_its_options_make_it_need_labels(variant):
+    features = make_features(STUDENT, 1), make_features(TEACHER, 2)
+    changed = build(variant)(*features, make_labels()) != build(variant)(*features, make_labels(seed=1, border=8))
+    assert changed == build(variant).needs_labels
 
 
 def test_weights_scale_the_raw_terms(variant):

@@ -1,0 +1,72 @@
+"""Images without masks, which a student learns from by what its teacher sees in them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import datasets
+
+from .decoding import decode_images
+from .files import FEATURES, numbered
+from .folder import IMAGE_SUFFIXES, MASK_FOLDERS
+
+
+def load_unlabelled_images(data_dir: str | os.PathLike) -> datasets.Dataset:
+    """Load all images of a folder and of the folders in it; files are found now, decoded when a row is read.
+
+    Args:
+        data_dir: Holds the images. Hidden files and files that are no images are left out.
+
+    Returns:
+        A data set with columns `image` (PIL RGB) and `image_id`, the file's path in the folder; for the trainer's
+        `unlabelled_dataset`, or its `train_dataset` where no image has labels.
+
+    Raises:
+        ValueError: If there is no such folder, there are no images in it, or it holds a folder of masks, which would be
+            taken for images.
+    """
+    root = Path(data_dir).expanduser().absolute()
+    if not root.is_dir():
+        raise ValueError(f"{root} is not a folder. Expected there: images, in it or in folders of it.")
+    files = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        masks = [name for name in folders if name in MASK_FOLDERS]
+        if masks:
+            raise ValueError(
+                f"{Path(folder, masks[0])} looks like a folder of masks, which would be taken for images. Point to the "
+                "folder of the images alone."
+            )
+        files += [Path(folder, name) for name in sorted(names) if _is_image(name)]
+    if not files:
+        raise ValueError(f"{root} has no images ({', '.join(IMAGE_SUFFIXES)}), neither have the folders in it.")
+    rows = {
+        "image": [str(file) for file in files],
+        "image_id": [file.relative_to(root).as_posix() for file in files],
+    }
+    features = datasets.Features({column: FEATURES[column] for column in rows})
+    return without_labels(datasets.Dataset.from_dict(rows, features=features))
+
+
+def without_labels(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The images of a data set alone, decoded and checked as those of `load_segmentation_dataset`.
+
+    Args:
+        dataset: With a column `image`. Masks are not even read; a transform that it has is replaced.
+
+    Raises:
+        ValueError: If there is no column of images.
+    """
+    if not isinstance(dataset.features.get("image"), datasets.Image):
+        raise ValueError(
+            f"Unlabelled images are looked for in a column `image` of datasets.Image; there are: {dataset.features}."
+        )
+    images = numbered(dataset.with_format(None)).select_columns(["image", "image_id"])
+    images = images.cast_column("image", FEATURES["image"])
+    images.set_transform(decode_images)
+    return images
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
