@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
+from hf_segkd.adapted_teacher import AdaptedTeacher
 from hf_segkd.arguments import DistillationArguments
-from hf_segkd.inputs import label_names
 from hf_segkd.losses import AbstractDistillationLoss, create_loss
 from hf_segkd.types import Features, NetworkSpec
-
-logger = logging.get_logger(__name__)
 
 
 class Distiller(nn.Module):
@@ -28,6 +27,8 @@ class Distiller(nn.Module):
         student: The network to train.
         loss: The distillation loss, or None to train on the labels alone.
         ce_weight: Weight of the cross-entropy.
+        common: Classes of the student, ascending, that the loss speaks of, where they are not all: it gets their
+            logits and classifier weights alone, and to it pixels of the others have no label.
     """
 
     # The loss is the mean of its batch; the Trainer divides by the accumulation steps.
@@ -35,12 +36,18 @@ class Distiller(nn.Module):
     main_input_name = "pixel_values"
 
     def __init__(
-        self, student: PreTrainedModel, loss: AbstractDistillationLoss | None = None, ce_weight: float = 1.0
+        self,
+        student: PreTrainedModel,
+        loss: AbstractDistillationLoss | None = None,
+        ce_weight: float = 1.0,
+        common: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.loss = loss
         self.ce_weight = ce_weight
+        common = None if common is None else torch.tensor(common)
+        self.register_buffer("common", common, persistent=False)
         # Read by DistributedDataParallel: statistics (FAKD), memory (CIRKD) are equal on all processes by themselves,
         # and too large (157 MB and 1 GB for 150 classes of 512 channels) to be sent with every step.
         self._ddp_params_and_buffers_to_ignore = [
@@ -75,10 +82,21 @@ class Distiller(nn.Module):
             features = output.features
             if self.loss.uses_classifier_weight:
                 features = {**features, "classifier_weight": self.student.classifier.weight}
+            if self.common is not None:
+                features, labels = self._of_common_classes(features, labels)
             cross_entropy = output.loss / len(labels) if self.loss.divide_by_batch else output.loss
             terms = {"ce": cross_entropy, **self.loss.unweighted(features, teacher_features, labels)}
         loss = sum(self.weights[name] * value for name, value in terms.items())
         return {"loss": loss, "terms": {name: value.detach() for name, value in terms.items()}}
+
+    def _of_common_classes(self, features: Features, labels: Tensor) -> tuple[Features, Tensor]:
+        """The features and the labels as the loss knows the classes."""
+        features = {**features, "logits": features["logits"].index_select(1, self.common)}
+        if "classifier_weight" in features:
+            features["classifier_weight"] = features["classifier_weight"].index_select(0, self.common)
+        index = torch.searchsorted(self.common, labels).clamp(max=len(self.common) - 1)
+        ignored = (labels == self.config.semantic_loss_ignore_index) | (self.common[index] != labels)
+        return features, index.masked_fill(ignored, self.config.semantic_loss_ignore_index)
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -118,10 +136,11 @@ def build_distiller(
     """The student and the loss that `args` asks for, with the parameters in `args.frozen` frozen.
 
     Raises:
-        ValueError: If teacher and method don't go together, the two networks are one object or differ in their number
-            of labels, a tap is missing, or `args.frozen` names nothing.
+        ValueError: If teacher and method don't go together, the two networks are one object, the method compares
+            classes and they have none in common, a tap is missing, or `args.frozen` names nothing.
     """
-    distiller = Distiller(student, _create_loss(student, teacher, args), args.ce_weight)
+    loss, common = _create_loss(student, teacher, args)
+    distiller = Distiller(student, loss, args.ce_weight, common)
     _freeze(student, args.frozen)
     return distiller
 
@@ -151,30 +170,50 @@ def parameter_groups(distiller: Distiller, args: DistillationArguments) -> list[
 
 def _create_loss(
     student: PreTrainedModel, teacher: PreTrainedModel | None, args: DistillationArguments
-) -> AbstractDistillationLoss | None:
+) -> tuple[AbstractDistillationLoss | None, Sequence[int] | None]:
+    """The loss, and the student's classes that it speaks of where they are not all."""
     if args.method == "none":
         if teacher is not None:
             raise ValueError("A teacher was given, but method is 'none'. Choose a method, or leave the teacher out.")
-        return None
+        return None, None
     if teacher is None:
         raise ValueError(
             f"Method {args.method!r} needs a teacher, and none was given: pass teacher (--teacher FOLDER_OR_ID)."
         )
     if teacher is student:
         raise ValueError("Teacher and student are the same object; the teacher would be trained. Load it twice.")
-    if teacher.config.num_labels != student.config.num_labels:
-        raise ValueError(
-            f"The teacher has {teacher.config.num_labels} labels, the student {student.config.num_labels}. Both must "
-            "be made for the same label set, in the same order."
-        )
-    taught, learnt = label_names(teacher), label_names(student)
-    if taught and learnt and taught != learnt:
-        logger.warning(f"The teacher calls its labels {taught}, the student {learnt}; they are paired by index.")
+    learnt, taught = network_spec(student), network_spec(teacher)
+    classes = teacher.class_map if isinstance(teacher, AdaptedTeacher) else None
+    if not isinstance(teacher, AdaptedTeacher) or (classes is not None and classes.is_complete):
+        return _seeded_loss(learnt, taught, args), None
+    # A method that compares features alone wants all classes of the student, whatever those of the teacher are.
+    try:
+        return _seeded_loss(learnt, _without_logits(taught, learnt.num_labels), args), None
+    except ValueError as error:
+        if classes is None:
+            raise ValueError(
+                f"{error} Its logits can't be compared: fewer than two of its {taught.num_labels} classes have names "
+                f"of the student's {learnt.num_labels}. Say which teaches which with class_map (--class_map FILE.yaml)."
+            ) from error
+    common = len(classes.common)
+    return _seeded_loss(_with_classes(learnt, common), _with_classes(taught, common), args), classes.common
+
+
+def _seeded_loss(learnt: NetworkSpec, taught: NetworkSpec, args: DistillationArguments) -> AbstractDistillationLoss:
     # The loss draws its weights from a generator of its own: the student's dropout and the order of the data are
     # then the same with and without distillation.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
-        return create_loss(args.method, network_spec(student), network_spec(teacher), **args.method_kwargs)
+        return create_loss(args.method, learnt, taught, **args.method_kwargs)
+
+
+def _with_classes(spec: NetworkSpec, count: int) -> NetworkSpec:
+    return replace(spec, num_labels=count, channels={**spec.channels, "logits": count})
+
+
+def _without_logits(spec: NetworkSpec, num_labels: int) -> NetworkSpec:
+    others = {tap: channels for tap, channels in spec.channels.items() if tap != "logits"}
+    return replace(spec, num_labels=num_labels, channels=others)
 
 
 def _freeze(model: PreTrainedModel, beginnings: list[str]) -> None:

@@ -138,6 +138,11 @@ def normalisation(processor: Any) -> dict[str, Any]:
     }
 
 
+def reverses_channels(processor: Any) -> bool:
+    """Whether the processor gives BGR, as MobileViT's does, where all others give RGB."""
+    return bool(getattr(processor, "do_flip_channel_order", False))
+
+
 def _train_transform(args: DistillationArguments, processor: Any, model: PreTrainedModel) -> TrainTransform:
     size = processor.size if processor.do_resize else {}
     processed = [size.get("height"), size.get("width")]
@@ -157,6 +162,7 @@ def _train_transform(args: DistillationArguments, processor: Any, model: PreTrai
         photometric=args.photometric,
         max_class_share=args.max_class_share,
         ignore_index=model.config.semantic_loss_ignore_index,
+        reverse_channels=reverses_channels(processor),
         **normalisation(processor),
     )
 

@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress, logging
 
+from hf_segkd.adapted_teacher import AdaptedTeacher
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
 from hf_segkd.foreign import ForeignNetwork
@@ -198,17 +199,26 @@ class PublishingTrainer(Trainer):
     def _evaluation_images(self) -> datasets.Dataset | None:
         return self.eval_dataset.dataset if isinstance(self.eval_dataset, EvaluationDataset) else None
 
-    def _teacher_network(self) -> PreTrainedModel | None:
-        return None if self.teacher is None else self.accelerator.unwrap_model(self.teacher)
+    def _teacher_network(self) -> PreTrainedModel | ForeignNetwork | None:
+        """The teacher as it is without its student."""
+        teacher = None if self.teacher is None else self.accelerator.unwrap_model(self.teacher)
+        return teacher.network if isinstance(teacher, AdaptedTeacher) else teacher
 
-    def _networks(self) -> dict[str, tuple[PreTrainedModel, Any]]:
-        networks = {"teacher": self._teacher_network(), "student": self.student}
-        return {name: (network, self.processing_class) for name, network in networks.items() if network is not None}
+    def _networks(self) -> dict[str, tuple[nn.Module, Any]]:
+        """What the pictures compare: both see the student's pixels, and speak of its classes where they can."""
+        networks = {"student": (self.student, self.processing_class)}
+        if self.teacher is None:
+            return networks
+        teacher = self.accelerator.unwrap_model(self.teacher)
+        if isinstance(teacher, AdaptedTeacher) and teacher.class_map is None:
+            return networks
+        return {"teacher": (teacher, self.processing_class), **networks}
 
     @cached_property
     def _costs(self) -> list[dict[str, Any]]:
         size = image_size(self.processing_class, self._evaluation_images())
-        return [cost(name, network, size) for name, (network, _) in self._networks().items()]
+        networks = {"teacher": self._teacher_network(), "student": self.student}
+        return [cost(name, network, size) for name, network in networks.items() if network is not None]
 
     def _facts(self, pictures_note: str | None) -> CardFacts:
         report, teacher = self._report(), self._teacher_network()

@@ -18,13 +18,15 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, EvalPrediction, TrainOutput
 from transformers.utils import logging
 
+from hf_segkd.adapted_teacher import adapted
 from hf_segkd.adversary import AdversaryCallback
 from hf_segkd.arguments import DistillationArguments
+from hf_segkd.class_map import ClassMap
 from hf_segkd.constant_terms import ConstantTerms
 from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
 from hf_segkd.distiller import Distiller, build_distiller, parameter_groups
 from hf_segkd.ema import StudentAverage
-from hf_segkd.foreign import ForeignNetwork, with_taps
+from hf_segkd.foreign import ForeignNetwork
 from hf_segkd.inputs import augmented, refuse_need_of_labels, whole_images
 from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
@@ -62,14 +64,18 @@ class DistillationTrainer(PublishingTrainer):
             that come besides, `args.unlabelled_ratio` for each image of `train_dataset`; only the distillation terms
             see them.
         eval_dataset: As `train_dataset` without augmentation, or a dict of such; labels stay at their own resolution.
-        processing_class: The image processor of the student (and the teacher): its size, mean and std are used in
-            training and evaluation, and it is saved with the student.
+        processing_class: The image processor of the student: its size, mean and std are used in training and
+            evaluation, and it is saved with the student.
+        teacher_processor: The image processor of the teacher, where its mean, std, scale or order of colours are not
+            the student's; the teacher then sees each crop as this one makes it. Its size is not used.
+        class_map: Which class of the teacher teaches which of the student: a `ClassMap`, "names", "index" or a YAML
+            file. By default by name where at least two names agree, else by index where the numbers agree.
         callbacks: As in `Trainer`.
         optimizers: As in `Trainer`.
 
     Raises:
-        ValueError: If teacher and method don't go together, labels of teacher and student differ in number, a tap
-            is missing, or the distributed set-up is one that was never tested.
+        ValueError: If teacher and method don't go together, their classes are not known to agree, a tap is missing,
+            or the distributed set-up is one that was never tested.
     """
 
     # compute_loss returns the mean of its batch; Trainer divides by the accumulation steps.
@@ -85,12 +91,20 @@ class DistillationTrainer(PublishingTrainer):
         unlabelled_dataset: datasets.Dataset | None = None,
         eval_dataset: Dataset | datasets.Dataset | dict[str, Any] | None = None,
         processing_class: Any = None,
+        teacher_processor: Any = None,
+        class_map: ClassMap | str | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         _refuse_what_was_never_tested(args)
         if teacher is not None and teacher is not model:
-            teacher = with_taps(teacher)
+            teacher = adapted(
+                teacher,
+                model,
+                teacher_processor=teacher_processor,
+                student_processor=processing_class,
+                class_map=class_map,
+            )
         distiller = build_distiller(model, teacher, args)
         if args.channels_last:
             model.to(memory_format=torch.channels_last)

@@ -291,7 +291,7 @@ def test_wrong_set_ups_are_refused_with_the_way_out(tmp_path):
         "needs a teacher": {"args": arguments(tmp_path, method="kd")},
         "method is 'none'": {"args": arguments(tmp_path), "teacher": network(seed=1)},
         "Did you mean 'attnfd'": {"args": arguments(tmp_path, method="atnfd"), "teacher": network(seed=1)},
-        "in the same order": {
+        "which teaches which with class_map": {
             "args": arguments(tmp_path, method="kd"),
             "teacher": network(seed=1, id2label={i: str(i) for i in range(7)}, label2id=None),
         },

@@ -14,7 +14,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
 from hf_segkd.data import LabelInfo
-from hf_segkd.inputs import check_labels, normalisation
+from hf_segkd.inputs import check_labels
 
 
 def load_network(path: str, labels: LabelInfo | None = None) -> tuple[PreTrainedModel, Any]:
@@ -46,16 +46,3 @@ def load_network(path: str, labels: LabelInfo | None = None) -> tuple[PreTrained
     if labels is not None:
         check_labels(model, labels)
     return model.eval(), processor
-
-
-def check_same_normalisation(teacher: Any, student: Any) -> None:
-    """Make sure that both image processors prepare pixels alike, since both networks see the same batch.
-
-    Raises:
-        ValueError: If mean, std or rescaling differ.
-    """
-    if normalisation(teacher) != normalisation(student):
-        raise ValueError(
-            f"The teacher was trained on images normalised by {normalisation(teacher)}, the student's are by "
-            f"{normalisation(student)}. Both see the same batch: use a teacher and a student with one normalisation."
-        )

@@ -21,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_segkd.arguments import DistillationArguments, json_object, parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
-from hf_segkd.commands.networks import check_same_normalisation, load_network
+from hf_segkd.commands.networks import load_network
 from hf_segkd.data import LabelInfo, check_dataset, label_info, load_unlabelled_images
 from hf_segkd.foreign import ForeignNetwork
 from hf_segkd.models import load_pretrained_backbone
@@ -65,6 +65,13 @@ class TrainingCommand(DataFlags):
         default=None,
         metadata={"help": "Folder of images without masks, which the student learns from by what its teacher sees."},
     )
+    class_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which class of the teacher teaches which of the student: names, index, or a YAML file of lines "
+            "`teacher's class: student's class`; by default by name where names agree, else by index."
+        },
+    )
     check_data: bool = field(default=True, metadata={"help": "Read some images and masks before training starts."})
 
     def __post_init__(self) -> None:
@@ -83,10 +90,9 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     unlabelled = None if command.unlabelled_dir is None else load_unlabelled_images(command.unlabelled_dir)
     labels = label_info(train)
     student, processor = build_student(command, labels)
-    teacher = None
+    teacher, teacher_processor = None, None
     if command.teacher is not None:
-        teacher, teacher_processor = load_network(command.teacher, labels)
-        check_same_normalisation(teacher_processor, processor)
+        teacher, teacher_processor = load_network(command.teacher)
         if command.teacher_taps is not None:
             teacher = ForeignNetwork(teacher, command.teacher_taps)
     trainer = DistillationTrainer(
@@ -97,6 +103,8 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         unlabelled_dataset=unlabelled,
         eval_dataset=evaluation,
         processing_class=processor,
+        teacher_processor=teacher_processor,
+        class_map=command.class_map,
     )
     processor_seconds = time.process_time()
     result = trainer.train(resume_from_checkpoint=_checkpoint(arguments))

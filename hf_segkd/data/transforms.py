@@ -69,6 +69,7 @@ class TrainTransform:
         ignore_index: Label of the padding.
         max_class_share: Move the crop elsewhere, up to ten times, while one class covers more than this share of its
             labelled pixels (mmsegmentation's `cat_max_ratio`, 0.75 in its recipes). 1 (default): never.
+        reverse_channels: Give BGR, to which mean and std belong then; RGB by default.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -86,6 +87,7 @@ class TrainTransform:
         rescale_factor: float = 1 / 255,
         ignore_index: int = IGNORE_INDEX,
         max_class_share: float = 1.0,
+        reverse_channels: bool = False,
     ) -> None:
         _check_geometry(crop_size, scale_range, scale_base)
         if not 0 <= flip_probability <= 1:
@@ -101,6 +103,7 @@ class TrainTransform:
         self.photometric = PHOTOMETRIC.get(photometric) if isinstance(photometric, str) else photometric
         self.ignore_index = ignore_index
         self.max_class_share = max_class_share
+        self.reverse_channels = reverse_channels
         mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (image_mean, image_std))
         self._factor = (rescale_factor / std).float()
         self._offset = (-mean / std).float()
@@ -171,6 +174,8 @@ class TrainTransform:
         """(3, h, w) float32 of the crop's full size; the mean colour is 0 after normalisation."""
         pixel_values = torch.zeros(3, *self.crop_size)
         pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)  # (3, height, width)
+        if self.reverse_channels:
+            pixels = pixels.flip(0)
         content = pixel_values[:, : crop.height, : crop.width]
         torch.addcmul(self._offset, pixels, self._factor, out=content)
         return pixel_values
