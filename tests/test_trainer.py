@@ -5,7 +5,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from tiny_runs import arguments, network, processor, same, scenes, trainer, weights
+from tiny_runs import StopAfter, arguments, network, processor, same, scenes, trainer, weights
 from transformers import AutoModelForSemanticSegmentation, Trainer, TrainerCallback, default_data_collator, pipeline
 
 from hf_segkd.data import AugmentedDataset, train_collator
@@ -63,21 +63,13 @@ def test_a_checkpoint_is_a_plain_student_and_the_loss_lies_beside_it(tmp_path):
     assert not (tmp_path / LOSS_STATE_FILE).exists()
 
 
-class _StopAfter(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
-
-
 @pytest.mark.parametrize("method", ["attnfd", "fakd_cwd", "cirkd"])
 def test_a_resumed_run_ends_where_the_uninterrupted_one_does_bit_for_bit(method, tmp_path):
     options = {"method": method, "max_steps": 5, "save_strategy": "steps", "save_steps": 2}
     straight = trainer(tmp_path / "straight", **options)
     straight.train()
     cut = trainer(tmp_path / "cut", **options)
-    cut.add_callback(_StopAfter(2))
+    cut.add_callback(StopAfter(2))
     cut.train()
     resumed = trainer(tmp_path / "cut", student=network(seed=9), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))

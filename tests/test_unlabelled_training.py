@@ -3,9 +3,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-import trees
-from test_trainer import _StopAfter
-from tiny_runs import SIZE, arguments, network, processor, same, scenes, weights
+from tiny_runs import SIZE, StopAfter, arguments, network, processor, same, scenes, weights
 
 from hf_segkd.commands import training
 from hf_segkd.data import train_collator, without_labels
@@ -79,7 +77,7 @@ def test_a_run_with_unlabelled_images_that_is_resumed_mid_epoch_ends_bit_for_bit
     straight = trainer(tmp_path / "straight", **options)  # 3 batches an epoch: 8 labelled, 8 of 6 unlabelled, 16 of 5
     straight.train()
     cut = trainer(tmp_path / "cut", **options)
-    cut.add_callback(_StopAfter(2))
+    cut.add_callback(StopAfter(2))
     cut.train()
     resumed = trainer(tmp_path / "cut", student=network(seed=9, **NO_DROPOUT), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
@@ -125,8 +123,9 @@ def test_what_unlabelled_images_can_not_be_mixed_with_is_refused(tmp_path):
 
 
 def test_the_command_trains_on_a_folder_of_images_and_the_report_tells_their_number(tmp_path):
-    for index in range(5):
-        trees.write_image(tmp_path / "photos" / f"{index}.jpg", SIZE, seed=index)
+    (tmp_path / "photos").mkdir()
+    for row in scenes(num_images=5):
+        row["image"].save(tmp_path / "photos" / f"{row['image_id']}.jpg")
     network(width=12).save_pretrained(tmp_path / "teacher")
     processor().save_pretrained(tmp_path / "teacher")
     report = training.main(

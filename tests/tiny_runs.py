@@ -1,7 +1,7 @@
 """Small data, networks and trainers for the tests of whole runs."""
 
 import torch
-from transformers import SegformerImageProcessor
+from transformers import SegformerImageProcessor, TrainerCallback
 
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import label_info, load_segmentation_dataset
@@ -68,6 +68,16 @@ def trainer(folder, student=None, teacher=None, **overrides):
         eval_dataset=scenes("val", 7),
         processing_class=processor(),
     )
+
+
+class StopAfter(TrainerCallback):
+    """Ends a run early, as if it had been interrupted."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
 
 
 def weights(module):
