@@ -17,7 +17,7 @@ _HOME = {
     "PSPNetForSemanticSegmentation": "modeling_pspnet",
     "SegKDBackboneOutput": "modeling_backbone_base",
     "SegKDHRNetBackbone": "modeling_hrnet",
-    "SegKDHRNetBackboneConfig": "configuration_hrnet",
+    "SegKDHRNetBackboneConfig": "configuration_backbones",
     "SegKDMobileNetV2Backbone": "modeling_mobilenet_v2",
     "SegKDMobileNetV2Config": "configuration_backbones",
     "SegKDResNetBackbone": "modeling_resnet",

@@ -9,9 +9,9 @@ def register_configs() -> None:
     """Registers the configurations with `AutoConfig`."""
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
+    from .configuration_backbones import SegKDHRNetBackboneConfig, SegKDMobileNetV2Config, SegKDResNetConfig
     from .configuration_deeplabv3plus import DeepLabV3PlusConfig
-    from .configuration_hrnet import HRNetConfig, SegKDHRNetBackboneConfig
+    from .configuration_hrnet import HRNetConfig
     from .configuration_isanet import ISANetConfig
     from .configuration_pspnet import PSPNetConfig
 
@@ -35,9 +35,9 @@ def register_models() -> None:
         AutoModelForSemanticSegmentation,
     )
 
-    from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
+    from .configuration_backbones import SegKDHRNetBackboneConfig, SegKDMobileNetV2Config, SegKDResNetConfig
     from .configuration_deeplabv3plus import DeepLabV3PlusConfig
-    from .configuration_hrnet import HRNetConfig, SegKDHRNetBackboneConfig
+    from .configuration_hrnet import HRNetConfig
     from .configuration_isanet import ISANetConfig
     from .configuration_pspnet import PSPNetConfig
     from .modeling_deeplabv3plus import DeepLabV3PlusForSemanticSegmentation

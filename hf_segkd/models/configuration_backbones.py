@@ -114,8 +114,50 @@ class SegKDMobileNetV2Config(BackboneConfigMixin, SegKDConfig):
         super().__post_init__(**kwargs)
 
 
+class SegKDHRNetBackboneConfig(BackboneConfigMixin, SegKDConfig):
+    """Configuration of `SegKDHRNetBackbone`; the defaults are HRNet-W18-small.
+
+    Args:
+        num_channels: Channels of the image.
+        width: Channels of the branch at stride 4; each lower resolution has twice as many.
+        stem_blocks: Number of bottlenecks (of 256 channels) after the stem, the paper's first stage.
+        num_modules: Number of modules that work on two, three and four resolutions, the paper's stages 2 to 4. Each
+            ends in an exchange between all resolutions.
+        num_blocks: Number of basic blocks on each branch of a module.
+        out_features: Names among `stage_names` ("stem", "branch1" to "branch4", the last exchange's maps at strides
+            4 to 32) of the maps to return, by default the last.
+        out_indices: The same by index.
+
+    Raises:
+        ValueError: If a number is not positive, or a keyword is unknown.
+    """
+
+    model_type = "segkd-hrnet-backbone"
+    extra_keywords = ("out_features", "out_indices", "stage_names")
+
+    num_channels: int = 3
+    width: int = 18
+    stem_blocks: int = 2
+    num_modules: list[int] | tuple[int, ...] = (1, 3, 2)
+    num_blocks: int = 2
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.num_modules = list(self.num_modules)
+        if len(self.num_modules) != 3 or min(self.num_modules) < 1:
+            raise ValueError(f"num_modules must be three positive numbers, got {self.num_modules}.")
+        for name in ("width", "stem_blocks", "num_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        kwargs.pop("stage_names", None)  # a config.json has it, but it is always the same
+        self.stage_names = ["stem", *(f"branch{i}" for i in range(1, 5))]
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+
 # Ours are found without registration, so that the files also work as remote code of a Hub repository.
-OWN_BACKBONES = {c.model_type: c for c in (SegKDResNetConfig, SegKDMobileNetV2Config)}
+OWN_BACKBONES = {c.model_type: c for c in (SegKDResNetConfig, SegKDMobileNetV2Config, SegKDHRNetBackboneConfig)}
 
 
 def complete_dilations(depths: list[int], strides: list[int], dilations: list[list[int]] | None) -> list[list[int]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from .backbone_geometry import BACKBONE_NAMES, mmseg_backbone_config, mobilenet_v2_config, resnet_config
 from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
-from .configuration_segmentation import SegKDSegmentationConfig, is_shallow
+from .configuration_segmentation import SegKDAuxiliaryHeadConfig, is_shallow
 
 # What a layout means for the fields that are left at None.
 LAYOUTS = {
@@ -33,7 +33,7 @@ LAYOUTS = {
 MMSEG_SHALLOW = {"aspp_channels": 128, "decoder_channels": 128, "low_level_channels": 12}
 
 
-class DeepLabV3PlusConfig(SegKDSegmentationConfig):
+class DeepLabV3PlusConfig(SegKDAuxiliaryHeadConfig):
     """Configuration of `DeepLabV3PlusForSemanticSegmentation` (Chen et al., ECCV 2018).
 
     Sources of the defaults: the network of the AttnFD authors' code (Mansurian et al., arXiv 2403.05451), whose

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .configuration_segmentation import SegKDSegmentationConfig, is_shallow
+from .configuration_segmentation import SegKDAuxiliaryHeadConfig, is_shallow
 
 
-class ISANetConfig(SegKDSegmentationConfig):
+class ISANetConfig(SegKDAuxiliaryHeadConfig):
     """Configuration of `ISANetForSemanticSegmentation` (Huang et al., arXiv 1907.12273).
 
     Sources of the defaults: mmsegmentation's isanet_r101-d8, the teacher in FAKD's tables (arXiv 2208.14143), with

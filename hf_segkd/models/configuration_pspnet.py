@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .configuration_segmentation import SegKDSegmentationConfig, is_shallow
+from .configuration_segmentation import SegKDAuxiliaryHeadConfig, is_shallow
 
 
-class PSPNetConfig(SegKDSegmentationConfig):
+class PSPNetConfig(SegKDAuxiliaryHeadConfig):
     """Configuration of `PSPNetForSemanticSegmentation` (Zhao et al., CVPR 2017).
 
     Sources of the defaults: mmsegmentation's pspnet_r101-d8 and pspnet_r18-d8, teacher and student in FAKD's tables

@@ -1,4 +1,4 @@
-"""What the configurations of the segmentation networks share: backbone, auxiliary head, resizing, ignored label."""
+"""What the configurations of the segmentation networks share: backbone, resizing, ignored label, auxiliary head."""
 
 from __future__ import annotations
 
@@ -24,16 +24,12 @@ class SegKDSegmentationConfig(SegKDConfig):
 
     backbone: str | None = None
     backbone_config: dict | PreTrainedConfig | None = None
-    use_auxiliary_head: bool | None = None
-    auxiliary_channels: int | None = None
-    auxiliary_loss_weight: float | int = 0.4
-    classifier_dropout: float | int = 0.1
     align_corners: bool | None = None
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.backbone_config, dict):
-            self.backbone_config = backbone_config_from_dict(self.backbone_config)
+            self.backbone_config = self.backbone_from_dict(self.backbone_config)
         self._resolve_backbone()
         for name, value in self.defaults().items():
             if getattr(self, name) is None:
@@ -48,11 +44,7 @@ class SegKDSegmentationConfig(SegKDConfig):
 
     def defaults(self) -> dict[str, Any]:
         """Values of the fields that were left at None, which depend on the backbone."""
-        return {
-            "use_auxiliary_head": True,
-            "auxiliary_channels": 64 if is_shallow(self.backbone) else 256,
-            "align_corners": False,
-        }
+        return {"align_corners": False}
 
     def backbone_shorthand(self) -> dict[str, Any]:
         """Values of `shorthand` that hold unless others are given."""
@@ -61,6 +53,10 @@ class SegKDSegmentationConfig(SegKDConfig):
     def backbone_from_shorthand(self, backbone: str) -> PreTrainedConfig:
         """The backbone that the fields in `shorthand` spell."""
         return mmseg_backbone_config(backbone)
+
+    def backbone_from_dict(self, values: dict[str, Any]) -> PreTrainedConfig:
+        """The backbone that a `backbone_config` given as a dict describes."""
+        return backbone_config_from_dict(values)
 
     def check_ranges(self) -> None:
         """Refuses numbers of channels and dropout probabilities that make no sense.
@@ -114,6 +110,23 @@ class SegKDSegmentationConfig(SegKDConfig):
             backbone = OWN_BACKBONES[backbone["model_type"]].from_dict(backbone)
             config_dict = {**config_dict, "backbone_config": backbone}
         return super().from_dict(config_dict, **kwargs)
+
+
+class SegKDAuxiliaryHeadConfig(SegKDSegmentationConfig):
+    """Base for networks with dropout before the classifier and maybe an auxiliary head."""
+
+    use_auxiliary_head: bool | None = None
+    auxiliary_channels: int | None = None
+    auxiliary_loss_weight: float | int = 0.4
+    classifier_dropout: float | int = 0.1
+
+    def defaults(self) -> dict[str, Any]:
+        """See the base class."""
+        return {
+            **super().defaults(),
+            "use_auxiliary_head": True,
+            "auxiliary_channels": 64 if is_shallow(self.backbone) else 256,
+        }
 
 
 def is_shallow(backbone: str | None) -> bool:

@@ -4,14 +4,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .configuration_segmentation import SegKDSegmentationConfig
-from .modeling_segmentation import ConvNorm, resize, segmentation_loss
+from .configuration_segmentation import SegKDAuxiliaryHeadConfig
+from .modeling_layers import ConvNorm, resize
+from .modeling_segmentation import segmentation_loss
 
 
 class AuxiliaryHead(nn.Module):
     """3x3 convolution, dropout of whole channels and a classifier, as mmsegmentation's auxiliary FCN head."""
 
-    def __init__(self, in_channels: int, config: SegKDSegmentationConfig) -> None:
+    def __init__(self, in_channels: int, config: SegKDAuxiliaryHeadConfig) -> None:
         super().__init__()
         self.align_corners = config.align_corners
         self.ignore_index = config.semantic_loss_ignore_index

@@ -2,7 +2,8 @@
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
+from .configuration_backbones import SegKDHRNetBackboneConfig, SegKDMobileNetV2Config, SegKDResNetConfig
+from .modeling_hrnet import SegKDHRNetBackbone
 from .modeling_mobilenet_v2 import SegKDMobileNetV2Backbone
 from .modeling_resnet import SegKDResNetBackbone
 
@@ -33,6 +34,8 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
         return SegKDResNetBackbone(config)
     if config.model_type == SegKDMobileNetV2Config.model_type:
         return SegKDMobileNetV2Backbone(config)
+    if config.model_type == SegKDHRNetBackboneConfig.model_type:
+        return SegKDHRNetBackbone(config)
     # Not at module level: importing AutoBackbone may import this very file, to register it there.
     from transformers import AutoBackbone
 

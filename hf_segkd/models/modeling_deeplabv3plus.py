@@ -3,19 +3,13 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_outputs import BackboneOutput
 
 from .configuration_deeplabv3plus import DeepLabV3PlusConfig
 from .modeling_auxiliary_head import AuxiliaryHead, init_mmseg_classifier
-from .modeling_backbone_base import SegKDBackbone, stage_channels, stage_maps
 from .modeling_backbone_choice import build_backbone
-from .modeling_segmentation import (
-    ConvNorm,
-    SegKDSegmentationModel,
-    SemanticSegmenterOutputWithFeatures,
-    SeparableConvNorm,
-    resize,
-    segmentation_loss,
-)
+from .modeling_layers import ConvNorm, SeparableConvNorm, resize
+from .modeling_segmentation import SegKDSegmentationModel
 
 
 class AtrousSpatialPyramidPooling(nn.Module):
@@ -76,11 +70,12 @@ class DeepLabV3PlusDecoder(nn.Module):
 class DeepLabV3PlusForSemanticSegmentation(SegKDSegmentationModel):
     """DeepLabV3+ with `backbone`, `aspp`, `decoder`, a plain `classifier` convolution, maybe an `auxiliary_head`.
 
-    Building it never loads weights; `load_pretrained_backbone` does, when asked.
+    Taps beside those of every network: `low_level`, the backbone's first map, at stride 4, which enters the decoder;
+    `encoder`, the ASPP's projection after its ReLU and before dropout, at the output stride; and the other side of
+    their activations, `low_level_pre` and `encoder_pre`. `decoder` and `logits` are at stride 4.
     """
 
     config: DeepLabV3PlusConfig
-    _no_split_modules = ["BasicBlock", "Bottleneck", "InvertedResidual"]  # noqa: RUF012  transformers' own form
 
     def __init__(self, config: DeepLabV3PlusConfig) -> None:
         super().__init__(config)
@@ -96,7 +91,8 @@ class DeepLabV3PlusForSemanticSegmentation(SegKDSegmentationModel):
         dropout = nn.Dropout2d if config.layout == "mmsegmentation" else nn.Dropout
         self.classifier_dropout = dropout(config.classifier_dropout)
         self.classifier = nn.Conv2d(config.decoder_channels, config.num_labels, 1)
-        self.auxiliary_head = AuxiliaryHead(inner[-1], config) if config.use_auxiliary_head else None
+        if config.use_auxiliary_head:
+            self.auxiliary_head = AuxiliaryHead(inner[-1], config)
         self.post_init()
 
     @torch.no_grad()
@@ -107,108 +103,25 @@ class DeepLabV3PlusForSemanticSegmentation(SegKDSegmentationModel):
         else:
             super()._init_weights(module)
 
-    @property
-    def tap_channels(self) -> dict[str, int]:
-        """Tap name -> channels of the maps that `output_features=True` returns."""
-        low_level, *_, last = self.backbone.channels
-        encoder, decoder = self.config.aspp_channels, self.config.decoder_channels
-        return {
-            "low_level": low_level,
-            "low_level_pre": low_level,
-            "backbone": last,
-            "backbone_post": last,
-            "encoder": encoder,
-            "encoder_pre": encoder,
-            "decoder": decoder,
-            "decoder_pre": decoder,
-            "logits": self.classifier.out_channels,
-            **stage_channels(self.backbone),
-        }
-
-    @property
-    def tap_norms(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Tap name -> weight and bias, (c,) each, of the batch norm whose output (plus a shortcut) is that map."""
-        norms = {"encoder_pre": self.aspp.project.norm, "decoder_pre": self.decoder.refine.norm}
-        if isinstance(self.backbone, SegKDBackbone):
-            stage_norms = self.backbone.level_norms()
-            norms |= {f"stage{i}_pre": norm for i, norm in enumerate(stage_norms.values(), start=1)}
-            first, *_, last = self.backbone.out_features
-            ends = {"low_level_pre": first, "backbone": last}
-            norms |= {tap: stage_norms[stage] for tap, stage in ends.items() if stage in stage_norms}
-        return {tap: (norm.weight.detach(), norm.bias.detach()) for tap, norm in norms.items()}
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        output_features: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> SemanticSegmenterOutputWithFeatures | tuple:
-        """Scores of each class for each pixel.
-
-        Args:
-            pixel_values: Normalised images, (b, 3, hh, ww), of any size.
-            labels: Class of each pixel, (b, hh, ww), 0..k-1 or `config.semantic_loss_ignore_index`.
-            output_features: Also return `features`, as (b, c, h, w) maps. At stride 4: `low_level` (the map that
-                enters the decoder), `decoder` (enters classifier dropout and classifier, after the ReLU) and `logits`
-                (the classifier's). At the output stride: `backbone` (the last map, *before* its activation) and
-                `encoder` (the ASPP's projection after its ReLU, before dropout). The other side of each activation is
-                in `low_level_pre`, `backbone_post`, `encoder_pre` and `decoder_pre`; where a stage has none
-                (MobileNetV2, most foreign backbones) both sides are the same map. A foreign backbone that ends in a
-                ReLU only offers its maps after it. And all stages of the backbone, whatever its `out_features`:
-                `stage1` to `stage4` and `stage1_pre` to `stage4_pre`, of a MobileNetV2 its stages 2, 3, 5 and 7, the
-                last at the strides 4, 8 and 16 and the last of all; of a foreign backbone the maps in its
-                `out_features`, by the names there.
-            output_hidden_states: Also return the backbone's maps of all stages.
-            return_dict: False returns a tuple.
-
-        Returns:
-            `logits` at the resolution of `pixel_values`; `loss` when labels were given, in training with the auxiliary
-            head's part if there is one.
-
-        Raises:
-            ValueError: If labels do not fit the images, or a single image is given in training.
-        """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if return_dict is None:
-            return_dict = self.config.return_dict
-        wants_stages = bool(output_features) and isinstance(self.backbone, SegKDBackbone)
-        maps = self.backbone.forward_with_filtered_kwargs(
-            pixel_values, output_hidden_states=output_hidden_states or wants_stages, return_dict=True
-        )
-        low_level, last = maps.feature_maps[0], maps.feature_maps[-1]
+    def decode(self, maps: BackboneOutput, keep_sums: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """See the base class."""
+        low_level, *_, last = maps.feature_maps
         encoder_pre = self.aspp(last)
-        encoder = F.relu(encoder_pre, inplace=not output_features)
-        decoder_pre = self.decoder(self.aspp_dropout(encoder), low_level)
-        decoder = F.relu(decoder_pre, inplace=not output_features)
-        head_logits = self.classifier(self.classifier_dropout(decoder))
-        logits = resize(head_logits, pixel_values.shape[-2:], self.config.align_corners)
+        encoder = F.relu(encoder_pre, inplace=not keep_sums)
+        taps = {
+            "low_level": low_level,
+            "low_level_pre": (maps.get("pre_activations") or maps.feature_maps)[0],
+            "encoder": encoder,
+            "encoder_pre": encoder_pre,
+        }
+        return self.decoder(self.aspp_dropout(encoder), low_level), taps
 
-        loss, features = None, None
-        if labels is not None:
-            loss = segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
-            if self.training and self.auxiliary_head is not None:
-                loss = loss + self.auxiliary_head.loss(maps.feature_maps[-2], labels)
-        if output_features:
-            before = maps.get("pre_activations") or maps.feature_maps
-            features = {
-                "low_level": low_level,
-                "low_level_pre": before[0],
-                "backbone": before[-1],
-                "backbone_post": last,
-                "encoder": encoder,
-                "encoder_pre": encoder_pre,
-                "decoder": decoder,
-                "decoder_pre": decoder_pre,
-                "logits": head_logits,
-                **stage_maps(self.backbone, maps),
-            }
-        output = SemanticSegmenterOutputWithFeatures(
-            loss=loss,
-            logits=logits,
-            hidden_states=maps.hidden_states if output_hidden_states else None,
-            features=features,
-        )
-        return output if return_dict else output.to_tuple()
+    def own_tap_channels(self) -> dict[str, int]:
+        """See the base class."""
+        low_level, encoder = self.backbone.channels[0], self.config.aspp_channels
+        return {"low_level": low_level, "low_level_pre": low_level, "encoder": encoder, "encoder_pre": encoder}
+
+    def batch_norms(self) -> dict[str, nn.BatchNorm2d]:
+        """See the base class."""
+        own = {"encoder_pre": self.aspp.project.norm, "decoder_pre": self.decoder.refine.norm}
+        return {**own, **super().batch_norms()}

@@ -9,18 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.modeling_outputs import BackboneOutput
 
-from .configuration_hrnet import HRNetConfig, SegKDHRNetBackboneConfig
+from .configuration_backbones import SegKDHRNetBackboneConfig
+from .configuration_hrnet import HRNetConfig
 from .modeling_auxiliary_head import init_mmseg_classifier
-from .modeling_backbone_base import SegKDBackbone, SegKDBackboneOutput, stage_channels, stage_maps
+from .modeling_backbone_base import SegKDBackbone, SegKDBackboneOutput
+from .modeling_layers import ConvNorm, resize
 from .modeling_resnet import BasicBlock, Bottleneck, ResNetStage
-from .modeling_segmentation import (
-    ConvNorm,
-    SegKDSegmentationModel,
-    SemanticSegmenterOutputWithFeatures,
-    resize,
-    segmentation_loss,
-)
+from .modeling_segmentation import SegKDSegmentationModel
 
 STEM_CHANNELS = 64  # for every width, as in the paper; the bottlenecks after it have four times as many
 
@@ -172,16 +169,21 @@ class SegKDHRNetBackbone(SegKDBackbone):
 class HRNetForSemanticSegmentation(SegKDSegmentationModel):
     """HRNet with `backbone`, `decoder` (a 1x1 convolution on all branches) and a plain `classifier` convolution.
 
-    Building it never loads weights; `load_pretrained_backbone` does, when asked.
+    Taps beside those of every network: `low_level` and `low_level_pre`, which are stage 1's; and `encoder`, the maps of
+    the four branches, resized to stride 4 and concatenated. No activation follows, so `encoder_pre` is the same map.
+    `decoder` and `logits` are at stride 4.
     """
 
     config: HRNetConfig
+    reads_stages = True
+    _no_split_modules = ["BasicBlock", "Bottleneck"]  # noqa: RUF012  transformers' own form
 
     def __init__(self, config: HRNetConfig) -> None:
         super().__init__(config)
         self.backbone = SegKDHRNetBackbone(config.backbone_config)
         _stem, *widths = self.backbone.num_features
         self.decoder = ConvNorm(sum(widths), sum(widths), 1)
+        self.classifier_dropout = nn.Identity()
         self.classifier = nn.Conv2d(sum(widths), config.num_labels, 1)
         self.post_init()
 
@@ -192,91 +194,24 @@ class HRNetForSemanticSegmentation(SegKDSegmentationModel):
         else:
             super()._init_weights(module)
 
-    @property
-    def tap_channels(self) -> dict[str, int]:
-        """Tap name -> channels of the maps that `output_features=True` returns."""
-        _stem, high, *_, low = self.backbone.num_features
-        return {
-            "low_level": high,
-            "low_level_pre": high,
-            "backbone": low,
-            "backbone_post": low,
-            "encoder": self.classifier.in_channels,
-            "encoder_pre": self.classifier.in_channels,
-            "decoder": self.classifier.in_channels,
-            "decoder_pre": self.classifier.in_channels,
-            "logits": self.classifier.out_channels,
-            **stage_channels(self.backbone),
-        }
-
-    @property
-    def tap_norms(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Tap name -> weight and bias, (c,) each, of the batch norm whose output is that map.
-
-        The branches of the backbone are sums over several batch norms and have none of their own.
-        """
-        return {"decoder_pre": (self.decoder.norm.weight.detach(), self.decoder.norm.bias.detach())}
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        output_features: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> SemanticSegmenterOutputWithFeatures | tuple:
-        """Scores of each class for each pixel.
-
-        Args:
-            pixel_values: Normalised images, (b, 3, hh, ww), of any size.
-            labels: Class of each pixel, (b, hh, ww), 0..k-1 or `config.semantic_loss_ignore_index`.
-            output_features: Also return `features`, as (b, c, h, w) maps. `stage1` to `stage4`: the backbone's last
-                maps at strides 4, 8, 16 and 32, after their ReLU, and `stage1_pre` to `stage4_pre` before it.
-                `low_level` and `low_level_pre` are stage 1's; `backbone` is stage 4's *before* its ReLU and
-                `backbone_post` after it. At stride 4: `encoder` (the four maps, resized and concatenated; no
-                activation follows, so `encoder_pre` is the same map), `decoder` (enters the classifier, after the
-                ReLU), `decoder_pre` (before it) and `logits` (the classifier's).
-            output_hidden_states: Also return the backbone's maps, the stem's and the four last ones.
-            return_dict: False returns a tuple.
-
-        Returns:
-            `logits` at the resolution of `pixel_values`; `loss` when labels were given.
-
-        Raises:
-            ValueError: If labels do not fit the images.
-        """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if return_dict is None:
-            return_dict = self.config.return_dict
-        maps = self.backbone(pixel_values, output_hidden_states=True, return_dict=True)
+    def decode(self, maps: BackboneOutput, keep_sums: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """See the base class."""
         _stem, high, *lower = maps.hidden_states
         resized = [resize(x, high.shape[-2:], self.config.align_corners) for x in lower]
         encoder = torch.cat([high, *resized], dim=1)
-        decoder_pre = self.decoder(encoder)
-        decoder = F.relu(decoder_pre, inplace=not output_features)
-        head_logits = self.classifier(decoder)
-        logits = resize(head_logits, pixel_values.shape[-2:], self.config.align_corners)
+        taps = {
+            "low_level": high,
+            "low_level_pre": maps.pre_hidden_states[1],
+            "encoder": encoder,
+            "encoder_pre": encoder,
+        }
+        return self.decoder(encoder), taps
 
-        features = None
-        if output_features:
-            stages = stage_maps(self.backbone, maps)
-            features = {
-                "low_level": stages["stage1"],
-                "low_level_pre": stages["stage1_pre"],
-                "backbone": stages["stage4_pre"],
-                "backbone_post": stages["stage4"],
-                "encoder": encoder,
-                "encoder_pre": encoder,
-                "decoder": decoder,
-                "decoder_pre": decoder_pre,
-                "logits": head_logits,
-                **stages,
-            }
-        output = SemanticSegmenterOutputWithFeatures(
-            loss=None if labels is None else segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index),
-            logits=logits,
-            hidden_states=maps.hidden_states if output_hidden_states else None,
-            features=features,
-        )
-        return output if return_dict else output.to_tuple()
+    def own_tap_channels(self) -> dict[str, int]:
+        """See the base class."""
+        high, encoder = self.config.backbone_config.width, self.classifier.in_channels
+        return {"low_level": high, "low_level_pre": high, "encoder": encoder, "encoder_pre": encoder}
+
+    def batch_norms(self) -> dict[str, nn.BatchNorm2d]:
+        """See the base class: of the decoder alone, since each branch of the backbone is a sum over several."""
+        return {"decoder_pre": self.decoder.norm, **super().batch_norms()}

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .configuration_isanet import ISANetConfig
 from .modeling_context import SegKDContextModel
-from .modeling_segmentation import ConvNorm
+from .modeling_layers import ConvNorm
 
 
 class GroupedSelfAttention(nn.Module):

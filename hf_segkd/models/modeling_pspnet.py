@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .configuration_pspnet import PSPNetConfig
 from .modeling_context import SegKDContextModel
-from .modeling_segmentation import ConvNorm, resize
+from .modeling_layers import ConvNorm, resize
 
 
 class PyramidPooling(nn.Module):

@@ -8,7 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
+
+from .configuration_segmentation import SegKDSegmentationConfig
+from .modeling_backbone_base import SegKDBackbone, stage_channels, stage_maps
+from .modeling_layers import resize
 
 
 @dataclass
@@ -26,7 +30,15 @@ class SemanticSegmenterOutputWithFeatures(SemanticSegmenterOutput):
 
 
 class SegKDSegmentationModel(PreTrainedModel):
-    """Base of the segmentation networks: initialisation and settings of `PreTrainedModel`."""
+    """Base of the segmentation networks: a `backbone`, a head and a plain `classifier` convolution.
+
+    Building one never loads weights; `load_pretrained_backbone` does, when asked. A subclass builds the modules, with
+    dropout in `classifier_dropout` and maybe an `auxiliary_head` on the backbone's map before the last, and says in
+    `decode` how they are applied.
+
+    Attributes:
+        reads_stages: Whether the head reads all stages of the backbone, not just those in its `out_features`.
+    """
 
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
@@ -35,6 +47,126 @@ class SegKDSegmentationModel(PreTrainedModel):
     accepts_loss_kwargs = False
     # Recomputing a block would update its batch norm's running statistics a second time.
     supports_gradient_checkpointing = False
+    _no_split_modules = ["BasicBlock", "Bottleneck", "InvertedResidual"]  # noqa: RUF012  transformers' own form
+    reads_stages = False
+
+    def __init__(self, config: SegKDSegmentationConfig) -> None:
+        super().__init__(config)
+        self.auxiliary_head = None
+
+    def decode(self, maps: BackboneOutput, keep_sums: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """From the backbone's maps to the map that enters the classifier.
+
+        Args:
+            maps: What the backbone returned, with all stages if `reads_stages`.
+            keep_sums: Whether the maps before an activation are taps, and so must not be overwritten by it.
+
+        Returns:
+            That map before its ReLU, (b, c, h, w); and taps of this architecture, name -> map.
+        """
+        raise NotImplementedError
+
+    def own_tap_channels(self) -> dict[str, int]:
+        """Tap name -> channels of the taps that `decode` returns."""
+        return {}
+
+    def batch_norms(self) -> dict[str, nn.BatchNorm2d]:
+        """Tap name -> the batch norm whose output (plus a shortcut) is that map; a subclass adds those of its head."""
+        if not isinstance(self.backbone, SegKDBackbone):
+            return {}
+        of_level = self.backbone.level_norms()
+        stages = {f"stage{i}_pre": norm for i, norm in enumerate(of_level.values(), start=1)}
+        ends = {"low_level_pre": self.backbone.out_features[0], "backbone": self.backbone.out_features[-1]}
+        ends = {tap: of_level[level] for tap, level in ends.items() if level in of_level and tap in self.tap_channels}
+        return stages | ends
+
+    @property
+    def tap_channels(self) -> dict[str, int]:
+        """Tap name -> channels of the maps that `output_features=True` returns."""
+        last, decoder = self.backbone.channels[-1], self.classifier.in_channels
+        return {
+            "backbone": last,
+            "backbone_post": last,
+            "decoder": decoder,
+            "decoder_pre": decoder,
+            "logits": self.classifier.out_channels,
+            **self.own_tap_channels(),
+            **stage_channels(self.backbone),
+        }
+
+    @property
+    def tap_norms(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Tap name -> weight and bias, (c,) each, of the batch norm whose output (plus a shortcut) is that map."""
+        return {tap: (norm.weight.detach(), norm.bias.detach()) for tap, norm in self.batch_norms().items()}
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_features: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SemanticSegmenterOutputWithFeatures | tuple:
+        """Scores of each class for each pixel.
+
+        Args:
+            pixel_values: Normalised images, (b, 3, hh, ww), of any size.
+            labels: Class of each pixel, (b, hh, ww), 0..k-1 or `config.semantic_loss_ignore_index`.
+            output_features: Also return `features`, as (b, c, h, w) maps. Of every network: `backbone` (the backbone's
+                last map, *before* its activation), `decoder` (the map that enters dropout and classifier, after its
+                ReLU), `logits` (the classifier's); and of the backbone, whatever its `out_features`, `stage1` to
+                `stage4`: the last maps at the strides 4, 8 and 16 and the last of all (of a MobileNetV2 its stages 2,
+                3, 5 and 7). The other side of each activation is in `backbone_post`, `decoder_pre` and `stage1_pre`
+                to `stage4_pre`; where a stage has none (MobileNetV2, most foreign backbones) both sides are the same
+                map, and a foreign backbone that ends in a ReLU only offers its maps after it. A foreign backbone's
+                stages are those in its `out_features`, by the names there. The class says which taps it adds.
+            output_hidden_states: Also return the backbone's maps of all stages.
+            return_dict: False returns a tuple.
+
+        Returns:
+            `logits` at the resolution of `pixel_values`; `loss` when labels were given, in training with the auxiliary
+            head's part if there is one.
+
+        Raises:
+            ValueError: If labels do not fit the images, or in training a single image is given to a head that can't
+                be trained on one.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        needs_stages = self.reads_stages or (bool(output_features) and isinstance(self.backbone, SegKDBackbone))
+        maps = self.backbone.forward_with_filtered_kwargs(
+            pixel_values, output_hidden_states=output_hidden_states or needs_stages, return_dict=True
+        )
+        decoder_pre, taps = self.decode(maps, keep_sums=bool(output_features))
+        decoder = F.relu(decoder_pre, inplace=not output_features)
+        head_logits = self.classifier(self.classifier_dropout(decoder))
+        logits = resize(head_logits, pixel_values.shape[-2:], self.config.align_corners)
+
+        loss, features = None, None
+        if labels is not None:
+            loss = segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
+            if self.training and self.auxiliary_head is not None:
+                loss = loss + self.auxiliary_head.loss(maps.feature_maps[-2], labels)
+        if output_features:
+            before = maps.get("pre_activations") or maps.feature_maps
+            features = {
+                "backbone": before[-1],
+                "backbone_post": maps.feature_maps[-1],
+                "decoder": decoder,
+                "decoder_pre": decoder_pre,
+                "logits": head_logits,
+                **taps,
+                **stage_maps(self.backbone, maps),
+            }
+        output = SemanticSegmenterOutputWithFeatures(
+            loss=loss,
+            logits=logits,
+            hidden_states=maps.hidden_states if output_hidden_states else None,
+            features=features,
+        )
+        return output if return_dict else output.to_tuple()
 
     def get_input_embeddings(self) -> None:
         """None: images are not embedded (FSDP2 asks)."""
@@ -48,52 +180,6 @@ class SegKDSegmentationModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         else:
             super()._init_weights(module)
-
-
-class ConvNorm(nn.Module):
-    """Convolution of stride 1 that keeps the size, without bias, and batch norm; the caller applies the ReLU."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1, groups: int = 1
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            padding=dilation * (kernel_size // 2),
-            dilation=dilation,
-            groups=groups,
-            bias=False,
-        )
-        self.norm = nn.BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, in_channels, h, w) to (b, out_channels, h, w)."""
-        return self.norm(self.conv(x))
-
-
-class SeparableConvNorm(nn.Module):
-    """`ConvNorm` of each channel alone, ReLU, 1x1 `ConvNorm` across channels; the caller applies the last ReLU."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> None:
-        super().__init__()
-        self.depthwise = ConvNorm(in_channels, in_channels, kernel_size, dilation, groups=in_channels)
-        self.pointwise = ConvNorm(in_channels, out_channels, 1)
-
-    @property
-    def norm(self) -> nn.BatchNorm2d:
-        """The last batch norm."""
-        return self.pointwise.norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, in_channels, h, w) to (b, out_channels, h, w)."""
-        return self.pointwise(F.relu(self.depthwise(x), inplace=True))
-
-
-def resize(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """Bilinear resize of (b, c, h, w) maps to `size` = (height, width)."""
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:

@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .backbone_geometry import RESNETS
-from .configuration_backbones import SegKDMobileNetV2Config, SegKDResNetConfig
-from .configuration_hrnet import SegKDHRNetBackboneConfig
+from .configuration_backbones import SegKDHRNetBackboneConfig, SegKDMobileNetV2Config, SegKDResNetConfig
 
 logger = logging.get_logger(__name__)
 
