@@ -55,7 +55,17 @@ class SegKDConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> SegKDConfig:
-        """Builds the configuration from the contents of a config.json; unknown entries are left out, warned of."""
+        """Builds the configuration from the contents of a config.json; unknown entries are left out, warned of.
+
+        Raises:
+            ValueError: If it is the config.json of another kind of network, whose weights would not fit either.
+        """
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"The configuration is one of {model_type!r}, but {cls.__name__} is that of {cls.model_type!r}: load "
+                "it with the class of its own type, or with AutoConfig and AutoModelForSemanticSegmentation."
+            )
         unknown = unknown_keywords(cls, config_dict)
         if unknown:
             logger.warning(

@@ -35,6 +35,7 @@ class HRNetConfig(SegKDSegmentationConfig):
     """
 
     model_type = "segkd-hrnet"
+    sub_configs = {"backbone_config": SegKDHRNetBackboneConfig}  # noqa: RUF012  read as a class attribute by transformers
 
     def backbone_shorthand(self) -> dict[str, Any]:
         """See the base class."""

@@ -4,7 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
+from hf_segkd.models import (
+    DeepLabV3PlusConfig,
+    DeepLabV3PlusForSemanticSegmentation,
+    HRNetConfig,
+    HRNetForSemanticSegmentation,
+)
 
 HEAD = {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4, "num_labels": 5}
 TINY = {
@@ -38,6 +43,16 @@ def tiny_config(kind: str = "resnet", **kwargs) -> DeepLabV3PlusConfig:
 def tiny_model(kind: str = "resnet", **kwargs) -> DeepLabV3PlusForSemanticSegmentation:
     torch.manual_seed(0)
     return DeepLabV3PlusForSemanticSegmentation(tiny_config(kind, **kwargs)).eval()
+
+
+TINY_HRNET = {"width": 4, "stem_blocks": 1, "num_modules": [1, 2, 1], "num_blocks": 1}
+
+
+def tiny_hrnet(**kwargs) -> HRNetForSemanticSegmentation:
+    torch.manual_seed(0)
+    return HRNetForSemanticSegmentation(
+        HRNetConfig(**{"backbone_config": TINY_HRNET, "num_labels": 5, **kwargs})
+    ).eval()
 
 
 def hashed(shape: tuple[int, ...], k: int, scale: float) -> Tensor:
