@@ -57,7 +57,11 @@ class Distiller(nn.Module):
         ]
 
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, teacher_features: Features | None = None
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        teacher_features: Features | None = None,
+        labelled_pixels: Tensor | None = None,
     ) -> dict[str, Any]:
         """Loss and its terms in training, logits in evaluation.
 
@@ -65,6 +69,8 @@ class Distiller(nn.Module):
             pixel_values: Normalised images, (b, 3, hh, ww).
             labels: Class of each pixel, (b, hh, ww). Without labels the loss is that of the distillation terms alone.
             teacher_features: The teacher's taps for the same images. Without them there are no distillation terms.
+            labelled_pixels: Labelled pixels of a batch, the mean of all batches that are averaged (accumulated, or of
+                other processes), above 0: the cross-entropy is divided by it. By default by those of this batch.
 
         Returns:
             `{"logits"}` without labels and features, else `{"loss", "terms"}`: the weighted sum to minimise, and what
@@ -75,8 +81,11 @@ class Distiller(nn.Module):
         if labels is None:
             ignored = self.config.semantic_loss_ignore_index
             labels = pixel_values.new_full(pixel_values[:, 0].shape, ignored, dtype=torch.long)
+        share = 1.0
+        if labelled_pixels is not None:
+            share = (labels != self.config.semantic_loss_ignore_index).sum() / labelled_pixels
         if self.loss is None:
-            terms = {"ce": self.student(pixel_values=pixel_values, labels=labels).loss}
+            terms = {"ce": share * self.student(pixel_values=pixel_values, labels=labels).loss}
         else:
             output = self.student(pixel_values=pixel_values, labels=labels, output_features=True)
             features = output.features
@@ -85,7 +94,7 @@ class Distiller(nn.Module):
             if self.common is not None:
                 features, labels = self._of_common_classes(features, labels)
             cross_entropy = output.loss / len(labels) if self.loss.divide_by_batch else output.loss
-            terms = {"ce": cross_entropy, **self.loss.unweighted(features, teacher_features, labels)}
+            terms = {"ce": share * cross_entropy, **self.loss.unweighted(features, teacher_features, labels)}
         loss = sum(self.weights[name] * value for name, value in terms.items())
         return {"loss": loss, "terms": {name: value.detach() for name, value in terms.items()}}
 

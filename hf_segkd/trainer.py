@@ -164,6 +164,18 @@ class DistillationTrainer(PublishingTrainer):
             features = self.teacher(pixel_values=images, output_features=True).features
         return {tap: features[tap] for tap in loss.teacher_taps}  # the others' memory is free from here on
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """The batches of an optimizer step, and how many pixels are labelled in them, on all processes together."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        ignore_index = self.student.config.semantic_loss_ignore_index
+        labelled = torch.zeros((), dtype=torch.int64, device=device)
+        for batch in batches:
+            if "labels" in batch:
+                labelled += (batch["labels"] != ignore_index).sum().to(device)
+        return batches, self.accelerator.reduce(labelled, reduction="sum")
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -171,7 +183,11 @@ class DistillationTrainer(PublishingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Any]]:
-        """Cross-entropy plus the terms of the distillation loss, the mean of the batch."""
+        """Cross-entropy plus the terms of the distillation loss, the mean of the batch.
+
+        The cross-entropy is weighted so that its mean over accumulated batches and processes is that of all labelled
+        pixels, however unevenly the batches are labelled; `num_items_in_batch` is their number.
+        """
         self._scored_images = None  # the student is about to change
         teacher_features = None
         distiller = self.accelerator.unwrap_model(model)
@@ -180,7 +196,11 @@ class DistillationTrainer(PublishingTrainer):
         if distiller.loss is not None:
             distiller.loss.set_progress(self.state.global_step / max(1, self.state.max_steps))
             teacher_features = self._teacher_features(distiller.loss, inputs["pixel_values"])
-        outputs = model(**inputs, teacher_features=teacher_features)
+        labelled_pixels = None
+        if num_items_in_batch is not None:
+            batches = self.current_gradient_accumulation_steps * self.args.world_size
+            labelled_pixels = num_items_in_batch.clamp(min=1) / batches
+        outputs = model(**inputs, teacher_features=teacher_features, labelled_pixels=labelled_pixels)
         self._guard.remember(inputs, self._batch_files, outputs["terms"])
         for name, value in outputs["terms"].items():
             self._sums[name] = self._sums.get(name, 0) + value

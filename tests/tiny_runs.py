@@ -1,10 +1,12 @@
 """Small data, networks and trainers for the tests of whole runs."""
 
 import torch
+from torch import nn
 from transformers import SegformerImageProcessor, TrainerCallback
 
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import label_info, load_segmentation_dataset
+from hf_segkd.losses.adversary import Adversary
 from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
 from hf_segkd.trainer import DistillationTrainer
 
@@ -78,6 +80,25 @@ class StopAfter(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = state.global_step >= self.step
+
+
+def without_batch_coupling(module):
+    """In place: group norms for batch norms, no dropout; an adversary's discriminator stays as it is."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.GroupNorm(1, child.num_features))
+        elif isinstance(child, nn.Dropout):
+            child.p = 0.0
+        elif not isinstance(child, Adversary):
+            without_batch_coupling(child)
+    return module
+
+
+def uncoupled_trainer(folder, **overrides):
+    """One whose images do not see each other, but for what the method itself does with a batch."""
+    run = trainer(folder, student=without_batch_coupling(network()), **overrides)
+    without_batch_coupling(run.model)
+    return run
 
 
 def weights(module):
