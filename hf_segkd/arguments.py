@@ -23,7 +23,7 @@ LEAST = {
 }
 
 
-@dataclass
+@dataclass(repr=False)  # TrainingArguments' own leaves tokens out
 class DistillationArguments(TrainingArguments):
     """`TrainingArguments` with what distillation adds, and the defaults of the segmentation literature.
 

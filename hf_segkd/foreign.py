@@ -221,7 +221,7 @@ def _task_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     if not isinstance(model.config, OneFormerConfig):
         return {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(model.name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             "OneFormer is told its task in words, and no tokenizer was found beside the model. Pass "

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 # The Hub stores what is binary or larger than this as LFS objects, everything else as plain git files. Binary is for
@@ -151,6 +151,10 @@ def _checked(token: str | None) -> str:
 def _explained(repo_id: str) -> Iterator[None]:
     try:
         yield
+    except OfflineModeIsEnabled as error:
+        raise ConnectionError(
+            f"{repo_id} can't be reached: HF_HUB_OFFLINE is set, which forbids all connections. Unset it to publish."
+        ) from error
     except (HTTPError, RuntimeError) as error:
         # What stops the upload of an LFS object comes as the cause of a RuntimeError.
         answer = error if isinstance(error, HfHubHTTPError) else error.__cause__

@@ -13,7 +13,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, SegformerImageProcessor
 
 from hf_segkd.arguments import json_object, parse_arguments
+from hf_segkd.commands.networks import load_network
 from hf_segkd.models import convert_attnfd_state_dict, convert_mmseg_state_dict
+from hf_segkd.models.pretrained_backbones import read_pickle
 
 CONVERTERS = {"attnfd": convert_attnfd_state_dict, "mmsegmentation": convert_mmseg_state_dict}
 # The authors of AttnFD keep the best mIoU as a NumPy number in the file. Only these are let through: nothing that a
@@ -31,8 +33,12 @@ NUMPY_NUMBERS = [
 class ConversionCommand:
     """What to convert, and the network it belongs to."""
 
-    checkpoint: str = field(metadata={"help": "The .pth or .pth.tar file."})
-    source: Literal["attnfd", "mmsegmentation"] = field(metadata={"help": "The code base that wrote it."})
+    checkpoint: str = field(
+        metadata={"help": "The .pth or .pth.tar file; of transformers the folder or Hub id with a pytorch_model.bin."}
+    )
+    source: Literal["attnfd", "mmsegmentation", "transformers"] = field(
+        metadata={"help": "The code base that wrote it."}
+    )
     output: str = field(metadata={"help": "New folder for config.json, the weights and the image processor."})
     network_config: dict[str, Any] | str | None = field(
         default=None,
@@ -49,6 +55,8 @@ def main(args: list[str] | None = None) -> Path:
     output = Path(command.output)
     if output.exists():
         raise ValueError(f"{output} exists already; give a new folder as output.")
+    if command.source == "transformers":
+        return _save_as_safetensors(command, output)
     weights = CONVERTERS[command.source](read_checkpoint(Path(command.checkpoint)))
     values = {"num_labels": len(weights["classifier.weight"])}
     values |= json_object(command.network_config, "network_config")
@@ -66,14 +74,27 @@ def main(args: list[str] | None = None) -> Path:
     return output
 
 
+def _save_as_safetensors(command: ConversionCommand, output: Path) -> Path:
+    if command.network_config is not None:
+        raise ValueError("network_config is for the other sources; a checkpoint of transformers has its config.json.")
+    model, processor = load_network(command.checkpoint, pickled=True)
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
+    print(f"Wrote {type(model).__name__} with {model.num_parameters():,} parameters to {output}.")
+    return output
+
+
 def read_checkpoint(path: Path) -> Mapping[str, Tensor]:
     """The "state_dict" in the file, or what it holds where there is none, without running code from it.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If it holds anything but tensors and plain values, or no dict of them.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     with torch.serialization.safe_globals(NUMPY_NUMBERS):
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_pickle(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, where a checkpoint holds names and tensors.")
     return content.get("state_dict", content)

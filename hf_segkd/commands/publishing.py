@@ -379,7 +379,12 @@ def copy_exports(folder: Path, publication: Path) -> None:
 
 def _export_reports(folder: Path) -> dict[str, dict[str, Any]]:
     files = {name: folder / name / EXPORT_REPORT for name in EXPORTS}
-    return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+    reports = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+    for name, report in reports.items():
+        for export in report["exports"]:
+            if Path(export["file"]).name != export["file"]:  # the folder may be somebody else's
+                raise ValueError(f"{files[name]} names the file {export['file']!r}, which is not beside it.")
+    return reports
 
 
 def _with_folder(report: dict[str, Any], folder: str) -> dict[str, Any]:

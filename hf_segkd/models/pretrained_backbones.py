@@ -1,5 +1,6 @@
 """ImageNet weights for our backbones, from torchvision or from a file. Never called while a model is built."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -95,10 +96,27 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = read_pickle(path)
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} must hold a state dict (name -> tensor), with nothing around it.")
     return dict(content)
+
+
+def read_pickle(path: Path) -> object:
+    """What a file of `torch.save` holds, on the CPU, without running code from it.
+
+    Raises:
+        ValueError: If it holds anything but tensors and plain values, or is no such file.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        lines = str(error).splitlines() or ["it ends too early."]
+        reason = next((line for line in lines if "GLOBAL" in line), lines[0]).split(" Please use")[0]
+        raise ValueError(
+            f"{path} is no checkpoint that can be read without running code from it: {reason.strip()} If you trust "
+            "the file, read it in Python with torch.load(..., weights_only=False), and save its state dict alone."
+        ) from error
 
 
 def torchvision_name(config: SegKDResNetConfig | SegKDMobileNetV2Config | SegKDHRNetBackboneConfig) -> str:
@@ -136,7 +154,7 @@ def torchvision_state_dict(weights: str, architecture: str) -> dict[str, Tensor]
             f"weights={weights!r} is neither the path of a .pt, .pth or .safetensors file nor one of torchvision's "
             f"weights for {architecture}: {names}."
         )
-    return available[member].get_state_dict(progress=False, check_hash=True)
+    return available[member].get_state_dict(progress=False, check_hash=True, weights_only=True)
 
 
 def rename_by_order(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
