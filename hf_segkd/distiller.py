@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_segkd.adapted_teacher import AdaptedTeacher
 from hf_segkd.arguments import DistillationArguments
+from hf_segkd.foreign import ForeignNetwork, without_taps
 from hf_segkd.losses import AbstractDistillationLoss, create_loss
 from hf_segkd.types import Features, NetworkSpec
 
@@ -24,7 +25,7 @@ class Distiller(nn.Module):
     nothing else: the teacher is not in this module, so nothing can train it, save it or switch it to training mode.
 
     Args:
-        student: The network to train.
+        student: The network to train, one of hf_segkd or a `ForeignNetwork`.
         loss: The distillation loss, or None to train on the labels alone.
         ce_weight: Weight of the cross-entropy.
         common: Classes of the student, ascending, that the loss speaks of, where they are not all: it gets their
@@ -37,13 +38,15 @@ class Distiller(nn.Module):
 
     def __init__(
         self,
-        student: PreTrainedModel,
+        student: PreTrainedModel | ForeignNetwork,
         loss: AbstractDistillationLoss | None = None,
         ce_weight: float = 1.0,
         common: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.student = student
+        self.student = without_taps(student)
+        # In a tuple, and so no part of this module: names in here are the plain student's.
+        self._with_taps = (student,)
         self.loss = loss
         self.ce_weight = ce_weight
         common = None if common is None else torch.tensor(common)
@@ -77,7 +80,7 @@ class Distiller(nn.Module):
             it is of, unweighted.
         """
         if labels is None and teacher_features is None:
-            return {"logits": self.student(pixel_values=pixel_values).logits}
+            return {"logits": self.network(pixel_values=pixel_values).logits}
         if labels is None:
             ignored = self.config.semantic_loss_ignore_index
             labels = pixel_values.new_full(pixel_values[:, 0].shape, ignored, dtype=torch.long)
@@ -85,12 +88,12 @@ class Distiller(nn.Module):
         if labelled_pixels is not None:
             share = (labels != self.config.semantic_loss_ignore_index).sum() / labelled_pixels
         if self.loss is None:
-            terms = {"ce": share * self.student(pixel_values=pixel_values, labels=labels).loss}
+            terms = {"ce": share * self.network(pixel_values=pixel_values, labels=labels).loss}
         else:
-            output = self.student(pixel_values=pixel_values, labels=labels, output_features=True)
+            output = self.network(pixel_values=pixel_values, labels=labels, output_features=True)
             features = output.features
             if self.loss.uses_classifier_weight:
-                features = {**features, "classifier_weight": self.student.classifier.weight}
+                features = {**features, "classifier_weight": self.network.classifier.weight}
             if self.common is not None:
                 features, labels = self._of_common_classes(features, labels)
             cross_entropy = output.loss / len(labels) if self.loss.divide_by_batch else output.loss
@@ -108,9 +111,14 @@ class Distiller(nn.Module):
         return features, index.masked_fill(ignored, self.config.semantic_loss_ignore_index)
 
     @property
+    def network(self) -> PreTrainedModel | ForeignNetwork:
+        """The student with its taps."""
+        return self._with_taps[0]
+
+    @property
     def config(self) -> PreTrainedConfig:
         """The student's; Trainer's logging and model cards ask for it."""
-        return self.student.config
+        return self.network.config
 
     @property
     def weights(self) -> dict[str, float]:
@@ -127,8 +135,7 @@ def network_spec(model: PreTrainedModel) -> NetworkSpec:
     channels = getattr(model, "tap_channels", None)
     if channels is None:
         raise ValueError(
-            f"{type(model).__name__} has no `tap_channels`, so its features can't be distilled. A student must be a "
-            "network of hf_segkd, such as DeepLabV3PlusForSemanticSegmentation; wrap a teacher in "
+            f"{type(model).__name__} has no `tap_channels`, so its features can't be distilled: wrap it in "
             "hf_segkd.ForeignNetwork."
         )
     return NetworkSpec(
@@ -140,7 +147,7 @@ def network_spec(model: PreTrainedModel) -> NetworkSpec:
 
 
 def build_distiller(
-    student: PreTrainedModel, teacher: PreTrainedModel | None, args: DistillationArguments
+    student: PreTrainedModel | ForeignNetwork, teacher: PreTrainedModel | None, args: DistillationArguments
 ) -> Distiller:
     """The student and the loss that `args` asks for, with the parameters in `args.frozen` frozen.
 
@@ -150,7 +157,9 @@ def build_distiller(
     """
     loss, common = _create_loss(student, teacher, args)
     distiller = Distiller(student, loss, args.ce_weight, common)
-    _freeze(student, args.frozen)
+    _freeze(distiller.student, args.frozen)
+    if loss is not None and loss.uses_classifier_weight:
+        _ = distiller.network.classifier  # an error now, not at the first step
     return distiller
 
 
@@ -160,7 +169,7 @@ def parameter_groups(distiller: Distiller, args: DistillationArguments) -> list[
     Heads and connectors learn at 10 times the backbone's rate in the papers' code; weight decay is on biases and
     batch norms too.
     """
-    backbone_prefix = f"student.{distiller.student.base_model_prefix}."
+    backbone_prefix = f"student.{distiller.network.base_model_prefix}."
     groups: dict[float, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in distiller.named_parameters():
         if not parameter.requires_grad:
@@ -189,7 +198,7 @@ def _create_loss(
         raise ValueError(
             f"Method {args.method!r} needs a teacher, and none was given: pass teacher (--teacher FOLDER_OR_ID)."
         )
-    if teacher is student:
+    if without_taps(teacher) is without_taps(student):
         raise ValueError("Teacher and student are the same object; the teacher would be trained. Load it twice.")
     learnt, taught = network_spec(student), network_spec(teacher)
     classes = teacher.class_map if isinstance(teacher, AdaptedTeacher) else None

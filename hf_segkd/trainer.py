@@ -26,7 +26,7 @@ from hf_segkd.constant_terms import ConstantTerms
 from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
 from hf_segkd.distiller import Distiller, build_distiller, parameter_groups
 from hf_segkd.ema import StudentAverage
-from hf_segkd.foreign import ForeignNetwork
+from hf_segkd.foreign import ForeignNetwork, with_taps, without_taps
 from hf_segkd.inputs import augmented, refuse_need_of_labels, whole_images
 from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
@@ -52,10 +52,11 @@ class DistillationTrainer(PublishingTrainer):
     With `args.push_to_hub` the student is published as `PublishingTrainer` says.
 
     Args:
-        model: The student.
+        model: The student: a network of hf_segkd or a segmentation model of transformers that gives logits for each
+            pixel; a `ForeignNetwork` of one names more taps.
         args: Training arguments; `args.method` names the loss, "none" trains without a teacher.
         teacher: The network to learn from. It is never trained, saved, or taken out of evaluation mode. A segmentation
-            model of transformers offers its logits; a `ForeignNetwork` of it other taps too.
+            model of transformers offers its logits and default taps; a `ForeignNetwork` of it others too.
         train_dataset: A data set of `load_segmentation_dataset`, which is augmented as `args` says, or any torch
             data set of `pixel_values` (3, h, w) and `labels` (h, w), both of the crop's size. The trainer tells an
             `AugmentedDataset` the epoch; one that is wrapped in another data set you must tell yourself. Without
@@ -83,7 +84,7 @@ class DistillationTrainer(PublishingTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | ForeignNetwork,
         args: DistillationArguments,
         *,
         teacher: PreTrainedModel | ForeignNetwork | None = None,
@@ -97,7 +98,8 @@ class DistillationTrainer(PublishingTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         _refuse_what_was_never_tested(args)
-        if teacher is not None and teacher is not model:
+        model = with_taps(model)
+        if teacher is not None and without_taps(teacher) is not without_taps(model):
             teacher = adapted(
                 teacher,
                 model,
@@ -106,6 +108,8 @@ class DistillationTrainer(PublishingTrainer):
                 class_map=class_map,
             )
         distiller = build_distiller(model, teacher, args)
+        if train_dataset is not None and isinstance(model, ForeignNetwork):
+            model.become_student(() if distiller.loss is None else distiller.loss.student_taps)
         if args.channels_last:
             model.to(memory_format=torch.channels_last)
         self._sum_of_rows: Tensor | None = None
@@ -316,7 +320,7 @@ class DistillationTrainer(PublishingTrainer):
         returns as predictions, (images, k * k); for masks use the pipeline or `scripts/predict.py`.
         """
         inputs = self._prepare_inputs(inputs)
-        config = self.student.config
+        config = self.accelerator.unwrap_model(self.model).config
         num_labels, ignore_index = config.num_labels, config.semantic_loss_ignore_index
         losses, matrices = [], []
         for images, labels in _same_sized(inputs["pixel_values"], inputs["labels"]):

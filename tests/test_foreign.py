@@ -56,10 +56,12 @@ def test_the_logits_of_a_dense_model_are_its_own(make):
     teacher = foreign(make)
     with torch.no_grad():
         output = teacher(pixel_values=IMAGES, output_features=True)
-    assert output.features.keys() == teacher.tap_channels.keys() == {"logits"}
-    assert torch.equal(output.features["logits"], raw(teacher).logits)
-    assert torch.equal(output.logits, output.features["logits"])
+    assert torch.equal(output.logits, raw(teacher).logits)
     assert output.logits.shape[:2] == (2, NUM_CLASSES)
+    assert output.features.keys() == teacher.tap_channels.keys()
+    head_logits, enlarged_with = output.features["logits"], {"align_corners": make is foreign_models.dpt}
+    enlarged = F.interpolate(head_logits, size=output.logits.shape[2:], mode="bilinear", **enlarged_with)
+    assert torch.equal(enlarged, output.logits)
     assert teacher(pixel_values=IMAGES).features is None
 
 
@@ -73,7 +75,7 @@ def test_the_logits_of_a_query_model_are_its_scores_normalised(make):
     scores = torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], masks.sigmoid())
     torch.testing.assert_close(logits.double(), (scores / scores.sum(1, keepdim=True)).log(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits.exp().sum(1), torch.ones_like(logits[:, 0]))
-    assert teacher.tap_channels == {"logits": NUM_CLASSES}
+    assert teacher.tap_channels["logits"] == NUM_CLASSES
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_taps_are_outputs_of_the_modules_that_are_named(tmp_path):
     teacher = foreign(
         foreign_models.segformer, taps={"decoder": "decode_head.batch_norm", "encoder": "decode_head.linear_fuse"}
     )
-    assert teacher.tap_channels == {"decoder": 12, "encoder": 12, "logits": NUM_CLASSES}
+    assert [teacher.tap_channels[tap] for tap in ("decoder", "encoder", "logits")] == [12, 12, NUM_CLASSES]
     hooks = [len(module._forward_hooks) for module in teacher.model.modules()]  # transformers has its own
     assert teacher.model.decode_head.batch_norm._forward_hooks == {}
     with torch.no_grad():
@@ -185,9 +187,11 @@ def test_what_writes_into_a_map_later_does_not_reach_the_tap():
     ("taps", "message"),
     [
         ({"decoder": "decode_head.linear_fused"}, r"no such module\. The nearest are \['decode_head\.linear_fuse'"),
-        ({"encoder": "segformer"}, r"segformer \(SegformerModel\) gives a BaseModelOutput"),
         ({"encoder": "decode_head.linear_projections.0"}, r"gives a tensor of shape \(1, 256, 12\)"),
-        ({"logits": "decode_head.classifier"}, "give the module another name"),
+        ({"encoder": "segformer"}, r"it gives 5 maps\. Name one: segformer:0 to segformer:4"),
+        ({"encoder": "segformer:5"}, "it gives 5 maps, numbered from 0"),
+        ({"encoder": r"segformer\.stages\.\d"}, r"matches 4 of .*: \['segformer\.stages\.0', 'segf"),
+        ({"encoder": "segformer.stages.("}, "neither a module's path nor a regular expression"),
     ],
 )
 def test_taps_that_are_no_maps_are_refused(taps, message):
@@ -195,8 +199,17 @@ def test_taps_that_are_no_maps_are_refused(taps, message):
         foreign(foreign_models.segformer, taps=taps)
 
 
+def test_a_path_may_be_a_regular_expression_and_choose_among_several_maps():
+    taps = {"first": r".*\.linear_fuse", "second": "segformer:1", "stage3": r"segformer\.stages\.0"}
+    teacher = foreign(foreign_models.segformer, taps=taps)
+    assert [str(teacher.taps[tap]) for tap in taps] == ["decode_head.linear_fuse", "segformer:1", "segformer.stages.0"]
+    features = teacher(IMAGES, output_features=True).features
+    assert torch.equal(features["second"], features["stage1"])  # behind the last hidden state
+    assert torch.equal(features["stage3"], features["stage1"])  # what is named goes before the default
+
+
 def test_a_method_that_reads_other_taps_says_which_there_are_and_how_to_name_more(tmp_path):
-    with pytest.raises(ValueError, match=r"offers \['logits'\].*ForeignNetwork\(teacher, taps=\{"):
+    with pytest.raises(ValueError, match=r"offers \['backbone', .*ForeignNetwork\(teacher, taps=\{"):
         trainer(tmp_path, teacher=build(foreign_models.segformer), method="attnfd")
 
 

@@ -16,7 +16,6 @@ from transformers import (
     SegformerImageProcessor,
     set_seed,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_segkd.arguments import DistillationArguments, json_object, parse_arguments
@@ -57,10 +56,12 @@ class TrainingCommand(DataFlags):
     teacher_taps: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "Taps, beside its logits, of a teacher that is not of hf_segkd, as a JSON object: tap name -> path "
-            "of the module whose output it is."
+            "help": "Taps, beside the default ones, of a teacher that is not of hf_segkd, as a JSON object: tap name "
+            "-> path of the module whose output it is, or a regular expression that matches it; hf-segkd inspect_model "
+            "lists them."
         },
     )
+    student_taps: dict[str, Any] | str | None = field(default=None, metadata={"help": "The same for the student."})
     unlabelled_dir: str | None = field(
         default=None,
         metadata={"help": "Folder of images without masks, which the student learns from by what its teacher sees."},
@@ -78,8 +79,9 @@ class TrainingCommand(DataFlags):
         super().__post_init__()
         if self.student_config is not None:
             self.student_config = json_object(self.student_config, "student_config")
-        if self.teacher_taps is not None:
-            self.teacher_taps = json_object(self.teacher_taps, "teacher_taps")
+        for flag in ("teacher_taps", "student_taps"):
+            if getattr(self, flag) is not None:
+                setattr(self, flag, json_object(getattr(self, flag), flag))
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
@@ -90,6 +92,8 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     unlabelled = None if command.unlabelled_dir is None else load_unlabelled_images(command.unlabelled_dir)
     labels = label_info(train)
     student, processor = build_student(command, labels)
+    if command.student_taps is not None:
+        student = ForeignNetwork(student, command.student_taps)
     teacher, teacher_processor = None, None
     if command.teacher is not None:
         teacher, teacher_processor = load_network(command.teacher)
@@ -176,13 +180,7 @@ def build_student(command: TrainingCommand, labels: LabelInfo) -> tuple[PreTrain
             raise ValueError("pretrained_backbone is for a new student; student already brings its weights.")
         if command.image_size is not None:
             raise ValueError("image_size is for a new student; student brings its image processor, and so its size.")
-        student, processor = load_network(command.student, labels)
-        if student.config.model_type in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES:
-            raise ValueError(
-                f"{type(student).__name__} predicts masks and their classes: it can be a teacher, but not a student. "
-                "Take a student that gives logits for each pixel."
-            )
-        return student, processor
+        return load_network(command.student, labels)
     values = dict(command.student_config)
     config = AutoConfig.for_model(
         values.pop("model_type", "segkd-deeplabv3plus"),
@@ -190,6 +188,11 @@ def build_student(command: TrainingCommand, labels: LabelInfo) -> tuple[PreTrain
         label2id={name: index for index, name in labels.id2label.items()},
         **values,
     )
+    if type(config) not in AutoModelForSemanticSegmentation._model_mapping:
+        raise ValueError(
+            f"There is no student of model_type {config.model_type!r}: AutoModelForSemanticSegmentation, whose models "
+            "give logits for each pixel, does not know it."
+        )
     student = AutoModelForSemanticSegmentation.from_config(config)
     if command.pretrained_backbone is not None:
         load_pretrained_backbone(student, command.pretrained_backbone)
