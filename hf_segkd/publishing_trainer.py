@@ -20,6 +20,7 @@ from transformers.utils import PushInProgress, logging
 
 from hf_segkd.adapted_teacher import AdaptedTeacher
 from hf_segkd.arguments import DistillationArguments
+from hf_segkd.checkpoints import RECORD_FILE
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
 from hf_segkd.foreign import ForeignNetwork
 from hf_segkd.hub import create_repository, prepare_branch, upload
@@ -291,7 +292,8 @@ def _name_of(images: Any) -> str:
 
 def _hide_this_machine(checkpoint: Path) -> None:
     """Take folders and secrets out of a copy of a checkpoint; resuming needs none."""
-    for file in (checkpoint / ARGUMENTS_FILE, checkpoint / TRAINER_STATE_NAME):
+    for name in (ARGUMENTS_FILE, RECORD_FILE, TRAINER_STATE_NAME):
+        file = checkpoint / name
         if file.is_file():  # there is no state with save_only_model
             write_json(shareable(json.loads(file.read_text())), file)
 

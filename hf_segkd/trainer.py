@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from transformers.utils import logging
 from hf_segkd.adapted_teacher import adapted
 from hf_segkd.adversary import AdversaryCallback
 from hf_segkd.arguments import DistillationArguments
+from hf_segkd.checkpointing_trainer import CheckpointingTrainer
 from hf_segkd.class_map import ClassMap
 from hf_segkd.constant_terms import ConstantTerms
 from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
@@ -32,7 +32,6 @@ from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
 from hf_segkd.nonfinite import NonFiniteGuard, require_finite_scores
-from hf_segkd.publishing_trainer import PublishingTrainer
 from hf_segkd.teacher import batch_statistics
 from hf_segkd.types import Features
 
@@ -44,7 +43,7 @@ LOSS_STATE_FILE = "distillation.safetensors"
 ARGUMENTS_FILE = "training_args.json"
 
 
-class DistillationTrainer(PublishingTrainer):
+class DistillationTrainer(CheckpointingTrainer):
     """Trains `model` on its labels and on what a frozen teacher knows.
 
     `trainer.student` is the network that is trained and saved: every checkpoint and `save_model` write a plain
@@ -369,32 +368,13 @@ class DistillationTrainer(PublishingTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         distiller = self.accelerator.unwrap_model(self.model if model is None else model)
-        if not Path(resume_from_checkpoint).is_dir():
-            raise ValueError(f"There is no checkpoint folder {resume_from_checkpoint}.")
-        saved = type(distiller.student).from_pretrained(resume_from_checkpoint)
+        saved = type(distiller.student).from_pretrained(resume_from_checkpoint, use_safetensors=True)
         distiller.student.load_state_dict(saved.state_dict())
         self._scored_images = None
         if self._average is not None:
             self._average.load(Path(resume_from_checkpoint))
-        if distiller.loss is None:
-            return
-        loss_state = Path(resume_from_checkpoint, LOSS_STATE_FILE)
-        if not loss_state.is_file():
-            raise ValueError(
-                f"{resume_from_checkpoint} holds no {LOSS_STATE_FILE}, the state of the distillation loss: it is a "
-                "finished student or comes from a run without distillation. Resume from a checkpoint-* folder of "
-                "the same method, or pass the folder as the student to start anew from its weights."
-            )
-        saved_arguments = json.loads(Path(resume_from_checkpoint, ARGUMENTS_FILE).read_text())
-        arguments = json.loads(self.args.to_json_string())  # tuples are lists there
-        for name in ("method", "method_kwargs"):
-            if saved_arguments[name] != arguments[name]:
-                raise ValueError(
-                    f"{resume_from_checkpoint} was trained with {name} {saved_arguments[name]!r}, this run has "
-                    f"{arguments[name]!r}. Resume with the same, or pass the folder as the student to start anew from "
-                    "its weights."
-                )
-        distiller.loss.load_state_dict(load_file(loss_state))
+        if distiller.loss is not None:
+            distiller.loss.load_state_dict(load_file(Path(resume_from_checkpoint, LOSS_STATE_FILE)))
 
     def _load_best_model(self) -> None:
         logger.info(f"Loading the best model, {self.state.best_model_checkpoint} ({self.state.best_metric}).")

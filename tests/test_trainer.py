@@ -5,7 +5,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from tiny_runs import StopAfter, arguments, network, processor, same, scenes, trainer, weights
+from tiny_runs import arguments, network, processor, same, scenes, trainer, weights
 from transformers import AutoModelForSemanticSegmentation, Trainer, TrainerCallback, default_data_collator, pipeline
 
 from hf_segkd.data import AugmentedDataset, train_collator
@@ -61,26 +61,6 @@ def test_a_checkpoint_is_a_plain_student_and_the_loss_lies_beside_it(tmp_path):
         assert not list(folder.glob("training_args.bin"))
     assert (tmp_path / "checkpoint-3" / LOSS_STATE_FILE).is_file()
     assert not (tmp_path / LOSS_STATE_FILE).exists()
-
-
-@pytest.mark.parametrize("method", ["attnfd", "fakd_cwd", "cirkd"])
-def test_a_resumed_run_ends_where_the_uninterrupted_one_does_bit_for_bit(method, tmp_path):
-    options = {"method": method, "max_steps": 5, "save_strategy": "steps", "save_steps": 2}
-    straight = trainer(tmp_path / "straight", **options)
-    straight.train()
-    cut = trainer(tmp_path / "cut", **options)
-    cut.add_callback(StopAfter(2))
-    cut.train()
-    resumed = trainer(tmp_path / "cut", student=network(seed=9), **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
-    assert resumed.state.global_step == 5
-    assert same(weights(resumed.model), weights(straight.model))
-
-
-def test_resuming_a_method_from_a_checkpoint_without_its_state_says_so(tmp_path):
-    trainer(tmp_path, save_strategy="steps", save_steps=3).train()
-    with pytest.raises(ValueError, match=r"holds no distillation\.safetensors"):
-        trainer(tmp_path, method="kd").train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
 @pytest.mark.parametrize("options", [{"method": "none"}, {"method": "kd", "method_kwargs": {"weight": 0.0}}])
@@ -222,15 +202,6 @@ def test_batch_statistics_of_the_teacher_reach_the_loss_and_leave_the_teacher_al
         assert not any(module.training for module in teacher.modules())
         assert all(not margin.estimated for margin in run.model.loss.margins)  # the teacher's norms are known
     assert raw[True] != pytest.approx(raw[False], rel=0.1)
-
-
-def test_a_run_is_not_resumed_with_other_arguments_of_its_method(tmp_path):
-    run = trainer(tmp_path, method="skds", method_kwargs={"preset": "official"}, save_strategy="steps", save_steps=1)
-    run.args.max_steps = 1
-    run.train()
-    other = trainer(tmp_path, method="skds", method_kwargs={"preset": "cirkd"})
-    with pytest.raises(ValueError, match=r"method_kwargs .*official.*, this run has .*cirkd"):
-        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 def test_augmentation_follows_the_epoch(tmp_path):
@@ -416,14 +387,6 @@ def test_an_optimizer_without_the_losss_parameters_is_refused(tmp_path):
 def test_modes_that_can_not_work_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, **options)
-
-
-def test_resuming_another_method_is_refused_by_name(tmp_path):
-    trainer(tmp_path, method="attnfd", save_strategy="steps", save_steps=3).train()
-    with pytest.raises(ValueError, match="trained with method 'attnfd', this run has 'kd'"):
-        trainer(tmp_path, method="kd").train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    with pytest.raises(ValueError, match="There is no checkpoint folder"):
-        trainer(tmp_path, method="kd").train(resume_from_checkpoint=str(tmp_path / "nowhere"))
 
 
 def test_labels_in_another_order_are_refused_and_other_names_warned_about(tmp_path, caplog):

@@ -1,0 +1,135 @@
+"""`Trainer` whose checkpoints are whole or not there, and which resumes only what it can go on from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, rotate_checkpoints
+from transformers.utils import logging
+
+from hf_segkd.checkpoints import check_files, differences, flush, num_bytes, run_settings, write_record
+from hf_segkd.publishing_trainer import PublishingTrainer
+
+logger = logging.get_logger(__name__)
+
+# Where a checkpoint is written, in the output folder; once it is whole it is moved to its place.
+UNFINISHED = "unfinished"
+
+
+class CheckpointingTrainer(PublishingTrainer):
+    """Checkpoints of `Trainer`, written aside and moved to their place once they are whole and on the disk.
+
+    So a process that is killed, or a disk that runs full, leaves the checkpoints before as they were and no half one
+    that could be taken for the last. Old checkpoints are deleted and new ones pushed only after that.
+    """
+
+    _saving = False
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As `Trainer` does, after a check that the run can go on from the checkpoint as if it had never stopped.
+
+        Args:
+            resume_from_checkpoint: Folder of a checkpoint; True for the newest in the output folder.
+            *args: As in `Trainer`.
+            **kwargs: As in `Trainer`.
+
+        Raises:
+            ValueError: If the checkpoint is damaged, or that of a run which this one can't go on with.
+        """
+        if self.args.should_save:
+            shutil.rmtree(Path(self.args.output_dir, UNFINISHED), ignore_errors=True)
+        if resume_from_checkpoint is True:
+            folder = Path(self.args.output_dir)
+            resume_from_checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
+            if resume_from_checkpoint is None:
+                raise ValueError(f"There is no checkpoint in {folder} to resume from.")
+        if resume_from_checkpoint:
+            self._check_resumable(Path(resume_from_checkpoint))
+        self.accelerator.wait_for_everyone()  # before a checkpoint is written
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _check_resumable(self, checkpoint: Path) -> None:
+        check_files(checkpoint)
+        changed = differences(checkpoint, self._settings)
+        if self.args.ignore_data_skip:
+            changed.append("stopped within an epoch, perhaps; with ignore_data_skip its images are drawn anew")
+        for sentence in changed:
+            logger.warning(f"{checkpoint} was {sentence}. The run goes on, but not as it would have without the stop.")
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        teacher = None if self.teacher is None else self.accelerator.unwrap_model(self.teacher)
+        return run_settings(self.args, self.train_dataset, self.student, teacher)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As `Trainer`, but no step more when the checkpoint that was resumed is that of the last step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    # --- saving ---
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, UNFINISHED) if self._saving else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        run_folder = Path(self._get_output_dir(trial))
+        run_folder.mkdir(parents=True, exist_ok=True)
+        checkpoint, unfinished = run_folder / name, run_folder / UNFINISHED / name
+        with self._aside(unfinished.parent):
+            super()._save_checkpoint(model, trial)
+            if self.state.best_model_checkpoint == str(unfinished):
+                self.state.best_model_checkpoint = str(checkpoint)
+            self.accelerator.wait_for_everyone()  # all processes have written their part
+            if self.args.should_save:
+                self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))
+                write_record(unfinished, self._settings)
+                flush(unfinished, *unfinished.rglob("*"))
+                if checkpoint.exists():  # of an earlier run, or the same step saved for two reasons
+                    checkpoint.rename(unfinished.with_name("replaced"))
+                unfinished.rename(checkpoint)
+                flush(run_folder)
+                shutil.rmtree(unfinished.parent)
+        self.accelerator.wait_for_everyone()  # it is in its place
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(run_folder), self.args.save_total_limit, best, use_mtime=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._saving:  # when it is whole
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    @contextlib.contextmanager
+    def _aside(self, unfinished: Path) -> Iterator[None]:
+        """Inside, a checkpoint is written aside; of one that fails nothing stays, and the error says how it stands."""
+        self._saving = True
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch and safetensors have errors of their own
+            free = shutil.disk_usage(unfinished.parent).free  # with what was written
+            needed = num_bytes([self.model.state_dict(), self.optimizer.state_dict()])
+            last = get_last_checkpoint(unfinished.parent)
+            raise OSError(
+                f"The checkpoint of step {self.state.global_step} could not be written: {error}\nIt takes about "
+                f"{needed / 1e6:.1f} MB; {free / 1e6:.1f} MB were free in {unfinished.parent} when it failed. What was "
+                f"written of it is deleted; the newest checkpoint is {last or 'missing: it was the first'}. Make room "
+                "(save_total_limit keeps fewer checkpoints) and resume."
+            ) from error
+        finally:
+            self._saving = False
+            if self.args.should_save:
+                shutil.rmtree(unfinished, ignore_errors=True)

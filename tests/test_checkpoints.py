@@ -1,0 +1,232 @@
+"""What is refused, warned about or damaged in a checkpoint, and a disk that runs full."""
+
+import errno
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_runs import arguments, network, processor, scenes, trainer
+from transformers import AutoModelForSemanticSegmentation
+
+from hf_segkd.checkpoints import RECORD_FILE, digest
+from hf_segkd.trainer import DistillationTrainer
+
+SAVING = {"method": "kd", "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    trainer(folder, **SAVING).train()
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def resume(folder, checkpoint="checkpoint-1", **options):
+    run = trainer(folder, **{**SAVING, **options})
+    run.train(resume_from_checkpoint=str(folder / checkpoint))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "cwd"}, "trained with method 'kd', this run has 'cwd'"),
+        ({"method": "none"}, "taught by a teacher whose weights have the SHA-256 .*, those of this run's .* None"),
+        ({"method_kwargs": {"weight": 2.0}}, r"trained with method_kwargs \{\}, this run has \{'weight': 2.0\}"),
+        ({"seed": 7}, "trained with seed 42, this run has 7"),
+        ({"learning_rate": 0.5}, "trained with learning_rate 0.01, this run has 0.5"),
+        ({"optim": "adamw_torch"}, "trained with optim 'sgd', this run has 'adamw_torch'"),
+        ({"frozen": ["backbone.conv1"]}, r"trained with frozen \[\], this run has \['backbone.conv1'\]"),
+        ({"per_device_train_batch_size": 2}, "trained with images per step: 4, this run has 2"),
+    ],
+)
+def test_other_settings_that_resuming_can_not_follow_are_refused_by_name_with_both_values(options, message, finished):
+    with pytest.raises(ValueError, match=message) as error:
+        resume(finished, **options)
+    assert "--student" in str(error.value)
+
+
+def test_another_teacher_student_or_other_images_are_refused(finished):
+    teacher = network(width=12, seed=2)
+    with pytest.raises(ValueError, match=f"taught by a teacher .* have {digest(teacher)}"):
+        resume(finished, teacher=teacher)
+    other = trainer(finished, student=network(aspp_dropout=0.2), **SAVING)
+    with pytest.raises(ValueError, match=r"of a student with aspp_dropout 0\.\d \(this run: 0.2\)\n"):
+        other.train(resume_from_checkpoint=True)
+    for images, message in ((scenes(num_images=8), "training images: 12"), (scenes("val"), "names of the training")):
+        other = DistillationTrainer(
+            network(),
+            arguments(finished, **SAVING),
+            teacher=network(width=12, seed=1),
+            train_dataset=images,
+            processing_class=processor(),
+        )
+        with pytest.raises(ValueError, match=message):
+            other.train(resume_from_checkpoint=True)
+
+
+def test_all_that_differs_is_in_one_error(finished):
+    with pytest.raises(ValueError, match="can't be resumed by this run") as error:
+        resume(finished, method="cwd", seed=7, learning_rate=0.5)
+    assert all(name in str(error.value) for name in ("method", "seed", "learning_rate"))
+
+
+def test_other_settings_that_can_be_followed_are_warned_about_and_the_rest_is_not(run, caplog):
+    resume(run, max_steps=3, ce_weight=0.5, scale_range=[1.0, 1.5], logging_steps=7, save_total_limit=5)
+    warnings = [record.message for record in caplog.records if "The run goes on" in record.message]
+    assert len(warnings) == 3
+    for expected in ("max_steps 2, this run has 3", "ce_weight 1.0, this run has 0.5", "scale_range [0.5, 2.0]"):
+        assert sum(expected in warning for warning in warnings) == 1
+
+
+def test_the_same_settings_are_not_warned_about(run, caplog):
+    resume(run)
+    assert not [record for record in caplog.records if "The run goes on" in record.message]
+
+
+def test_a_finished_run_that_is_resumed_takes_no_step_more(run):
+    resumed = resume(run, "checkpoint-2")  # within the first epoch of 3 steps
+    assert resumed.state.global_step == 2
+    saved = AutoModelForSemanticSegmentation.from_pretrained(run / "checkpoint-2").state_dict()
+    assert all(value.equal(saved[name]) for name, value in resumed.student.state_dict().items())
+
+
+def test_no_folder_or_no_checkpoint_is_told(tmp_path):
+    for checkpoint, message in ((str(tmp_path / "nowhere"), "no checkpoint folder"), (True, "no checkpoint in")):
+        with pytest.raises(ValueError, match=message):
+            trainer(tmp_path, **SAVING).train(resume_from_checkpoint=checkpoint)
+    trainer(tmp_path).save_model()
+    with pytest.raises(ValueError, match=f"holds no {RECORD_FILE}.*finished student"):
+        trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path))
+    trainer(tmp_path, **{**SAVING, "save_only_model": True, "max_steps": 1}).train()
+    with pytest.raises(ValueError, match="saved with save_only_model"):
+        resume(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "distillation.safetensors", "optimizer.pt", "rng_state.pth"])
+def test_a_damaged_file_is_named_with_the_checkpoint_to_take_instead(name, run):
+    file = run / "checkpoint-2" / name
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=f"{name} has {len(content) // 2} bytes of {len(content)}.*{run}/checkpoint-1"):
+        resume(run, "checkpoint-2")
+    file.write_bytes(b"\0" * len(content))
+    with pytest.raises(ValueError, match=f"{name} is not what was saved"):
+        resume(run, "checkpoint-2")
+    file.unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing.*{run}/checkpoint-1"):
+        resume(run, "checkpoint-2")
+
+
+def test_a_damaged_state_of_the_trainer_is_named(run):
+    (run / "checkpoint-2" / "trainer_state.json").write_text('{"global_step": 2, "log_hi')
+    with pytest.raises(ValueError, match=r"trainer_state\.json can't be read"):
+        resume(run, "checkpoint-2")
+
+
+class Malicious:
+    def __init__(self, traces):
+        self.traces = str(traces)
+
+    def __reduce__(self):
+        return os.mkdir, (self.traces,)
+
+
+@pytest.mark.parametrize("as_zip", [True, False], ids=["torch", "pickle"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "training_args.bin"])
+def test_no_pickle_in_a_checkpoint_runs_anything(name, as_zip, run, tmp_path):
+    traces, file = tmp_path / "traces", run / "checkpoint-1" / name
+    if as_zip:
+        torch.save({"state": Malicious(traces)}, file)
+    else:
+        file.write_bytes(pickle.dumps({"state": Malicious(traces)}))
+    record = json.loads((run / "checkpoint-1" / RECORD_FILE).read_text())
+    record["files"][name] = file.stat().st_size
+    (run / "checkpoint-1" / RECORD_FILE).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"{name} is not what was saved.*never run"):
+        resume(run)
+    assert not traces.exists()
+    with open(file, "rb") as opened:  # it would have
+        torch.load(opened, weights_only=False) if as_zip else pickle.load(opened)
+    assert traces.exists()
+
+
+def test_weights_are_read_from_safetensors_alone(run):
+    checkpoint = run / "checkpoint-1"
+    record = json.loads((checkpoint / RECORD_FILE).read_text())
+    del record["files"]["model.safetensors"]
+    (checkpoint / RECORD_FILE).write_text(json.dumps(record))
+    torch.save(network().state_dict(), checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        resume(run)
+
+
+def fail_at_second_save(run, monkeypatch, error):
+    original = run._save_rng_state
+
+    def save(folder):
+        original(folder)
+        if run.state.global_step == 2:
+            raise error
+
+    monkeypatch.setattr(run, "_save_rng_state", save)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_says_how_much_is_needed(tmp_path, monkeypatch):
+    run = trainer(tmp_path, **SAVING, save_total_limit=1)
+    fail_at_second_save(run, monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OSError, match=r"step 2 could not be written: .*No space left") as error:
+        run.train()
+    assert "It takes about 0." in str(error.value)
+    assert f"the newest checkpoint is {tmp_path}/checkpoint-1" in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1"]
+    resumed = resume(tmp_path)
+    assert resumed.state.global_step == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk")
+def test_a_disk_that_is_really_full_is_told_and_left_with_whole_checkpoints(tmp_path):
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True)
+    if mount.returncode:
+        pytest.skip(f"no disk can be mounted here: {mount.stderr.decode()}")
+    try:
+        run = trainer(tmp_path, **{**SAVING, "max_steps": 40})
+        with pytest.raises(OSError, match="could not be written"):
+            run.train()
+        saved = len(list(tmp_path.iterdir()))
+        assert 0 < saved < 40
+        assert run.state.global_step == saved + 1
+        resume(tmp_path, f"checkpoint-{saved}", max_steps=saved)  # which is not damaged
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_old_checkpoints_are_deleted_once_the_new_one_is_whole_and_the_best_one_stays(tmp_path, monkeypatch):
+    run = trainer(
+        tmp_path,
+        **{**SAVING, "max_steps": 4},
+        save_total_limit=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="mean_iou",
+    )
+    scores = iter([0.1, 0.4, 0.2, 0.3])
+    monkeypatch.setattr(run, "_evaluate", lambda *args, **kwargs: {"eval_mean_iou": next(scores, 0.0)})
+    run.train()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+    assert run.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
