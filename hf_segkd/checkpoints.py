@@ -17,6 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_segkd.adapted_teacher import AdaptedTeacher
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset
 
@@ -65,6 +66,7 @@ def run_settings(
     parts = []
     if isinstance(train_dataset, AugmentedDataset):
         parts = [train_dataset.dataset, *([train_dataset.unlabelled] if train_dataset.unlabelled else [])]
+    classes = teacher.class_map if isinstance(teacher, AdaptedTeacher) else None
     arguments = json.loads(args.to_json_string())
     settings = {
         "arguments": {name: arguments[name] for name in arguments if not name.startswith(_WITHOUT_BEARING)},
@@ -73,6 +75,7 @@ def run_settings(
         "training images": None if train_dataset is None else len(train_dataset),
         "names of the training images": [_digest_of_names(images) for images in parts],
         "teacher": None if teacher is None else digest(teacher),
+        "class map": None if classes is None else classes.targets,
         "student": _architecture(student),
     }
     return json.loads(json.dumps(settings))
@@ -137,7 +140,14 @@ def differences(checkpoint: Path, now: dict[str, Any]) -> list[str]:
     """
     then = _read_json(checkpoint / RECORD_FILE)
     refused, accepted = _differences_of_arguments(then["arguments"], now["arguments"])
-    for name in ("images per step", "training images", "names of the training images", "teacher", "student"):
+    for name in (
+        "images per step",
+        "training images",
+        "names of the training images",
+        "teacher",
+        "class map",
+        "student",
+    ):
         if then[name] != now[name]:
             refused.append(_sentence(name, then[name], now[name]))
     if then["processes"] != now["processes"]:
