@@ -1,5 +1,6 @@
 """The teacher/student pairs of the papers' tables: at full size their counts, as tiny versions a step of training."""
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from tiny_runs import scenes, trainer, weights
 
 from hf_segkd.data import label_info
 from hf_segkd.distiller import network_spec
-from hf_segkd.losses import create_loss
+from hf_segkd.losses import LOSSES, create_loss
 
 MMSEG = {"layout": "mmsegmentation"}
 PSPNET, HRNET, ISANET = ({"model_type": f"segkd-{kind}"} for kind in ("pspnet", "hrnet", "isanet"))
@@ -40,13 +41,11 @@ PAIRS = {
         ({**ISANET, "backbone": "resnet18"}, 12_086_598),
     ),
 }
-METHODS = ("attnfd", "fakd_cwd", "cwd", "cirkd")
-NO_ENCODER = ("fakd_pspnet_resnet18", "fakd_isanet_resnet18")  # their heads' output is the decoder's map
+QUICK = ("attnfd", "fakd_cwd", "cwd", "cirkd", "ofd")
 every_pair = pytest.mark.parametrize("pair", PAIRS)
-
-
-def method_kwargs(pair, method):
-    return {"places": ["backbone", "decoder"]} if method == "attnfd" and pair in NO_ENCODER else {}
+every_method = pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in LOSSES]
+)
 
 
 @every_pair
@@ -62,19 +61,35 @@ def test_the_losses_build_at_full_size_and_on_the_tables_largest_label_set(pair)
     _, (teacher, _), (student, _) = PAIRS[pair]
     with torch.device("meta"):
         specs = [network_spec(build(config, num_labels=150)) for config in (student, teacher)]
-        for method in METHODS:
-            assert create_loss(method, *specs, **method_kwargs(pair, method)).weights
+        for method in LOSSES:
+            assert create_loss(method, *specs).weights
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every_pair
+def test_attnfd_and_ofd_compare_the_encoders_of_networks_that_have_one(pair, caplog):
+    _, (teacher, _), (student, _) = PAIRS[pair]
+    with torch.device("meta"):
+        specs = [network_spec(build(config, num_labels=19)) for config in (student, teacher)]
+    has_encoder = pair not in ("fakd_pspnet_resnet18", "fakd_isanet_resnet18")
+    encoders = {"attnfd": ("encoder",), "ofd": ("encoder_pre",)}
+    for method, (encoder,) in encoders.items():
+        taps = create_loss(method, *specs).student_taps
+        assert taps[-1] == encoder.replace("encoder", "decoder")
+        assert (encoder in taps) == has_encoder
+    assert {"low_level_pre", "decoder_pre"} <= set(create_loss("attnfd", *specs, preset="paper").student_taps)
+    if not has_encoder:
+        with pytest.raises(ValueError, match=r"attnfd reads the student's \['encoder'\]"):
+            create_loss("attnfd", *specs, places=["encoder"])
+
+
+@every_method
 @every_pair
 def test_a_step_of_distillation_moves_every_weight_of_the_student_and_none_of_the_teacher(pair, method, tmp_path):
     _, (teacher_config, _), (student_config, _) = PAIRS[pair]
     names = named(label_info(scenes(num_images=1)))
     torch.manual_seed(0)
     student, teacher = (build(tiny(config), **names) for config in (student_config, teacher_config))
-    options = {"method": method, "method_kwargs": method_kwargs(pair, method), "max_steps": 1}
-    run = trainer(tmp_path, student, teacher, **options)
+    run = trainer(tmp_path, student, teacher, method=method, max_steps=1)
     before, teacher_before = weights(student), weights(teacher)
     run.train()
     step = run.state.log_history[0]
@@ -83,3 +98,12 @@ def test_a_step_of_distillation_moves_every_weight_of_the_student_and_none_of_th
     after = weights(student)
     assert [name for name, _ in student.named_parameters() if before[name].equal(after[name])] == []
     assert all(teacher_before[name].equal(value) for name, value in weights(teacher).items())
+
+
+def test_every_method_is_built_for_any_student_and_teacher_of_the_tables():
+    specs = [
+        network_spec(build(tiny(config), num_labels=5)) for _, *networks in PAIRS.values() for config, _ in networks
+    ]
+    for student, teacher in itertools.product(specs, specs):
+        for method in LOSSES:
+            assert create_loss(method, student, teacher).weights

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import ZERO_NORM, Connector, align, resize_labels
 from hf_segkd.losses.attention import CBAM, ParameterFreeAttention
-from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_whole
+from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_whole, usual_taps
 from hf_segkd.types import Features, NetworkSpec, Paper
 
 Norm = Literal["tensor", "sample", "channel", "map"]
@@ -121,7 +121,8 @@ class AttnFDLoss(AbstractDistillationLoss):
         teacher: What the teacher offers.
         preset: `default`, `official` or `paper`.
         weight: Weight of the term, relative to a cross-entropy averaged over the pixels.
-        places: Taps to compare; both networks must offer them.
+        places: Taps to compare; both networks must offer them. The preset's, but for the encoder's where a network has
+            none apart from the decoder (PSPNet, ISANet).
         norm: See `normalized_distance`.
         squared: See `normalized_distance`.
         divide_by_batch: Divide the term, and in the trainer the cross-entropy, by the number of images.
@@ -169,7 +170,7 @@ class AttnFDLoss(AbstractDistillationLoss):
         require_choice("preset", preset, tuple(PRESETS))
         defaults = PRESETS[preset]
         weight = defaults.weight if weight is None else weight
-        places = defaults.places if places is None else places
+        places = usual_taps(self.name, defaults.places, student, teacher) if places is None else places
         places = (places,) if isinstance(places, str) else tuple(places)
         if not places:
             raise ValueError("places is empty; attnfd needs at least one tap to compare.")

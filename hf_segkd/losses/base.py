@@ -9,8 +9,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from hf_segkd.types import Features, NetworkSpec, Paper
+
+logger = logging.get_logger(__name__)
+
+# What networks lack whose context module ends in the decoder's map, such as PSPNet and ISANet.
+ENCODER_TAPS = ("encoder", "encoder_pre")
 
 
 class AbstractDistillationLoss(nn.Module, ABC):
@@ -116,6 +122,25 @@ class AbstractDistillationLoss(nn.Module, ABC):
 
     def set_progress(self, progress: float) -> None:
         """Tell the loss which fraction (0 to 1) of training has passed; called before each optimizer step."""
+
+
+def usual_taps(name: str, taps: tuple[str, ...], student: NetworkSpec, teacher: NetworkSpec) -> tuple[str, ...]:
+    """A method's default taps: without the encoder's, and with a warning, where a network has no encoder of its own.
+
+    Args:
+        name: The method, for the warning.
+        taps: The taps of its paper or code.
+        student: What the student offers.
+        teacher: What the teacher offers.
+    """
+    offered = student.channels.keys() & teacher.channels.keys()
+    kept = tuple(tap for tap in taps if tap in offered or tap not in ENCODER_TAPS)
+    if kept != taps:
+        logger.warning(
+            f"{name} compares {', '.join(kept)} alone: not both networks have an encoder apart from the decoder, so "
+            f"{', '.join(tap for tap in taps if tap not in kept)} is left out."
+        )
+    return kept
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from hf_segkd.losses.adapters import Connector, align
-from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_positive, require_whole
+from hf_segkd.losses.base import (
+    AbstractDistillationLoss,
+    require_choice,
+    require_positive,
+    require_whole,
+    usual_taps,
+)
 from hf_segkd.types import Features, NetworkSpec, Paper
 
 # The code's: a stage counts half as much as the next; the decoder's map has 16 times the positions of the encoder's.
@@ -126,7 +132,8 @@ class OFDLoss(AbstractDistillationLoss):
         teacher: What the teacher offers.
         preset: `default` or `official`.
         weight: Weight of the term.
-        divisors: Tap -> what its sum is divided by; both networks must offer the taps.
+        divisors: Tap -> what its sum is divided by; both networks must offer the taps. `DIVISORS` by default, but for
+            the encoder's where a network has none apart from the decoder (PSPNet, ISANet).
         divide_by_batch: Divide the term, and in the trainer the cross-entropy, by the number of images.
         teacher_batch_statistics: See `AbstractDistillationLoss`.
         connector_epochs: In the first so many epochs only the connectors learn, afterwards everything.
@@ -158,13 +165,15 @@ class OFDLoss(AbstractDistillationLoss):
         *,
         preset: Literal["default", "official"] = "default",
         weight: float = 1e-5,
-        divisors: Mapping[str, float] = DIVISORS,
+        divisors: Mapping[str, float] | None = None,
         divide_by_batch: bool | None = None,
         teacher_batch_statistics: bool | None = None,
         connector_epochs: int | None = None,
     ) -> None:
         require_choice("preset", preset, ("default", "official"))
         official = preset == "official"
+        if divisors is None:
+            divisors = {tap: DIVISORS[tap] for tap in usual_taps(self.name, tuple(DIVISORS), student, teacher)}
         if not isinstance(divisors, Mapping) or not divisors:
             raise ValueError(f"divisors is {divisors!r}; ofd needs taps, each with its divisor: {{'decoder_pre': 16}}.")
         for tap, divisor in divisors.items():

@@ -77,6 +77,7 @@ def stage_channels(backbone: PreTrainedModel) -> dict[str, int]:
     if isinstance(backbone, SegKDBackbone):
         of_stage = dict(zip(backbone.stage_names, backbone.num_features, strict=True))
         channels = {f"stage{i}": of_stage[level] for i, level in enumerate(backbone.levels, start=1)}
+        channels["low_level"] = channels["stage1"]
     else:
         channels = dict(zip(backbone.out_features, backbone.channels, strict=True))
     return channels | {f"{name}_pre": count for name, count in channels.items()}
@@ -85,16 +86,16 @@ def stage_channels(backbone: PreTrainedModel) -> dict[str, int]:
 def stage_maps(backbone: PreTrainedModel, output: BackboneOutput) -> dict[str, Tensor]:
     """The maps of the backbone's stages by their tap names, after the activation and (`_pre`) before it.
 
-    Ours gives each of its `levels` as "stage1", "stage2", ...; any other backbone the maps it is configured to
-    return, by its own stage names and on both sides alike.
+    Ours gives each of its `levels` as "stage1", "stage2", ... (the first as "low_level" too); any other backbone the
+    maps it is configured to return, by its own stage names and on both sides alike.
 
     Args:
         backbone: The backbone.
         output: What it returned; from ours with its hidden states.
     """
     if isinstance(backbone, SegKDBackbone):
-        names = [f"stage{i}" for i in range(1, len(backbone.levels) + 1)]
-        indices = [backbone.stage_names.index(level) for level in backbone.levels]
+        names = ["low_level", *(f"stage{i}" for i in range(1, len(backbone.levels) + 1))]
+        indices = [backbone.stage_names.index(level) for level in (backbone.levels[0], *backbone.levels)]
         after = [output.hidden_states[i] for i in indices]
         before = [output.pre_hidden_states[i] for i in indices]
     else:

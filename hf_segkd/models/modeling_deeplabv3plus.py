@@ -123,5 +123,7 @@ class DeepLabV3PlusForSemanticSegmentation(SegKDSegmentationModel):
 
     def batch_norms(self) -> dict[str, nn.BatchNorm2d]:
         """See the base class."""
-        own = {"encoder_pre": self.aspp.project.norm, "decoder_pre": self.decoder.refine.norm}
-        return {**own, **super().batch_norms()}
+        norms = super().batch_norms()
+        if "low_level_pre" in norms and self.backbone.out_features[0] != self.backbone.levels[0]:
+            del norms["low_level_pre"]
+        return {**norms, "encoder_pre": self.aspp.project.norm, "decoder_pre": self.decoder.refine.norm}

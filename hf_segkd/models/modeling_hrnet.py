@@ -169,9 +169,8 @@ class SegKDHRNetBackbone(SegKDBackbone):
 class HRNetForSemanticSegmentation(SegKDSegmentationModel):
     """HRNet with `backbone`, `decoder` (a 1x1 convolution on all branches) and a plain `classifier` convolution.
 
-    Taps beside those of every network: `low_level` and `low_level_pre`, which are stage 1's; and `encoder`, the maps of
-    the four branches, resized to stride 4 and concatenated. No activation follows, so `encoder_pre` is the same map.
-    `decoder` and `logits` are at stride 4.
+    A tap beside those of every network: `encoder`, the maps of the four branches, resized to stride 4 and concatenated.
+    No activation follows, so `encoder_pre` is the same map. `decoder` and `logits` are at stride 4.
     """
 
     config: HRNetConfig
@@ -199,18 +198,11 @@ class HRNetForSemanticSegmentation(SegKDSegmentationModel):
         _stem, high, *lower = maps.hidden_states
         resized = [resize(x, high.shape[-2:], self.config.align_corners) for x in lower]
         encoder = torch.cat([high, *resized], dim=1)
-        taps = {
-            "low_level": high,
-            "low_level_pre": maps.pre_hidden_states[1],
-            "encoder": encoder,
-            "encoder_pre": encoder,
-        }
-        return self.decoder(encoder), taps
+        return self.decoder(encoder), {"encoder": encoder, "encoder_pre": encoder}
 
     def own_tap_channels(self) -> dict[str, int]:
         """See the base class."""
-        high, encoder = self.config.backbone_config.width, self.classifier.in_channels
-        return {"low_level": high, "low_level_pre": high, "encoder": encoder, "encoder_pre": encoder}
+        return dict.fromkeys(("encoder", "encoder_pre"), self.classifier.in_channels)
 
     def batch_norms(self) -> dict[str, nn.BatchNorm2d]:
         """See the base class: of the decoder alone, since each branch of the backbone is a sum over several."""

@@ -75,10 +75,9 @@ class SegKDSegmentationModel(PreTrainedModel):
         if not isinstance(self.backbone, SegKDBackbone):
             return {}
         of_level = self.backbone.level_norms()
-        stages = {f"stage{i}_pre": norm for i, norm in enumerate(of_level.values(), start=1)}
-        ends = {"low_level_pre": self.backbone.out_features[0], "backbone": self.backbone.out_features[-1]}
-        ends = {tap: of_level[level] for tap, level in ends.items() if level in of_level and tap in self.tap_channels}
-        return stages | ends
+        norms = {f"stage{i}_pre": norm for i, norm in enumerate(of_level.values(), start=1)}
+        ends = {"low_level_pre": self.backbone.levels[0], "backbone": self.backbone.out_features[-1]}
+        return norms | {tap: of_level[level] for tap, level in ends.items() if level in of_level}
 
     @property
     def tap_channels(self) -> dict[str, int]:
@@ -90,8 +89,8 @@ class SegKDSegmentationModel(PreTrainedModel):
             "decoder": decoder,
             "decoder_pre": decoder,
             "logits": self.classifier.out_channels,
-            **self.own_tap_channels(),
             **stage_channels(self.backbone),
+            **self.own_tap_channels(),
         }
 
     @property
@@ -116,10 +115,11 @@ class SegKDSegmentationModel(PreTrainedModel):
                 last map, *before* its activation), `decoder` (the map that enters dropout and classifier, after its
                 ReLU), `logits` (the classifier's); and of the backbone, whatever its `out_features`, `stage1` to
                 `stage4`: the last maps at the strides 4, 8 and 16 and the last of all (of a MobileNetV2 its stages 2,
-                3, 5 and 7). The other side of each activation is in `backbone_post`, `decoder_pre` and `stage1_pre`
-                to `stage4_pre`; where a stage has none (MobileNetV2, most foreign backbones) both sides are the same
-                map, and a foreign backbone that ends in a ReLU only offers its maps after it. A foreign backbone's
-                stages are those in its `out_features`, by the names there. The class says which taps it adds.
+                3, 5 and 7), the first also as `low_level`. The other side of each activation is in `backbone_post`,
+                `decoder_pre`, `low_level_pre` and `stage1_pre` to `stage4_pre`; where a stage has none (MobileNetV2,
+                most foreign backbones) both sides are the same map, and a foreign backbone that ends in a ReLU only
+                offers its maps after it. A foreign backbone's stages are those in its `out_features`, by the names
+                there, without `low_level`. The class says which taps it adds.
             output_hidden_states: Also return the backbone's maps of all stages.
             return_dict: False returns a tuple.
 
@@ -157,8 +157,8 @@ class SegKDSegmentationModel(PreTrainedModel):
                 "decoder": decoder,
                 "decoder_pre": decoder_pre,
                 "logits": head_logits,
-                **taps,
                 **stage_maps(self.backbone, maps),
+                **taps,
             }
         output = SemanticSegmenterOutputWithFeatures(
             loss=loss,

@@ -189,7 +189,7 @@ def test_taps_are_there_on_request_with_the_announced_channels_at_their_strides(
     with torch.inference_mode():
         assert model(PIXELS).features is None
         features = model(PIXELS, output_features=True).features
-    assert {"backbone", "decoder", "logits", "stage1", "stage4_pre"} <= features.keys()
+    assert {"backbone", "decoder", "logits", "low_level", "stage1", "stage4_pre"} <= features.keys()
     assert {tap: x.shape[1] for tap, x in features.items()} == model.tap_channels
     sizes = {tap: tuple(math.ceil(side / case.stride(tap)) for side in (65, 97)) for tap in features}
     assert {tap: tuple(x.shape[-2:]) for tap, x in features.items()} == sizes
@@ -201,7 +201,7 @@ def test_a_tap_and_its_other_side_differ_by_the_activation(case):
     features = model(PIXELS, output_features=True).features
     linear = model.config.backbone_config.model_type == "segkd-mobilenet-v2"  # its stages end without activation
     pairs = {name.removesuffix("_pre"): name for name in features if name.endswith("_pre")}
-    assert {"decoder", "stage1", "stage2", "stage3", "stage4"} <= pairs.keys()
+    assert {"decoder", "low_level", "stage1", "stage2", "stage3", "stage4"} <= pairs.keys()
     for after, before in {**pairs, "backbone_post": "backbone"}.items():
         in_the_head = after in ("encoder", "decoder")
         joined = after == "encoder" and features[after] is features[before]  # HRNet's: maps side by side
@@ -211,15 +211,17 @@ def test_a_tap_and_its_other_side_differ_by_the_activation(case):
             assert features[before].min() < 0
             assert torch.equal(features[after], F.relu(features[before]))
     assert features["backbone"] is features["stage4_pre"]
+    assert features["low_level"] is features["stage1"]
 
 
 @every_network
 def test_the_bias_of_a_taps_norm_shifts_that_tap(case):
     model = case.build()
-    of_backbone = {"backbone", "stage1_pre", "stage2_pre", "stage3_pre", "stage4_pre"}
-    has_norms = model.config.backbone_config.model_type != "segkd-hrnet-backbone"  # whose maps are sums over several
-    of_head = {tap for tap in ("encoder_pre", "low_level_pre") if has_norms and tap in model.tap_channels}
-    assert model.tap_norms.keys() == (of_backbone if has_norms else set()) | of_head | {"decoder_pre"}
+    expected = {"decoder_pre"}
+    if model.config.backbone_config.model_type != "segkd-hrnet-backbone":  # whose maps are sums over several norms
+        expected |= {"low_level_pre", "backbone", "stage1_pre", "stage2_pre", "stage3_pre", "stage4_pre"}
+        expected |= {"encoder_pre"} & model.tap_channels.keys()
+    assert model.tap_norms.keys() == expected
     with torch.no_grad():
         for tap, (weight, bias) in model.tap_norms.items():
             assert weight.shape == bias.shape == (model.tap_channels[tap],)
@@ -490,7 +492,7 @@ sys.modules["hf_segkd"] = None  # any import of it fails now, installed or not
 from transformers import AutoModelForSemanticSegmentation
 for folder in sys.argv[1:]:
     model = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True).eval()
-    assert torch.equal(model(torch.ones(1, 3, 64, 64)).logits, torch.load(Path(folder, "expected.pt"))), folder
+    torch.testing.assert_close(model(torch.ones(1, 3, 64, 64)).logits, torch.load(Path(folder, "expected.pt")))
 """
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     env["HF_HOME"] = str(tmp_path / "home")
