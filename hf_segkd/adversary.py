@@ -9,7 +9,9 @@ from hf_segkd.losses.adversary import Adversary
 
 
 class AdversaryCallback(TrainerCallback):
-    """Lets the discriminator learn from each batch; updates it once per optimizer step, after the student's backward.
+    """Lets the discriminator learn from each batch; updates it with each optimizer step of the student.
+
+    When the gradient scaler of fp16 skips the student's step, the discriminator's is left out too.
 
     The mixes of the gradient penalty are drawn from a generator keyed by seed, step, batch and process, so a resumed
     run draws what the uninterrupted one does. The checkpoint of the loss holds the adversary with its optimizer.
@@ -29,4 +31,10 @@ class AdversaryCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         """After the last batch."""
         self.on_substep_end(args, state, control)
-        self.adversary.update(state.global_step / state.max_steps)
+
+    def on_optimizer_step(self, args, state, control, optimizer, **kwargs):
+        """After the student's."""
+        if optimizer.step_was_skipped:
+            self.adversary.forget()
+        else:
+            self.adversary.update(state.global_step / state.max_steps)

@@ -115,6 +115,19 @@ def test_every_seed_step_batch_and_process_draws_its_own_mix():
 
 
 @pytest.mark.usefixtures("_small")
+def test_a_step_that_fp16_skips_for_the_student_is_skipped_for_the_discriminator(tmp_path):
+    run = trainer(tmp_path, method="skds", max_steps=1)
+    (callback,) = callbacks_of(run)
+    optimizer = SimpleNamespace(step_was_skipped=True)
+    update = callback.on_optimizer_step
+    callback.on_optimizer_step = lambda *args, **kwargs: update(*args, **kwargs | {"optimizer": optimizer})
+    before = weights(adversary_of(run).discriminator[3])
+    run.train()
+    assert same(weights(adversary_of(run).discriminator[3]), before)
+    assert adversary_of(run).batches_learnt == 0
+
+
+@pytest.mark.usefixtures("_small")
 def test_clipping_the_students_gradient_does_not_clip_the_discriminators(tmp_path):
     students, adversaries = [], []
     for norm in (0.0, 1e-6):

@@ -142,7 +142,7 @@ class Adversary(nn.Module):
             progress: Fraction (0 to 1) of training that has passed.
         """
         gradient = self._gradient / self.batches_learnt
-        self._gradient, self.batches_learnt = 0.0, 0
+        self.forget()
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(gradient)
             gradient /= dist.get_world_size()
@@ -154,6 +154,10 @@ class Adversary(nn.Module):
             parameter.grad = piece.view_as(parameter)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def forget(self) -> None:
+        """Drop the gradients since the last update."""
+        self._gradient, self.batches_learnt = 0.0, 0
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """The optimizer's state is saved with the module: the learning rate follows from the progress."""

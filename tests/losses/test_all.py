@@ -107,6 +107,27 @@ def test_logits_of_standard_deviation_50_are_finite_in_bf16(variant):
     check_finite(build(variant), make_labels(), student, teacher)
 
 
+def test_fp16_features_under_autocast_give_the_terms_of_fp32_and_its_gradients_up_to_rounding(variant):
+    rounded = make_features(STUDENT, 1, dtype=torch.float16), make_features(TEACHER, 2, dtype=torch.float16)
+    terms, gradients, scale = {}, {}, None
+    for dtype in (torch.float32, torch.float16):
+        student, teacher = ({tap: x.detach().to(dtype).requires_grad_() for tap, x in side.items()} for side in rounded)
+        loss = build(variant)
+        with torch.autocast("cpu", dtype=torch.float16, enabled=dtype == torch.float16):
+            terms[dtype] = loss(student, teacher, make_labels())
+        taps = [student[tap] for tap in student if tap in loss.student_taps]
+        parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+        if scale is None:  # as a gradient scaler has it: far from overflow and from 0
+            largest = torch.autograd.grad(total(terms[dtype]), taps, retain_graph=True, allow_unused=True)
+            scale = 1000 / max(x.abs().max() for x in largest if x is not None)
+        gradients[dtype] = torch.autograd.grad(scale * total(terms[dtype]), taps + parameters, allow_unused=True)
+    assert terms[torch.float16] == terms[torch.float32]
+    for half, single in zip(gradients[torch.float16], gradients[torch.float32], strict=True):
+        assert (half is None) == (single is None)
+        if half is not None:
+            torch.testing.assert_close(half.float(), single, rtol=2e-3, atol=1e-4)
+
+
 def test_a_teacher_sure_of_one_class_is_finite(variant):
     teacher = make_features(TEACHER, 2)
     teacher["logits"] = torch.nn.functional.one_hot(
