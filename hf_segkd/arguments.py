@@ -21,6 +21,11 @@ LEAST = {
     **dict.fromkeys(("learning_rate", "head_lr_multiplier", "connector_lr_multiplier", "weight_decay"), 0),
     **dict.fromkeys(("ce_weight", "max_grad_norm", "seed", "data_seed", "dataloader_num_workers"), 0),
 }
+# Values of flags that are words.
+CHOICES = {
+    "teacher_dtype": ("auto", "float32", "bfloat16", "float16"),
+    "teacher_batch_norm": ("auto", "eval", "batch_stats"),
+}
 
 
 @dataclass(repr=False)  # TrainingArguments' own leaves tokens out
@@ -44,6 +49,20 @@ class DistillationArguments(TrainingArguments):
         default=None, metadata={"help": "Arguments of the loss's constructor, as a JSON object."}
     )
     ce_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy on the labels."})
+    teacher_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Number format of the teacher and its forward, whatever --bf16 and --fp16 say: float32, bfloat16 "
+            "or float16; auto leaves its weights as they were loaded, and --bf16 and --fp16 hold for it too."
+        },
+    )
+    teacher_batch_norm: str = field(
+        default="auto",
+        metadata={
+            "help": "What the teacher's batch norms normalise by: eval, their running statistics; batch_stats, those "
+            "of each batch; auto, what the method asks for. They never change."
+        },
+    )
 
     # --- optimizer ---
     optim: str = field(default="sgd", metadata={"help": "Optimizer, as in TrainingArguments."})
@@ -183,6 +202,9 @@ class DistillationArguments(TrainingArguments):
                 "scale_lr scales by images per optimizer step / recipe_batch_size: give recipe_batch_size, the number "
                 "that learning_rate is meant for, and no auto_find_batch_size, which changes it during the run."
             )
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is one of {', '.join(choices)}; got {getattr(self, name)!r}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be below 1, such as 0.999, or 0 for no average; got {self.ema_decay}.")
         if not 0 < self.unlabelled_ratio < math.inf:

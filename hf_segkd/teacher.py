@@ -1,12 +1,35 @@
-"""How a teacher looks at a batch."""
+"""How a teacher looks at a batch: in which number format, and with which statistics."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def in_own_dtype(network: nn.Module, teacher_dtype: str = "auto") -> nn.Module:
+    """The network itself with its weights in a number format; if not float32, images are cast to it first.
+
+    Args:
+        network: A model of transformers, or a `ForeignNetwork`.
+        teacher_dtype: `float32`, `bfloat16` or `float16`; `auto` leaves the weights as they are.
+    """
+    if teacher_dtype != "auto":
+        network.to(getattr(torch, teacher_dtype))
+    if network.dtype != torch.float32:
+        network.register_forward_pre_hook(_cast_images, with_kwargs=True)
+    return network
+
+
+def _cast_images(network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def cast(value: Any) -> Any:
+        return value.to(network.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
 
 
 @contextlib.contextmanager
@@ -19,7 +42,7 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
     Args:
         network: The network, in evaluation mode.
     """
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    norms = _batch_norms(network)
     modes = [(norm.training, norm.track_running_stats) for norm in norms]
     try:
         for norm in norms:
@@ -28,3 +51,20 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for norm, (training, track_running_stats) in zip(norms, modes, strict=True):
             norm.training, norm.track_running_stats = training, track_running_stats
+
+
+def require_batch_norms(network: nn.Module) -> None:
+    """Refuse a teacher on which `batch_statistics` would do nothing.
+
+    Raises:
+        ValueError: If there is no batch norm in it.
+    """
+    if not _batch_norms(network):
+        raise ValueError(
+            "teacher_batch_norm is batch_stats, but the teacher has no batch norm: it would change nothing. Leave it "
+            "at auto."
+        )
+
+
+def _batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]

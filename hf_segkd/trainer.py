@@ -32,7 +32,7 @@ from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
 from hf_segkd.nonfinite import NonFiniteGuard, require_finite_scores
-from hf_segkd.teacher import batch_statistics
+from hf_segkd.teacher import batch_statistics, in_own_dtype, require_batch_norms
 from hf_segkd.types import Features
 
 logger = logging.get_logger(__name__)
@@ -100,7 +100,7 @@ class DistillationTrainer(CheckpointingTrainer):
         model = with_taps(model)
         if teacher is not None and without_taps(teacher) is not without_taps(model):
             teacher = adapted(
-                teacher,
+                in_own_dtype(teacher, args.teacher_dtype),
                 model,
                 teacher_processor=teacher_processor,
                 student_processor=processing_class,
@@ -157,12 +157,18 @@ class DistillationTrainer(CheckpointingTrainer):
 
     def _prepare_teacher(self, teacher: PreTrainedModel) -> nn.Module:
         teacher.eval().requires_grad_(False)
+        if self.args.teacher_batch_norm == "batch_stats":
+            require_batch_norms(teacher)
         if self.args.channels_last:
             teacher.to(memory_format=torch.channels_last)
-        return self.accelerator.prepare_model(teacher, evaluation_mode=True)
+        if self.args.teacher_dtype == "auto":
+            return self.accelerator.prepare_model(teacher, evaluation_mode=True)
+        return teacher.to(self.args.device)  # accelerate would put it under the autocast of the student
 
     def _teacher_features(self, loss: AbstractDistillationLoss, images: Tensor) -> Features:
-        statistics = batch_statistics(self.teacher) if loss.teacher_batch_statistics else contextlib.nullcontext()
+        wanted = self.args.teacher_batch_norm
+        of_batch = loss.teacher_batch_statistics if wanted == "auto" else wanted == "batch_stats"
+        statistics = batch_statistics(self.teacher) if of_batch else contextlib.nullcontext()
         with torch.no_grad(), statistics:
             features = self.teacher(pixel_values=images, output_features=True).features
         return {tap: features[tap] for tap in loss.teacher_taps}  # the others' memory is free from here on

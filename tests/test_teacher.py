@@ -2,10 +2,11 @@ import copy
 
 import pytest
 import torch
-from tiny_runs import network
+from foreign_models import build, segformer
+from tiny_runs import arguments, network, same, trainer, weights
 from torch import nn
 
-from hf_segkd.teacher import batch_statistics
+from hf_segkd.teacher import batch_statistics, require_batch_norms
 
 IMAGES = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
 
@@ -47,3 +48,67 @@ def test_networks_without_batch_norms_stay_as_they_are():
     expected = layer(IMAGES)
     with batch_statistics(layer):
         assert torch.equal(layer(IMAGES), expected)
+
+
+def in_training(run):
+    return run._teacher_features(run.model.loss, IMAGES)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_teacher_of_its_own_dtype_computes_in_it_whatever_the_students_autocast(dtype, tmp_path):
+    alone = network(width=12, seed=1).eval().to(getattr(torch, dtype))
+    with torch.no_grad():
+        expected = alone(pixel_values=IMAGES.to(alone.dtype), output_features=True).features
+    teacher = network(width=12, seed=1)
+    run = trainer(tmp_path, teacher=teacher, method="attnfd", teacher_dtype=dtype, bf16=True)
+    run.train()
+    assert same(weights(teacher), weights(alone))  # the buffers too
+    assert teacher.dtype == alone.dtype
+    for tap, feature in in_training(run).items():
+        assert torch.equal(feature, expected[tap])
+    assert all(torch.isfinite(value).all() for value in weights(run.model).values())
+
+
+def test_an_automatic_teacher_stays_as_it_was_loaded_and_follows_autocast(tmp_path):
+    single = trainer(tmp_path, method="kd", teacher=network(width=12, seed=1), bf16=True)
+    with torch.no_grad():
+        logits = single.teacher(pixel_values=IMAGES).logits, features(network(width=12, seed=1).eval())["logits"]
+    assert not torch.equal(in_training(single)["logits"], logits[1])
+    half = network(width=12, seed=1).bfloat16()
+    run = trainer(tmp_path, method="kd", teacher=half)
+    run.train()
+    assert half.dtype == torch.bfloat16
+    assert in_training(run)["logits"].dtype == torch.bfloat16
+    assert run.model.student.dtype == torch.float32
+
+
+def test_a_foreign_teacher_has_its_dtype_too(tmp_path):
+    run = trainer(tmp_path, method="kd", teacher=build(segformer), teacher_dtype="bfloat16")
+    run.train()
+    assert in_training(run)["logits"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("wish", [False, True])
+def test_teacher_batch_norm_overrides_what_the_method_asks_for(wish, tmp_path):
+    teacher = network(width=12, seed=1)
+    before = weights(teacher)
+    seen = {}
+    for mode in ("auto", "eval", "batch_stats"):
+        kwargs = {"teacher_batch_statistics": wish}
+        options = {"method": "ofd", "method_kwargs": kwargs, "teacher_batch_norm": mode, "max_steps": 1}
+        run = trainer(tmp_path, teacher=teacher, **options)
+        run.train()
+        seen[mode] = in_training(run)["decoder_pre"]
+        assert same(weights(teacher), before)
+    assert torch.equal(seen["auto"], seen["batch_stats" if wish else "eval"])
+    assert not torch.allclose(seen["eval"], seen["batch_stats"])
+
+
+def test_wrong_settings_of_the_teacher_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="teacher_dtype is one of auto, float32, bfloat16, float16; got 'half'"):
+        arguments(tmp_path, teacher_dtype="half")
+    with pytest.raises(ValueError, match="teacher_batch_norm is one of auto, eval, batch_stats; got 'train'"):
+        arguments(tmp_path, teacher_batch_norm="train")
+    without = nn.Sequential(nn.Conv2d(3, 4, 1))
+    with pytest.raises(ValueError, match="the teacher has no batch norm"):
+        require_batch_norms(without)
