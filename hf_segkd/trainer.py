@@ -178,7 +178,7 @@ class DistillationTrainer(CheckpointingTrainer):
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
         """The batches of an optimizer step, and how many pixels are labelled in them, on all processes together."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        ignore_index = self.student.config.semantic_loss_ignore_index
+        ignore_index = self.accelerator.unwrap_model(self.model).config.semantic_loss_ignore_index
         labelled = torch.zeros((), dtype=torch.int64, device=device)
         for batch in batches:
             if "labels" in batch:

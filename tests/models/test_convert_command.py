@@ -43,7 +43,7 @@ def test_a_checkpoint_of_attnfd_loads_with_the_numpy_number_in_it(tmp_path):
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="without running code from it: .*print"):
+    with pytest.raises(ValueError, match=r"without running code from it: .*print"):
         convert(tmp_path, {"state_dict": {}, "hook": print}, "mmsegmentation", PSPNET)
 
 
