@@ -25,6 +25,10 @@ SURPLUS_TENSORS = (0, 5, 7)
 # A deep stem's names in timm (`resnet101c.gluon_in1k`) -> ours, which are mmsegmentation's.
 TIMM_DEEP_STEM = {"conv1.": "stem.", "bn1.": "stem.7."}
 BATCH_COUNTER = "num_batches_tracked"
+# Under which a file may hold the state dict: mmsegmentation's and most training scripts' name, and timm's.
+WRAPPERS = ("state_dict", "model")
+# With which the files of mmclassification, mmsegmentation and `save_pretrained` begin the names of the backbone's.
+BACKBONE_PREFIX = "backbone."
 
 
 def load_pretrained_backbone(model: PreTrainedModel, weights: str | Path) -> list[str]:
@@ -35,16 +39,18 @@ def load_pretrained_backbone(model: PreTrainedModel, weights: str | Path) -> lis
     ResNets lack too, is named like timm's (`resnet101c.gluon_in1k`) or mmsegmentation's (`stem.N`). A MobileNetV2 file
     with other names is accepted if its tensors come in torchvision's order with the same last names ("weight",
     "running_mean", ...) and shapes, as in files of tonylins' layout (`features.N.conv.K`) or timm's; a .safetensors
-    file must use torchvision's names, since that format sorts them. Nothing else is guessed: the weights fit
+    file must use torchvision's names, since that format sorts them. Of a file with names below "backbone." (of a whole
+    network in mmsegmentation's form or ours) those are taken and no others. Nothing else is guessed: the weights fit
     completely, or nothing is loaded.
 
     Args:
         model: A segmentation model with one of our backbones, or the backbone itself.
         weights: A torchvision name such as "IMAGENET1K_V1" or "ResNet18_Weights.IMAGENET1K_V1" (or that enum member),
-            downloaded by torchvision; or the path of a .pt, .pth or .safetensors file holding a state dict.
+            downloaded by torchvision; or the path of a .pt, .pth or .safetensors file holding a state dict, in the
+            first two maybe as "state_dict" or "model" among other things.
 
     Returns:
-        Names of the tensors left out: the classifier's (for MobileNetV2 the 1280-channel convolution's too).
+        Names of the tensors left out: the classifier's (for MobileNetV2 the 1280-channel convolution's too) or heads'.
 
     Raises:
         ValueError: If the backbone is not ours, the name is unknown, or a tensor is missing, left over or has
@@ -60,6 +66,12 @@ def load_pretrained_backbone(model: PreTrainedModel, weights: str | Path) -> lis
         state_dict = read_state_dict(Path(weights))
     else:
         state_dict = torchvision_state_dict(str(weights), torchvision_name(backbone.config))
+    heads = []
+    if any(name.startswith(BACKBONE_PREFIX) for name in state_dict):
+        heads = [name for name in state_dict if not name.startswith(BACKBONE_PREFIX)]
+        state_dict = {
+            name.removeprefix(BACKBONE_PREFIX): tensor for name, tensor in state_dict.items() if name not in heads
+        }
     prefixes = CLASSIFIER_PREFIXES[backbone.config.model_type]
     left_out = [name for name in state_dict if name.startswith(prefixes)]
     kept = {name: tensor for name, tensor in state_dict.items() if name not in left_out}
@@ -71,6 +83,7 @@ def load_pretrained_backbone(model: PreTrainedModel, weights: str | Path) -> lis
         kept = {rename_deep_stem(name): tensor for name, tensor in kept.items()}
     check_fit(kept, expected, weights)
     backbone.load_state_dict(kept)
+    left_out += heads
     logger.info(f"Backbone initialised from {weights}; left out: {', '.join(left_out) or 'nothing'}.")
     return left_out
 
@@ -88,7 +101,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file holds anything but a dict of tensors.
+        ValueError: If the file holds no dict of tensors, bare or under one of `WRAPPERS`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
@@ -97,9 +110,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
         return load_file(path)
     content = read_pickle(path)
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} must hold a state dict (name -> tensor), with nothing around it.")
-    return dict(content)
+    found = content
+    if isinstance(content, Mapping):
+        found = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        what = f"a dict of {', '.join(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(
+            f"{path} must hold a state dict (name -> tensor), bare or as {' or '.join(map(repr, WRAPPERS))}, but it "
+            f"holds {what}."
+        )
+    return dict(found)
 
 
 def read_pickle(path: Path) -> object:

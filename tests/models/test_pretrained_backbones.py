@@ -46,6 +46,28 @@ def test_old_files_without_batch_counters_load(tmp_path):
     assert torch.equal(backbone.layer4[1].bn2.running_var, theirs["layer4.1.bn2.running_var"])
 
 
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_a_state_dict_among_other_things_and_that_of_a_whole_network_fill_the_backbone(wrapper, prefix, tmp_path):
+    theirs = perturbed(SegKDResNetBackbone(SegKDResNetConfig(width=8, depths=[1, 1, 1, 1]))).state_dict()
+    content = {f"{prefix}{name}": tensor for name, tensor in theirs.items()}
+    heads = {"decode_head.conv_seg.weight": torch.zeros(2)} if prefix else {"fc.weight": torch.zeros(2)}
+    torch.save({"meta": {"epoch": 3, "env": "text"}, wrapper: {**content, **heads}}, tmp_path / "wrapped.pth")
+    backbone = SegKDResNetBackbone(SegKDResNetConfig(width=8, depths=[1, 1, 1, 1]))
+    assert load_pretrained_backbone(backbone, tmp_path / "wrapped.pth") == list(heads)
+    assert all(torch.equal(value, theirs[name]) for name, value in backbone.state_dict().items())
+
+
+def test_the_file_of_a_saved_network_fills_another_ones_backbone(tmp_path):
+    source, model = tiny_model(), tiny_model(num_labels=7)
+    perturbed(source.backbone)
+    source.save_pretrained(tmp_path)
+    left_out = load_pretrained_backbone(model, tmp_path / "model.safetensors")
+    assert {"classifier.weight", "aspp.project.norm.bias"} <= set(left_out)
+    expected = source.backbone.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.backbone.state_dict().items())
+
+
 def flat_names(state_dict):
     """Names of the layout in which a block is one flat sequence, activations counted."""
     flat = {"0.0": "0", "0.1": "1", "1.0": "3", "1.1": "4", "2": "6", "3": "7", "1": "3"}
@@ -85,7 +107,11 @@ def without(state_dict, name):
         (lambda d: without(d, "bn1.bias"), "1 tensors are missing.*bn1.bias"),
         (lambda d: {**d, "extra": torch.zeros(1)}, "1 tensors are unexpected.*extra"),
         (lambda d: {**d, "bn1.bias": torch.zeros(2)}, "another shape.*bn1.bias"),
-        (lambda d: {"state_dict": d}, "nothing around it"),
+        (lambda d: {"state_dict": without(d, "bn1.bias")}, "1 tensors are missing.*bn1.bias"),
+        (lambda d: {f"backbone.{k}": v for k, v in without(d, "bn1.bias").items()}, "1 tensors are missing.*bn1.bias"),
+        (lambda d: {"weights": d, "epoch": 3}, r"'state_dict' or 'model', but it holds a dict of weights, epoch\."),
+        (lambda d: {"state_dict": {"inner": d}}, "must hold a state dict"),
+        (lambda d: list(d.values()), "but it holds list"),
     ],
 )
 def test_a_file_that_does_not_fit_changes_nothing(change, message, tmp_path):
