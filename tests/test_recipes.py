@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +246,22 @@ def test_the_losses_and_networks_that_comments_suggest_instead_can_be_built(path
         specs = [network_spec(build(config, num_labels=19)) for config in configs]
         for method, kwargs in re.findall(r"(?:--method (\w+) )?--method_kwargs '(.*)'", path.read_text()):
             create_loss(method or arguments.method, specs[0], specs[-1], **json.loads(kwargs))
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path.name.startswith("fakd_")], ids=lambda path: path.stem)
+def test_the_command_for_a_teacher_of_ones_own_trains_the_network_that_is_converted_too(path, tmp_path, monkeypatch):
+    text = re.sub(r" \\\n#\s+", " ", path.read_text())
+    ((processes, line),) = re.findall(r"--num_processes (\d) scripts/train\.py --config \S+ (.*)", text)
+    flags = shlex.split(line)
+    assert f"--teacher {flags[flags.index('--output_dir') + 1]} " in text
+    command, arguments = parse(path, tmp_path, *flags[: flags.index("--output_dir")], *flags[4:])
+    assert (command.teacher, arguments.method) == (None, "none")
+    monkeypatch.setattr(DistillationArguments, "world_size", int(processes))
+    assert arguments.warn_about_batch_size() is None
+    assert command.student_config == teacher_config(path)
+    zoo = re.search(r"mmsegmentation's \w+?_(?:\w+-d8_)?(\d+)x(\d+)_(\d+)k_", text)
+    height, width, thousands = (int(number) for number in zoo.groups())
+    assert (arguments.crop_size, arguments.max_steps) == ([height, width], 1000 * thousands)
 
 
 @pytest.mark.parametrize(("name", "millions"), [("attnfd_voc_resnet18", 16.6), ("attnfd_voc_teacher", 59.3)])
