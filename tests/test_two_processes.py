@@ -5,18 +5,45 @@ import socket
 
 import pytest
 import torch
-from tiny_runs import trainer, weights
+from test_global_batch import UNCOUPLED, assert_same_training, train
+from tiny_runs import network, same, trainer, weights
+from transformers import AutoModelForSemanticSegmentation
 
 from hf_segkd.losses import LOSSES
 
+# Beside those without any coupling: what these take from a batch they take from the batches of all processes.
+SHARED = {method: {} for method in ("sp", "fakd_pd", "fakd_cwd")}
+ALIKE = {**UNCOUPLED, **SHARED}
+GLOO = {"ddp_backend": "gloo"}
 
-def train_every_method(rank, port, folder):
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+def start(rank, world_size, port, folder, job):
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in environment.items()})
     torch.set_num_threads(1)
+    job(rank, folder)
+    torch.distributed.destroy_process_group()
+
+
+def spawn(world_size, folder, job):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # a free one
+    torch.multiprocessing.spawn(start, (world_size, port, folder, job), nprocs=world_size)
+    return folder
+
+
+def jobs_of_two(rank, folder):
+    train_every_method(rank, folder)
+    for method, kwargs in ALIKE.items():
+        result = train(folder, method, 3, 1, kwargs, **GLOO)
+        torch.save(result, folder / f"{method}-{rank}-alike.pt")
+    train_and_evaluate(rank, folder)
+
+
+def train_every_method(rank, folder):
     for method in [*LOSSES, "cwd,kd"]:
-        options = {"max_steps": 3, "per_device_train_batch_size": 2, "ddp_backend": "gloo"}
-        options |= {"gradient_accumulation_steps": 2}
+        options = {"max_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, **GLOO}
         run = trainer(folder / method, method=method, **options)
         assert run.args.world_size == 2
         # What each process holds by itself: after training the statistics of batch norms are shared.
@@ -25,7 +52,22 @@ def train_every_method(rank, port, folder):
         del run._share_buffers
         run._share_buffers()
         save(run, folder / f"{method}-{rank}.pt")
-    torch.distributed.destroy_process_group()
+
+
+def train_and_evaluate(rank, folder):
+    """7 images are 4 batches of at most 2: the processes get 4 images each, one of them twice."""
+    run = trainer(folder / "averaged", method="kd", ema_decay=0.5, per_device_eval_batch_size=2, **GLOO)
+    run.train()
+    run.evaluate()
+    torch.save(run.confusion_matrix, folder / f"matrix-{rank}.pt")
+    run.save_model()
+    save(run, folder / f"averaged-{rank}.pt")
+
+
+def evaluate(rank, folder):
+    run = trainer(folder, student=network(seed=5), per_device_eval_batch_size=2, **GLOO)
+    run.evaluate()
+    torch.save(run.confusion_matrix, folder / f"matrix-{rank}.pt")
 
 
 def save(run, path):
@@ -34,11 +76,7 @@ def save(run, path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]  # a free one
-    torch.multiprocessing.spawn(train_every_method, (port, folder), nprocs=2)
-    return folder
+    return spawn(2, tmp_path_factory.mktemp("two"), jobs_of_two)
 
 
 @pytest.mark.slow
@@ -56,3 +94,32 @@ def test_only_statistics_of_batch_norms_need_sharing(method, trained):
     first, second = (torch.load(trained / f"{method}-{rank}-alone.pt") for rank in (0, 1))
     different = {name.rsplit(".")[-1] for name in first if not torch.equal(first[name], second[name])}
     assert different == {"running_mean", "running_var"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ALIKE)
+def test_two_processes_train_as_one_with_the_same_images(method, trained, tmp_path):
+    one = train(tmp_path, method, 6, 1, ALIKE[method])
+    for rank in (0, 1):
+        assert_same_training(one, torch.load(trained / f"{method}-{rank}-alike.pt"))
+
+
+@pytest.mark.slow
+def test_both_processes_have_the_same_average_and_score_what_is_saved(trained):
+    first, second = (torch.load(trained / f"averaged-{rank}.pt") for rank in (0, 1))
+    assert same(first, second)
+    saved = AutoModelForSemanticSegmentation.from_pretrained(trained / "averaged")
+    assert same(weights(saved), {name.removeprefix("student."): value for name, value in first.items()})
+    run = trainer(trained / "again", student=saved)
+    run.evaluate()
+    assert all(run.confusion_matrix.equal(torch.load(trained / f"matrix-{rank}.pt")) for rank in (0, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_images_shared_out_unevenly_give_the_counts_of_one_process(processes, tmp_path):
+    spawn(processes, tmp_path, evaluate)
+    run = trainer(tmp_path, student=network(seed=5))
+    run.evaluate()
+    for rank in range(processes):
+        assert torch.load(tmp_path / f"matrix-{rank}.pt").equal(run.confusion_matrix)
