@@ -138,6 +138,14 @@ class DistillationArguments(TrainingArguments):
         default=1.0, metadata={"help": "Unlabelled images, where there are some, for each labelled one in an epoch."}
     )
 
+    bad_images: str = field(
+        default="stop",
+        metadata={
+            "help": "What to do about a training file that cannot be read: stop with its name, or skip it for the next "
+            "one and count. Evaluation always stops."
+        },
+    )
+
     # --- publishing ---
     hub_license: str | None = field(
         default=None,
@@ -207,6 +215,8 @@ class DistillationArguments(TrainingArguments):
                 raise ValueError(f"{name} is one of {', '.join(choices)}; got {getattr(self, name)!r}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be below 1, such as 0.999, or 0 for no average; got {self.ema_decay}.")
+        if self.bad_images not in ("stop", "skip"):
+            raise ValueError(f"bad_images must be stop or skip, got {self.bad_images!r}.")
         if not 0 < self.unlabelled_ratio < math.inf:
             raise ValueError(
                 f"unlabelled_ratio must be above 0, got {self.unlabelled_ratio}; without unlabelled images leave their "

@@ -52,13 +52,18 @@ def augmented(
         if unlabelled is not None:
             refuse_need_of_labels(loss, "the images of unlabelled_dataset have")
             unlabelled = without_labels(unlabelled)
-        dataset = AugmentedDataset(dataset, transform, seed, unlabelled, args.unlabelled_ratio)
+        dataset = AugmentedDataset(dataset, transform, seed, unlabelled, args.unlabelled_ratio, args.bad_images)
     elif unlabelled is not None:
         raise ValueError(
             "unlabelled_dataset is mixed with a train_dataset of load_segmentation_dataset, and train_dataset is "
             f"{'missing' if dataset is None else type(dataset).__name__}. Let your own data set give the unlabelled "
             f"images too, with all labels {model.config.semantic_loss_ignore_index}; with unlabelled images alone, "
             "pass them as train_dataset."
+        )
+    elif args.bad_images == "skip" and not isinstance(dataset, AugmentedDataset | None):
+        raise ValueError(
+            f"bad_images='skip' is for data sets of load_segmentation_dataset; {type(dataset).__name__} has to leave "
+            "bad files out by itself."
         )
     images = args.per_device_train_batch_size * args.world_size
     if dataset is not None and args.dataloader_drop_last and len(dataset) < images:

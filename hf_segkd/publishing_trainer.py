@@ -59,6 +59,7 @@ class PublishingTrainer(Trainer):
         self._confusion_matrix = torch.zeros(0, dtype=torch.int64)
         self._scored_images: Any = None
         self._private = False
+        self.unreadable_images: list[str] = []  # known when training has ended
         self._uploads = ThreadPoolExecutor(max_workers=1)  # one, so that commits come in the order of the pushes
         super().__init__(*args, **kwargs)
 
@@ -274,6 +275,7 @@ class PublishingTrainer(Trainer):
             "train_images": labelled,
             "unlabelled_images": len(images.dataset) - labelled + mixed_in,
             "unlabelled_ratio": self.args.unlabelled_ratio if mixed_in else None,
+            "unreadable_images": len(self.unreadable_images),
         }
 
     def _steps_of_student(self) -> int:

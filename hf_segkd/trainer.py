@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
 from hf_segkd.nonfinite import NonFiniteGuard, require_finite_scores
 from hf_segkd.teacher import batch_statistics, in_own_dtype, require_batch_norms
 from hf_segkd.types import Features
+from hf_segkd.unreadable import unreadable_images
 
 logger = logging.get_logger(__name__)
 
@@ -115,13 +117,17 @@ class DistillationTrainer(CheckpointingTrainer):
         self._sums: dict[str, Tensor] = {}
         self._batches_summed = 0
         self._batch_files: list[str] = []  # image_ids of the batch in work, where the data set gives them
+        self._label_range = {
+            "num_labels": distiller.config.num_labels,
+            "ignore_index": distiller.config.semantic_loss_ignore_index,
+        }
         super().__init__(
             model=distiller,
             args=args,
             train_dataset=augmented(train_dataset, args, processing_class, model, distiller.loss, unlabelled_dataset),
             eval_dataset=whole_images(eval_dataset, processing_class, model),
             processing_class=processing_class,
-            data_collator=train_collator,
+            data_collator=partial(train_collator, **self._label_range),
             compute_metrics=self._streaming_scores,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -227,6 +233,7 @@ class DistillationTrainer(CheckpointingTrainer):
         With `args.ema_decay` it has the averaged weights from then on.
         """
         output = super().train(*args, **kwargs)
+        self.unreadable_images = unreadable_images(self.train_dataset, self.accelerator)
         if self._average is not None:
             self._average.give_to_student()
         self._share_buffers()
@@ -290,7 +297,8 @@ class DistillationTrainer(CheckpointingTrainer):
     @contextlib.contextmanager
     def _for_evaluation(self) -> Iterator[None]:
         drop_last, collator = self.args.dataloader_drop_last, self.data_collator
-        self.args.dataloader_drop_last, self.data_collator = False, evaluation_collator
+        self.args.dataloader_drop_last = False
+        self.data_collator = partial(evaluation_collator, **self._label_range)
         try:
             yield
         finally:

@@ -176,6 +176,13 @@ def test_images_that_are_not_there_or_share_a_name_are_refused(tmp_path):
         prediction.image_files([str(tmp_path)])
 
 
+def test_pictures_of_absurd_size_are_refused_by_name(student, tmp_path, monkeypatch):
+    Image.new("RGB", (20, 10)).save(tmp_path / "poster.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
+    with pytest.raises(ValueError, match=r"poster\.png: 20 x 10 pixels, more than the limit of 150"):
+        prediction.main(["--model", str(student), "--images", str(tmp_path), "--output", str(tmp_path / "out")])
+
+
 def test_pictures_never_overwrite_the_images_they_show(student, tmp_path):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (48, 32)).save(tmp_path / name)

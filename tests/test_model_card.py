@@ -143,6 +143,12 @@ def test_reports_that_cannot_be_compared_make_no_card():
         full(method="kd,cdw")
 
 
+def test_the_card_tells_of_images_that_could_not_be_read():
+    assert "could not be read" not in render_card(full(report=student(75, unreadable_images=0)))
+    card = render_card(full(report=student(75, unreadable_images=3)))
+    assert "512 images.\n3 of the training images could not be read and were left out.\n" in card
+
+
 def test_the_card_tells_of_images_without_labels():
     assert "without labels" not in render_card(full())
     mixed = {"unlabelled_images": 9000, "unlabelled_ratio": 2.0}

@@ -19,9 +19,10 @@ import gradio as gr
 import numpy as np
 import torch
 from gradio.themes.utils.fonts import LocalFont
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
+from hf_segkd.data.image_files import read_rgb
 from hf_segkd.data.labels import Colour, voc_palette
 from hf_segkd.inference import predict
 
@@ -118,29 +119,6 @@ def max_pixels(networks: list[Network]) -> int:
     return min(MAX_PIXELS, MAX_LOGITS // max(network.model.config.num_labels for network in networks))
 
 
-def read_image(path: str, limit: int) -> Image.Image:
-    """RGB image of at most `limit` pixels, turned upright by its EXIF orientation.
-
-    Raises:
-        ValueError: If the image is larger, which is known before it is decoded, cannot be read, or has more than 8
-            bits per channel.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > limit:
-                raise ValueError(
-                    f"The picture has {image.width} x {image.height} pixels, more than the {limit / 1e6:.3g} million "
-                    "that are taken here: please make it smaller."
-                )
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"The picture has more than 8 bits per channel (mode {image.mode}).")
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(
-            "This file is no picture that can be read here: damaged, cut short or of another kind."
-        ) from error
-
-
 def legend(mask: np.ndarray, names: list[str]) -> list[tuple[str, Colour, float]]:
     """Name, colour and share of the pixels of each class in a mask (h, w), largest first."""
     palette = voc_palette(len(names))
@@ -207,7 +185,7 @@ def build_page(networks: dict[str, Network], title: str, examples: list[str]) ->
         if path is None:
             return blank(WAITING)
         try:
-            image = read_image(path, limit)
+            image = read_rgb(path, "The picture", limit)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
         values = []
@@ -272,7 +250,7 @@ def main(args: list[str] | None = None) -> None:
     networks = {
         role.capitalize(): load_network(settings[role]) for role in ("student", "teacher") if settings[role] is not None
     }
-    # gradio opens an upload before `read_image` does, whose own limit is stricter and gives its reason.
+    # gradio opens an upload before `read_rgb` does, whose own limit is stricter and gives its reason.
     Image.MAX_IMAGE_PIXELS = None
     examples = [str(HERE / example) for example in settings["examples"]]
     page = build_page(networks, settings["title"], examples)

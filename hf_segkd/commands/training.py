@@ -88,8 +88,12 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     """Train, evaluate and save a student; returns the evaluation that is also written to evaluation.json."""
     command, arguments = parse_arguments(TrainingCommand, DistillationArguments, args=args)
     set_seed(arguments.seed)
-    train, evaluation = load_splits(command)
-    unlabelled = None if command.unlabelled_dir is None else load_unlabelled_images(command.unlabelled_dir)
+    train, evaluation = load_splits(command, arguments.bad_images)
+    unlabelled = None
+    if command.unlabelled_dir is not None:
+        unlabelled = load_unlabelled_images(command.unlabelled_dir)
+        if command.check_data:
+            check_dataset(unlabelled, num_samples=8, bad_images=arguments.bad_images)
     labels = label_info(train)
     student, processor = build_student(command, labels)
     if command.student_taps is not None:
@@ -157,7 +161,7 @@ def save(trainer: DistillationTrainer) -> None:
         ) from error
 
 
-def load_splits(command: TrainingCommand) -> tuple[datasets.Dataset, datasets.Dataset]:
+def load_splits(command: TrainingCommand, bad_images: str) -> tuple[datasets.Dataset, datasets.Dataset]:
     """The training and the evaluation split, checked for what can be known before training."""
     train, evaluation = command.load(command.train_split), command.load(command.eval_split)
     if command.max_train_samples is not None:
@@ -166,7 +170,7 @@ def load_splits(command: TrainingCommand) -> tuple[datasets.Dataset, datasets.Da
         spread = np.linspace(0, len(evaluation) - 1, command.max_eval_samples).round().astype(int)
         evaluation = evaluation.select(spread.tolist())
     if command.check_data:
-        check_dataset(train, num_samples=8)
+        check_dataset(train, num_samples=8, bad_images=bad_images)
         check_dataset(evaluation, num_samples=8)
     return train, evaluation
 

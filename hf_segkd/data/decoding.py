@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from .image_files import UnreadableImageError, open_image, read_rgb
 from .labels import LabelInfo, LabelScheme
 
 INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")
@@ -75,7 +76,7 @@ class SegmentationDecoder:
 
     def _read_indices(self, file: dict[str, Any]) -> np.ndarray:
         """The (h, w) uint8 numbers in a mask file, before their conversion."""
-        mask = _open(file)
+        mask = open_image(_source(file), file["path"])
         if mask.mode in COLOUR_MODES and self.scheme.decode_colours is not None:
             try:
                 return np.ascontiguousarray(self.scheme.decode_colours(np.asarray(mask.convert("RGB"))))
@@ -112,12 +113,9 @@ def read_image(file: dict[str, Any]) -> Image.Image:
         file: A cell of an `Image(decode=False)` column: `path`, and `bytes` unless they are to be read from there.
 
     Raises:
-        ValueError: If the file is damaged, larger than `PIL.Image.MAX_IMAGE_PIXELS`, or has more than 8 bits.
+        ValueError: As `read_rgb`.
     """
-    image = _open(file)
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"{file['path']}: the image has mode {image.mode}, need 8 bits per channel.")
-    return ImageOps.exif_transpose(image).convert("RGB")
+    return read_rgb(_source(file), file["path"])
 
 
 def label_info(dataset: datasets.Dataset) -> LabelInfo:
@@ -135,44 +133,36 @@ def label_info(dataset: datasets.Dataset) -> LabelInfo:
     return transform.scheme.info
 
 
-def check_dataset(dataset: datasets.Dataset, num_samples: int | None = None) -> None:
+def check_dataset(
+    dataset: datasets.Dataset, num_samples: int | None = None, bad_images: Literal["stop", "skip"] = "stop"
+) -> None:
     """Read images and masks before training starts and raise the first problem.
 
     Args:
-        dataset: From `load_segmentation_dataset`.
+        dataset: From `load_segmentation_dataset` or `load_unlabelled_images`.
         num_samples: How many rows to read, evenly spread over the data set; all of them by default.
+        bad_images: "skip" goes on over files that cannot be read, as training with `bad_images="skip"` does.
 
     Raises:
         ValueError: If the data set is empty, of another origin, or a row cannot be used; it names the file.
     """
-    info = label_info(dataset)
+    if dataset.format["format_kwargs"].get("transform") is not decode_images:
+        label_info(dataset)
     if len(dataset) == 0:
-        raise ValueError(f"{info.name}: the data set is empty.")
+        raise ValueError("The data set is empty.")
     if num_samples is not None and num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
     num_read = min(num_samples or len(dataset), len(dataset))
     for index in np.linspace(0, len(dataset) - 1, num_read).round().astype(int):
-        dataset[int(index)]
+        try:
+            dataset[int(index)]
+        except UnreadableImageError:
+            if bad_images != "skip":
+                raise
 
 
-def _open(file: dict[str, Any]) -> Image.Image:
-    """Open and decode a picture of any mode; all that PIL can say about bad files becomes one kind of error."""
-    source = file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"])
-    try:
-        image = Image.open(source)
-        limit = Image.MAX_IMAGE_PIXELS
-        # PIL itself only warns up to twice this size.
-        if limit is not None and image.width * image.height > limit:
-            raise ValueError(
-                f"{file['path']}: {image.width} x {image.height} pixels are more than the limit of {limit} "
-                "(PIL.Image.MAX_IMAGE_PIXELS): a damaged file, or raise the limit if it is meant."
-            )
-        image.load()
-    except FileNotFoundError as error:
-        raise ValueError(f"{file['path']}: the file does not exist (moved after the data set was loaded?).") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file['path']}: cannot be decoded, damaged or cut short: {error}") from error
-    return image
+def _source(file: dict[str, Any]) -> str | io.BytesIO:
+    return file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"])
 
 
 def _name_files(rows: dict[str, list[Any]], column: str) -> list[dict[str, Any]]:
@@ -190,7 +180,7 @@ def _size_mismatch(image_file: dict, image: Image.Image, mask_file: dict, mask: 
         f"{image_file['path']} is {image.width} x {image.height} pixels but its mask {mask_file['path']} is "
         f"{mask.width} x {mask.height}."
     )
-    orientation = _open(image_file).getexif().get(ORIENTATION_TAG, 1)
+    orientation = open_image(_source(image_file), image_file["path"]).getexif().get(ORIENTATION_TAG, 1)
     if orientation != 1 and image.size == mask.size[::-1]:
         message += (
             f" The photo carries EXIF orientation {orientation} and was turned upright; the mask was drawn on the "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import datasets
 import numpy as np
@@ -13,10 +14,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .image_files import UnreadableImageError
+from .labels import IGNORE_INDEX
 from .transforms import TrainTransform
 
 if TYPE_CHECKING:  # importing transformers takes longer than all the rest together
     from transformers import BaseImageProcessor
+
+logger = logging.getLogger(__name__)
 
 Sample = dict[str, Tensor | str]
 
@@ -34,6 +39,8 @@ class AugmentedDataset(Dataset):
         unlabelled: Images without annotations that each epoch has besides. The epochs go through them in turn, in an
             order drawn anew each time: none comes again before all others came.
         unlabelled_ratio: How many of them an epoch has for each image of `dataset`; above 0.
+        bad_images: What to do about a file that cannot be read. "stop": raise, with its name. "skip": take the next row
+            that can be read in its place, and log its name once. Labels out of range and the like always stop.
 
     Raises:
         ValueError: If the seed is negative, or the ratio gives not one image.
@@ -46,6 +53,7 @@ class AugmentedDataset(Dataset):
         seed: int = 0,
         unlabelled: datasets.Dataset | None = None,
         unlabelled_ratio: float = 1.0,
+        bad_images: Literal["stop", "skip"] = "stop",
     ) -> None:
         if seed < 0:
             raise ValueError(f"seed must not be negative (numpy's generators take none), got {seed}.")
@@ -59,8 +67,11 @@ class AugmentedDataset(Dataset):
             )
         self.transform = transform
         self.seed = seed
-        # In shared memory, so that set_epoch reaches workers that live across epochs.
+        self.bad_images = bad_images
+        # In shared memory, so that set_epoch reaches workers that live across epochs, and what they find reaches us.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        # A flag for each row of `dataset`, then of `unlabelled`.
+        self.unreadable = torch.zeros(len(dataset) + len(unlabelled or ()), dtype=torch.bool).share_memory_()
 
     @property
     def has_labels(self) -> bool:
@@ -70,6 +81,12 @@ class AugmentedDataset(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose augmentations the following samples get; call it before every epoch."""
         self._epoch.fill_(epoch)
+
+    def name_of(self, place: int) -> str:
+        """`image_id` of an entry of `unreadable`, without reading the image."""
+        labelled = place < len(self.dataset)
+        images, row = (self.dataset, place) if labelled else (self.unlabelled, place - len(self.dataset))
+        return images.select_columns("image_id")[row]["image_id"]
 
     def __len__(self) -> int:
         return len(self.dataset) + self.unlabelled_per_epoch
@@ -83,13 +100,31 @@ class AugmentedDataset(Dataset):
         epoch = int(self._epoch)
         rng = np.random.default_rng((self.seed, epoch, index))
         number = index - len(self.dataset)  # of the epoch's unlabelled images
-        row = self.dataset[index] if number < 0 else self.unlabelled[self._unlabelled_row(epoch, number)]
+        if number < 0:
+            row = self._readable_row(self.dataset, index, self.unreadable[: len(self.dataset)])
+        else:
+            place = self._unlabelled_row(epoch, number)
+            row = self._readable_row(self.unlabelled, place, self.unreadable[len(self.dataset) :])
         image = row["image"]
         if "annotation" in row:
             annotation = row["annotation"]
         else:
             annotation = Image.new("L", image.size, self.transform.ignore_index)
         return {**self.transform(image, annotation, rng), "image_ids": row["image_id"]}
+
+    def _readable_row(self, images: datasets.Dataset, place: int, unreadable: Tensor) -> dict[str, Any]:
+        """The row, or the next that can be read if bad images are skipped; marks those that cannot."""
+        for index in ((place + step) % len(images) for step in range(len(images))):
+            if unreadable[index]:
+                continue
+            try:
+                return images[index]
+            except UnreadableImageError as error:
+                if self.bad_images != "skip":
+                    raise UnreadableImageError(f"{error} (bad_images='skip' trains without such files.)") from error
+                unreadable[index] = True
+                logger.warning(f"Left out of training: {error}")
+        raise UnreadableImageError(f"None of {len(images)} images can be read; the warnings before this name them.")
 
     def _unlabelled_row(self, epoch: int, number: int) -> int:
         """Row of an epoch's unlabelled image: the epochs share one endless row of shuffled passes."""
@@ -132,13 +167,32 @@ def _shuffled(seed: int, passes: int, size: int) -> np.ndarray:
     return np.random.default_rng((seed, passes)).permutation(size)
 
 
-def train_collator(samples: Sequence[Sample]) -> dict[str, Tensor | list[str]]:
-    """Stack samples of one shape: `pixel_values`, (b, 3, h, w), and `labels`, (b, h, w); `image_ids` become a list."""
+def train_collator(
+    samples: Sequence[Sample], num_labels: int | None = None, ignore_index: int = IGNORE_INDEX
+) -> dict[str, Tensor | list[str]]:
+    """Stack samples of one shape.
+
+    Args:
+        samples: `pixel_values`, (3, h, w), and, where there are some, `labels`, (h, w), and `image_ids`, a name.
+        num_labels: Of the network; by default labels are not checked.
+        ignore_index: The label besides 0 to `num_labels` - 1.
+
+    Returns:
+        `pixel_values`, (b, 3, h, w), `labels`, (b, h, w), and the list of `image_ids`.
+
+    Raises:
+        ValueError: If a label is out of range; it names the image as far as its name is known. On a GPU the loss would
+            end in an assertion of the device.
+    """
+    _check_range(samples, num_labels, ignore_index)
     return {key: _stacked([sample[key] for sample in samples]) for key in samples[0]}
 
 
-def evaluation_collator(samples: Sequence[Sample]) -> dict[str, Tensor | list[Tensor] | list[str]]:
-    """Stack `pixel_values`, and likewise `labels`, where all shapes agree; otherwise a list of tensors."""
+def evaluation_collator(
+    samples: Sequence[Sample], num_labels: int | None = None, ignore_index: int = IGNORE_INDEX
+) -> dict[str, Tensor | list[Tensor] | list[str]]:
+    """As `train_collator`, but `pixel_values` or `labels` whose shapes do not agree become a list of tensors."""
+    _check_range(samples, num_labels, ignore_index)
     batch: dict[str, Tensor | list[Tensor] | list[str]] = {}
     for key in samples[0]:
         values = [sample[key] for sample in samples]
@@ -148,4 +202,22 @@ def evaluation_collator(samples: Sequence[Sample]) -> dict[str, Tensor | list[Te
 
 
 def _stacked(values: list[Tensor] | list[str]) -> Tensor | list[str]:
-    return torch.stack(values) if isinstance(values[0], Tensor) else values
+    return values if isinstance(values[0], str) else torch.stack(values)
+
+
+def _check_range(samples: Sequence[Sample], num_labels: int | None, ignore_index: int) -> None:
+    """Raise for the labels of a data set that does not check them itself."""
+    if num_labels is None:
+        return
+    for sample in samples:
+        labels = sample.get("labels")
+        if labels is None:
+            continue
+        wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)]
+        if len(wrong):
+            raise ValueError(
+                f"{sample.get('image_ids', 'An image (its data set gives no image_ids)')}: label out of range: "
+                f"{int(wrong[0])}; the network has {num_labels} classes, 0 to {num_labels - 1}, and ignores "
+                f"{ignore_index}. Are these Cityscapes' labelIds instead of trainIds, do the ids start at 1 "
+                "(reduce_labels), or has the network too few labels?"
+            )

@@ -105,8 +105,8 @@ def test_a_picture_of_absurd_size_is_refused_before_it_is_decoded(tmp_path):
     Image.new("1", (6000, 6000)).save(tmp_path / "large.png")
     # What is left could not be decoded.
     (tmp_path / "large.png").write_bytes((tmp_path / "large.png").read_bytes()[:100])
-    with pytest.raises(ValueError, match="6000 x 6000 pixels, more than the 25 million"):
-        app.read_image(str(tmp_path / "large.png"), app.MAX_PIXELS)
+    with pytest.raises(ValueError, match="6000 x 6000 pixels, more than the limit of 25,000,000"):
+        app.read_rgb(str(tmp_path / "large.png"), "The picture", app.MAX_PIXELS)
 
 
 def test_fewer_pixels_are_taken_where_a_network_has_many_classes(student, folders):
@@ -120,7 +120,7 @@ def test_fewer_pixels_are_taken_where_a_network_has_many_classes(student, folder
 def test_pictures_of_every_usual_mode_are_read_as_data_sets_are(mode, tmp_path):
     file = str(tmp_path / "picture.tif")
     scenes("val", 1)[0]["image"].convert(mode).save(file)
-    image = app.read_image(file, 10_000)
+    image = app.read_rgb(file, "it", 10_000)
     assert image.mode == "RGB"
     assert np.array_equal(image, read_image({"path": file, "bytes": None}))
 
@@ -129,20 +129,20 @@ def test_a_picture_stands_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by 90 degrees
     Image.new("RGB", (5, 3)).save(tmp_path / "turned.jpg", exif=exif)
-    assert app.read_image(str(tmp_path / "turned.jpg"), 100).size == (3, 5)
+    assert app.read_rgb(str(tmp_path / "turned.jpg"), "it", 100).size == (3, 5)
 
 
 def test_a_picture_of_16_bits_is_refused(tmp_path):
     Image.new("I;16", (5, 3)).save(tmp_path / "deep.png")
     with pytest.raises(ValueError, match="more than 8 bits"):
-        app.read_image(str(tmp_path / "deep.png"), 100)
+        app.read_rgb(str(tmp_path / "deep.png"), "it", 100)
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture"])
 def test_what_is_no_picture_is_refused(content, tmp_path):
     (tmp_path / "file.png").write_bytes(content)
     with pytest.raises(ValueError, match="no picture that can be read"):
-        app.read_image(str(tmp_path / "file.png"), 100)
+        app.read_rgb(str(tmp_path / "file.png"), "it", 100)
 
 
 def test_names_of_classes_are_no_html(student):
@@ -171,7 +171,7 @@ import app, hf_segkd
 assert hf_segkd.__file__.startswith(sys.argv[1]), hf_segkd.__file__
 settings = app.read_settings(app.argparse.Namespace(student=None, teacher=None))
 network = app.load_network(settings["student"])
-image = app.read_image(settings["examples"][0], 10**6)
+image = app.read_rgb(settings["examples"][0], "it", 10**6)
 app.build_page({"Student": network}, settings["title"], settings["examples"])
 app.Image.fromarray(app.result("Student", network, image)[1]).save("mask.png")
 """
@@ -193,7 +193,7 @@ def test_a_space_holds_what_it_needs_of_the_package_and_no_more(tmp_path):
     write_space(tmp_path, student_id="ann/student", title="Scenes", examples=[Image.new("RGB", (5, 3))])
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     networks = {f"hf_segkd/models/{path.name}" for path in (ROOT / "hf_segkd" / "models").glob("*.py")}
-    sources = {f"hf_segkd/{name}.py" for name in ("__init__", "auto", "inference", "data/labels")}
+    sources = {f"hf_segkd/{name}.py" for name in ("__init__", "auto", "inference", "data/image_files", "data/labels")}
     own = {"app.py", "models.json", "requirements.txt", "README.md", "examples/0.png"}
     assert files == networks | sources | own
     assert (tmp_path / "app.py").read_bytes() == (ROOT / "app" / "app.py").read_bytes()
