@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,10 @@ class DistillationArguments(TrainingArguments):
                 f"label_smoothing_factor is {self.label_smoothing_factor}, but the cross-entropy is the student's "
                 "own, without label smoothing. Leave it at 0."
             )
+        if self.neftune_noise_alpha is not None:
+            raise ValueError(
+                "neftune_noise_alpha is noise on the embeddings of words, which these networks don't have."
+            )
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
@@ -204,6 +209,19 @@ class DistillationArguments(TrainingArguments):
             raise ValueError(
                 f"Nothing to train in {self.max_steps} steps or {self.num_train_epochs} epochs: give max_steps from 1, "
                 "or -1 (the default) and num_train_epochs above 0."
+            )
+        for part in (self.optim_args or "").replace(" ", "").split(","):
+            name, equals, _ = part.partition("=")
+            if part and (not equals or (self.optim == "sgd" and name not in ("momentum", "dampening", "nesterov"))):
+                raise ValueError(
+                    f"optim_args takes name=value, name=value, of sgd momentum, dampening and nesterov; got {part!r}. "
+                    "Learning rate and weight decay are flags of their own."
+                )
+        best = self.metric_for_best_model
+        if best is not None and not best.endswith(("loss", "mean_iou", "mean_accuracy", "overall_accuracy")):
+            raise ValueError(
+                f"metric_for_best_model is {best!r}; there are loss, mean_iou, mean_accuracy and overall_accuracy (of "
+                "several evaluation sets NAME_mean_iou ...)."
             )
         if self.scale_lr and (self.recipe_batch_size is None or self.auto_find_batch_size):
             raise ValueError(
@@ -281,7 +299,7 @@ def parse_arguments(*types: type, args: list[str] | None = None) -> tuple[Any, .
     parsed, unknown = _parse(parser, [*_flags_of_yaml(config, known, parser), *flags])
     unknown = [flag for flag in unknown if flag.startswith("--")] or unknown
     if unknown:
-        parser.error(f"unknown flag {unknown[0]}.{_nearest(unknown[0].lstrip('-').split('=')[0], known)}")
+        parser.error(f"unknown flag {unknown[0]}.{nearest(unknown[0].lstrip('-').split('=')[0], known)}")
     return parsed
 
 
@@ -299,7 +317,10 @@ def json_object(value: dict[str, Any] | str | None, flag: str) -> dict[str, Any]
 
 
 def _parse(parser: HfArgumentParser, flags: list[str]) -> tuple[tuple[Any, ...], list[str]]:
-    *parsed, unknown = parser.parse_args_into_dataclasses(args=flags, return_remaining_strings=True)
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(args=flags, return_remaining_strings=True)
+    except ValueError as error:  # of transformers' own checks too, which are about flags like ours
+        raise ValueError(str(error)) from error
     # HfArgumentParser hands flags that belong to none of its dataclasses back as a namespace of their own.
     return tuple(part for part in parsed if type(part) in parser.dataclass_types), unknown
 
@@ -330,7 +351,7 @@ def _flags_of_yaml(path: str | None, known: set[str], parser: HfArgumentParser) 
     flags = []
     for key, value in values.items():
         if key not in known:
-            parser.error(f"{path}: unknown key {key!r}.{_nearest(str(key), known)}")
+            parser.error(f"{path}: unknown key {key!r}.{nearest(str(key), known)}")
         if value is None or value == []:
             continue
         if isinstance(value, list):
@@ -340,6 +361,7 @@ def _flags_of_yaml(path: str | None, known: set[str], parser: HfArgumentParser) 
     return flags
 
 
-def _nearest(word: str, known: set[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A sentence that names the known word most like a wrong one, empty where none is like it."""
     match = difflib.get_close_matches(word, known, n=1)
     return f" Did you mean {match[0]}?" if match else ""

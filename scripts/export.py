@@ -7,6 +7,8 @@ from pathlib import Path
 sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 from hf_segkd.commands.exporting import main
+from hf_segkd.commands.failures import plain_errors
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_segkd.commands import cli
+from hf_segkd.commands.failures import plain_errors
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -44,3 +46,34 @@ def test_a_command_takes_the_flags_of_its_script(name, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         cli.main([name, "--modle", "x"])
     assert stop.value.code == 2
+
+
+def run_script(*args, **environment):
+    done = subprocess.run(
+        [sys.executable, *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_mistake_ends_with_one_line_and_exit_code_1_and_its_traceback_is_there_for_who_asks():
+    mistake = (SCRIPTS / "predict.py", "--model", "nowhere", "--images", "none.png", "--output", "out")
+    told = "error: There is no file or folder none.png.\n(HF_SEGKD_TRACEBACK=1 shows where it was raised.)\n"
+    code, shown = run_script(*mistake)
+    assert (code, shown[-len(told) :]) == (1, told)
+    assert "Traceback" not in shown
+    code, shown = run_script(*mistake, HF_SEGKD_TRACEBACK="1")
+    assert code == 1
+    assert "Traceback" in shown
+
+
+@pytest.mark.parametrize("error", [ValueError, FloatingPointError])
+def test_what_this_package_did_not_raise_keeps_its_traceback(error):
+    with pytest.raises(error), plain_errors():
+        raise error("a defect")
+    with pytest.raises(SystemExit) as stop, plain_errors():
+        raise FileNotFoundError("of the system")
+    assert stop.value.code == 1

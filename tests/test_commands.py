@@ -15,6 +15,7 @@ from transformers import AutoModelForSemanticSegmentation, pipeline
 
 from hf_segkd.commands import evaluation, prediction, publishing, training
 from hf_segkd.commands.data_flags import DataFlags
+from hf_segkd.commands.networks import load_network
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = {"image_size": list(SIZE), "num_classes": 4, "num_images": 8}
@@ -148,6 +149,12 @@ def test_a_trained_student_is_a_starting_point(tmp_path, student):
         ({}, "either student"),
         ({"student_config": STUDENT, "dataset": "demmo"}, "demo"),
         ({"student_config": {**STUDENT, "output_strid": 8}}, "output_stride"),
+        ({"student_config": {"model_type": "segkd-pspnt"}}, "no model_type 'segkd-pspnt'. Did you mean segkd-pspnet"),
+        ({"student_config": {**STUDENT, "id2label": {0: "a"}}}, "must not set id2label"),
+        ({"student_config": {**STUDENT, "depth_multiplier": "x"}}, "student_config: "),
+        ({"student_config": STUDENT, "image_size": [1, 1]}, "from 2"),
+        ({"student_config": STUDENT, "max_train_samples": -3}, "--max_train_samples must be at least 1"),
+        ({"student_config": STUDENT, "teacher_taps": {"decoder": "x"}}, "there is no --teacher"),
         ({"student_config": STUDENT, "eval_split": "nonsense"}, "nonsense"),
         ({"student_config": STUDENT, "image_size": [4]}, "height and width"),
         ({"student": "somewhere", "image_size": [32, 48]}, "image_size is for a new student"),
@@ -215,6 +222,22 @@ def test_photos_are_turned_upright_and_a_damaged_one_is_named(student, tmp_path)
 def test_a_teacher_that_would_go_unused_is_refused(tmp_path, teacher):
     with pytest.raises(ValueError, match="method is 'none'"):
         training.main(flags(tmp_path, student_config=STUDENT, teacher=teacher))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "{}", "can't be loaded: Unrecognized model"),
+        ("config.json", "{oops", "not a valid JSON"),
+        ("model.safetensors", "<html>404</html>", "header"),
+    ],
+)
+def test_a_damaged_network_is_named(file, content, message, tmp_path):
+    network().save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=f"{tmp_path}.*{message}"):
+        load_network(str(tmp_path))
 
 
 def test_a_network_that_is_not_there_or_not_complete_is_named(tmp_path, teacher):

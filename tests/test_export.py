@@ -348,6 +348,9 @@ def test_the_size_of_images_is_the_users_or_the_processors(tmp_path):
     [
         (["--format", "torch_export", "--int8"], "int8 quantises ONNX files"),
         (["--format", "onnx", "--image_size", "32"], "takes height and width"),
+        (["--format", "onnx", "--image_size", "1", "1"], "in pixels, from 2"),
+        (["--format", "onnx", "--calibration_images", "3"], "--calibration_images is for the file of --int8"),
+        (["--format", "onnx", "--teacher", "x", "--latency_runs", "0"], "--latency_runs 0 times nothing"),
         (["--format", "onnx", "--num_images", "0"], "num_images must be at least 1"),
         (["--format", "onnx", "--latency_runs", "-1"], "latency_runs must be at least 0"),
     ],

@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from hf_segkd.commands.failures import plain_errors
+
 # Command -> module of this folder, whose `main` the script of that name calls too.
 COMMANDS = {
     "train": ("training", "train a network on labels"),
@@ -35,7 +37,8 @@ def main(args: list[str] | None = None) -> None:
     # Imported only now: --help should not wait for torch.
     module = importlib.import_module(f"hf_segkd.commands.{COMMANDS[args[0]][0]}")
     sys.argv[0] = f"hf-segkd {args[0]}"  # what argparse calls the program
-    module.main(args[1:])
+    with plain_errors():
+        module.main(args[1:])
 
 
 if __name__ == "__main__":

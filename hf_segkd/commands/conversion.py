@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSemanticSegmentation, SegformerImageProcessor
+from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 
 from hf_segkd.arguments import json_object, parse_arguments
-from hf_segkd.commands.networks import load_network
+from hf_segkd.commands.networks import build_config, load_network
 from hf_segkd.models import convert_attnfd_state_dict, convert_mmseg_state_dict
 from hf_segkd.models.pretrained_backbones import read_pickle
 
@@ -60,8 +60,7 @@ def main(args: list[str] | None = None) -> Path:
     weights = CONVERTERS[command.source](read_checkpoint(Path(command.checkpoint)))
     values = {"num_labels": len(weights["classifier.weight"])}
     values |= json_object(command.network_config, "network_config")
-    config = AutoConfig.for_model(values.pop("model_type", "segkd-deeplabv3plus"), **values)
-    model = AutoModelForSemanticSegmentation.from_config(config)
+    model = AutoModelForSemanticSegmentation.from_config(build_config(values, "network_config"))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -33,6 +33,9 @@ class EvaluationCommand(DataFlags):
 def main(args: list[str] | None = None) -> dict[str, Any]:
     """Evaluate a network, print the table, write the JSON file and return what is in it."""
     (command,) = parse_arguments(EvaluationCommand, args=args)
+    path = Path(command.output or f"{Path(command.model).name}-{command.dataset}-{command.split}.json")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and --output takes the JSON file to write.")
     dataset = command.load(command.split)
     labels = label_info(dataset)
     model, processor = load_network(command.model, labels)
@@ -53,7 +56,6 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     report |= {"model": command.model, "data": command.source(command.split)}
     if trainer.is_world_process_zero():
         print(format_report(report))
-        path = Path(command.output or f"{Path(command.model).name}-{command.dataset}-{command.split}.json")
         write_json(report, path)
         print(f"\nWritten to {path}.")
     trainer.accelerator.end_training()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,8 +60,15 @@ class ExportCommand(DataFlags):
         super().__post_init__()
         if self.int8 and self.format != "onnx":
             raise ValueError(f"--int8 quantises ONNX files; it does not go with --format {self.format}.")
-        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
-            raise ValueError(f"--image_size takes height and width in pixels, got {self.image_size}.")
+        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 2):
+            # PyTorch can't resize to 1 x 1.
+            raise ValueError(f"--image_size takes height and width in pixels, from 2, got {self.image_size}.")
+        for given in fields(self):
+            of_int8 = given.name in ("calibration_split", "calibration_images", "max_int8_loss")
+            if of_int8 and not self.int8 and getattr(self, given.name) != given.default:
+                raise ValueError(f"--{given.name} is for the file of --int8, which is not asked for.")
+        if self.teacher is not None and self.latency_runs == 0:
+            raise ValueError("--teacher is timed beside the network, and --latency_runs 0 times nothing.")
         for name, least in (("num_images", 1), ("calibration_images", 1), ("latency_runs", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")

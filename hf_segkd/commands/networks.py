@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
+    PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
+from hf_segkd.arguments import nearest
 from hf_segkd.data import LabelInfo
 from hf_segkd.inputs import check_labels
 
@@ -43,9 +49,9 @@ def load_network(path: str, labels: LabelInfo | None = None, *, pickled: bool = 
             path, output_loading_info=True, use_safetensors=not pickled, weights_only=True, trust_remote_code=False
         )
         processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        if "safetensors" in reason:
+        if not pickled and re.search(r"no file named \S*safetensors", reason):
             raise ValueError(
                 f"{path!r} has no weights in safetensors files: {reason} Pickles (pytorch_model.bin) can hold code "
                 "and are not loaded. Turn them into safetensors with: hf-segkd convert_checkpoint --source "
@@ -64,7 +70,7 @@ def load_network(path: str, labels: LabelInfo | None = None, *, pickled: bool = 
         ) from error
     except ValueError as error:
         if "trust_remote_code" not in str(error):
-            raise
+            raise ValueError(f"{path!r} can't be loaded: {str(error).splitlines()[0]}") from error
         raise ValueError(
             f"{path!r} needs Python code of its own repository, which hf_segkd does not run. If you have read and "
             "trust it, load the network in Python with from_pretrained(..., trust_remote_code=True) and pass it to "
@@ -76,3 +82,28 @@ def load_network(path: str, labels: LabelInfo | None = None, *, pickled: bool = 
     if labels is not None:
         check_labels(model, labels)
     return model.eval(), processor
+
+
+def build_config(values: dict[str, Any], flag: str, **given: Any) -> PreTrainedConfig:
+    """The configuration of a new network, from the JSON object of a flag.
+
+    Args:
+        values: Its fields; `model_type` is DeepLabV3+ unless it is there.
+        flag: Name of the flag, for messages.
+        **given: Fields that the flag may not set, for they come from elsewhere.
+
+    Raises:
+        ValueError: If there is no such `model_type`, or it refuses a field.
+    """
+    values = dict(values)
+    model_type = values.pop("model_type", "segkd-deeplabv3plus")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{flag}: transformers knows no model_type {model_type!r}.{nearest(model_type, CONFIG_MAPPING)}"
+        )
+    if twice := sorted(values.keys() & given.keys()):
+        raise ValueError(f"{flag} must not set {', '.join(twice)}: that comes from the data set.")
+    try:
+        return AutoConfig.for_model(model_type, **given, **values)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise ValueError(f"{flag}: {error}") from error

@@ -10,7 +10,6 @@ from typing import Any
 import datasets
 import numpy as np
 from transformers import (
-    AutoConfig,
     AutoModelForSemanticSegmentation,
     PreTrainedModel,
     SegformerImageProcessor,
@@ -20,7 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_segkd.arguments import DistillationArguments, json_object, parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
-from hf_segkd.commands.networks import load_network
+from hf_segkd.commands.networks import build_config, load_network
 from hf_segkd.data import LabelInfo, check_dataset, label_info, load_unlabelled_images
 from hf_segkd.foreign import ForeignNetwork
 from hf_segkd.models import load_pretrained_backbone
@@ -82,6 +81,11 @@ class TrainingCommand(DataFlags):
         for flag in ("teacher_taps", "student_taps"):
             if getattr(self, flag) is not None:
                 setattr(self, flag, json_object(getattr(self, flag), flag))
+        for flag in ("max_train_samples", "max_eval_samples"):
+            if getattr(self, flag) is not None and getattr(self, flag) < 1:
+                raise ValueError(f"--{flag} must be at least 1, got {getattr(self, flag)}.")
+        if self.teacher is None and (self.teacher_taps is not None or self.class_map is not None):
+            raise ValueError("--teacher_taps and --class_map say how a teacher is read, and there is no --teacher.")
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
@@ -185,13 +189,8 @@ def build_student(command: TrainingCommand, labels: LabelInfo) -> tuple[PreTrain
         if command.image_size is not None:
             raise ValueError("image_size is for a new student; student brings its image processor, and so its size.")
         return load_network(command.student, labels)
-    values = dict(command.student_config)
-    config = AutoConfig.for_model(
-        values.pop("model_type", "segkd-deeplabv3plus"),
-        id2label=labels.id2label,
-        label2id={name: index for index, name in labels.id2label.items()},
-        **values,
-    )
+    label2id = {name: index for index, name in labels.id2label.items()}
+    config = build_config(command.student_config, "student_config", id2label=labels.id2label, label2id=label2id)
     if type(config) not in AutoModelForSemanticSegmentation._model_mapping:
         raise ValueError(
             f"There is no student of model_type {config.model_type!r}: AutoModelForSemanticSegmentation, whose models "
@@ -207,8 +206,8 @@ def build_processor(image_size: list[int] | None) -> SegformerImageProcessor:
     """Transformers' own processor with ImageNet's mean and std; whole images keep their size unless one is given."""
     if image_size is None:
         return SegformerImageProcessor(do_resize=False, do_reduce_labels=False)
-    if len(image_size) != 2:
-        raise ValueError(f"image_size takes height and width, got {image_size}.")
+    if len(image_size) != 2 or min(image_size) < 2:  # PyTorch can't resize to 1 x 1
+        raise ValueError(f"image_size takes height and width in pixels, from 2, got {image_size}.")
     height, width = image_size
     return SegformerImageProcessor(size={"height": height, "width": width}, do_reduce_labels=False)
 
