@@ -15,6 +15,8 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
+from hf_segkd.processes import refuse_sharding
+
 # Smallest value of numbers that TrainingArguments takes without a look.
 LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
@@ -158,6 +160,10 @@ class DistillationArguments(TrainingArguments):
     )
 
     # --- running ---
+    sync_batch_norm: bool = field(
+        default=False,
+        metadata={"help": "Batch norms of student and connectors take the statistics of all GPUs' images together."},
+    )
     channels_last: bool = field(
         default=False,
         metadata={"help": "Channels-last memory format: the same values up to rounding, faster."},
@@ -181,6 +187,7 @@ class DistillationArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        refuse_sharding(self)
         if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0}
         if self.optim == "sgd" and self.optim_args is None:

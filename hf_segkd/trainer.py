@@ -33,6 +33,7 @@ from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
 from hf_segkd.nonfinite import NonFiniteGuard, require_finite_scores
+from hf_segkd.processes import refuse_what_can_not_work, synchronise_batch_norms, warn_if_alone
 from hf_segkd.teacher import batch_statistics, in_own_dtype, require_batch_norms
 from hf_segkd.types import Features
 from hf_segkd.unreadable import unreadable_images
@@ -98,7 +99,8 @@ class DistillationTrainer(CheckpointingTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        _refuse_what_was_never_tested(args)
+        refuse_what_can_not_work(args)
+        warn_if_alone(args)
         model = with_taps(model)
         if teacher is not None and without_taps(teacher) is not without_taps(model):
             teacher = adapted(
@@ -109,6 +111,8 @@ class DistillationTrainer(CheckpointingTrainer):
                 class_map=class_map,
             )
         distiller = build_distiller(model, teacher, args)
+        if args.sync_batch_norm:
+            synchronise_batch_norms(distiller, args)
         if train_dataset is not None and isinstance(model, ForeignNetwork):
             model.become_student(() if distiller.loss is None else distiller.loss.student_taps)
         if args.channels_last:
@@ -426,27 +430,6 @@ class _ConnectorsFirst(TrainerCallback):
         warming_up = int(state.epoch or 0) < self.loss.connector_epochs
         for parameter in self.others if warming_up else self.finished:
             parameter.grad = None
-
-
-def _refuse_what_was_never_tested(args: DistillationArguments) -> None:
-    if args.fsdp or args.deepspeed:
-        raise ValueError(
-            "FSDP and DeepSpeed were never tested with distillation and are refused. Networks of this size fit into "
-            "one GPU: use plain data parallelism (`accelerate launch` without --fsdp and --deepspeed)."
-        )
-    # transformers renames the one to the other on its way to version 6.
-    if getattr(args, "gradient_checkpointing", False) or getattr(args, "activation_checkpointing", False):
-        raise ValueError(
-            "Gradient checkpointing would update batch norm statistics twice a step and is refused. For less memory "
-            "lower per_device_train_batch_size and raise gradient_accumulation_steps."
-        )
-    if args.fp16 and args.device.type == "cpu":
-        raise ValueError("fp16 needs a GPU; on a CPU use --bf16, or neither.")
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"This process sees {args.n_gpu} GPUs and Trainer would use nn.DataParallel, which loses the loss's "
-            "statistics. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one."
-        )
 
 
 def _same_sized(images, labels) -> Iterator[tuple[Tensor, Any]]:
