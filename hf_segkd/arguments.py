@@ -22,7 +22,9 @@ LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("recipe_batch_size", "scale_base"), 1),
     **dict.fromkeys(("learning_rate", "head_lr_multiplier", "connector_lr_multiplier", "weight_decay"), 0),
-    **dict.fromkeys(("ce_weight", "max_grad_norm", "seed", "data_seed", "dataloader_num_workers"), 0),
+    **dict.fromkeys(
+        ("preflight_images", "ce_weight", "max_grad_norm", "seed", "data_seed", "dataloader_num_workers"), 0
+    ),
 }
 # Values of flags that are words.
 CHOICES = {
@@ -65,6 +67,16 @@ class DistillationArguments(TrainingArguments):
             "help": "What the teacher's batch norms normalise by: eval, their running statistics; batch_stats, those "
             "of each batch; auto, what the method asks for. They never change."
         },
+    )
+    preflight_images: int = field(
+        default=32,
+        metadata={
+            "help": "Score teacher and student on so many validation images before the first step, and stop if the "
+            "teacher is not better; 0 does not."
+        },
+    )
+    allow_weak_teacher: bool = field(
+        default=False, metadata={"help": "Train with a teacher that is not better than the student, too."}
     )
 
     # --- optimizer ---

@@ -51,7 +51,7 @@ _WITHOUT_BEARING = (
     *("do_", "enable_jit", "eval", "greater_is_better", "hub_", "ignore_data_skip", "include_", "label_names"),
     *("length_column", "load_best", "local_rank", "log", "metric_for_best", "output_dir", "per_device_eval"),
     *("prediction_loss", "project", "push_", "recipe_batch", "report_to", "resume_from", "run_name", "save_"),
-    *("skip_memory", "trackio_", "use_cache"),
+    *("skip_memory", "trackio_", "use_cache", "allow_weak", "preflight"),
 )
 
 

@@ -12,6 +12,8 @@ import yaml
 from torch import Tensor
 from transformers.utils import logging
 
+from hf_segkd.losses.base import at_least_float32
+
 logger = logging.get_logger(__name__)
 
 # A softmax over one class is 1 whatever the logits are.
@@ -164,7 +166,7 @@ class ClassMap:
         merged = logits[:, [group[0] for group in self.groups]]
         for index, group in enumerate(self.groups):
             if len(group) > 1:
-                merged[:, index] = logits[:, list(group)].logsumexp(1)
+                merged[:, index] = at_least_float32(logits[:, list(group)]).logsumexp(1).to(logits)
         return merged
 
     def spread(self, merged: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
 from hf_segkd.nonfinite import NonFiniteGuard, require_finite_scores
+from hf_segkd.preflight import Preflight
 from hf_segkd.processes import refuse_what_can_not_work, synchronise_batch_norms, warn_if_alone
 from hf_segkd.teacher import batch_statistics, in_own_dtype, require_batch_norms
 from hf_segkd.types import Features
@@ -151,6 +152,7 @@ class DistillationTrainer(CheckpointingTrainer):
         for module in distiller.modules():
             if isinstance(module, Adversary):
                 self.add_callback(AdversaryCallback(module))
+        self.add_callback(Preflight(self))
         self.teacher = None if distiller.loss is None else self._prepare_teacher(teacher)
         self._guard = NonFiniteGuard(
             distiller, self.accelerator, lambda images: self._teacher_features(distiller.loss, images)

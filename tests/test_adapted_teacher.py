@@ -109,6 +109,24 @@ def test_processors_that_prepare_pixels_alike_and_classes_that_agree_leave_the_t
     assert not any(Renormalisation(processor(), other).is_identity for other in PROCESSORS.values())
 
 
+def test_pixels_are_normalised_before_they_are_rounded_to_the_teachers_number_format(tmp_path):
+    teacher = network(width=12, seed=1)
+    run = DistillationTrainer(
+        network(),
+        arguments(tmp_path, method="kd", max_steps=1, teacher_dtype="bfloat16"),
+        teacher=teacher,
+        train_dataset=scenes(),
+        processing_class=processor(),
+        teacher_processor=PROCESSORS["not rescaled"],
+    )
+    seen = []
+    run.student.register_forward_pre_hook(lambda _, __, inputs: seen.append(inputs["pixel_values"]), with_kwargs=True)
+    teacher.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    run.train()
+    of_the_teacher, of_the_student = seen
+    assert torch.equal(of_the_teacher, run.teacher.renormalisation(of_the_student).bfloat16())
+
+
 def test_a_teachers_processor_without_the_students_is_refused():
     with pytest.raises(ValueError, match="but not processing_class"):
         adapted(network(seed=1), network(), teacher_processor=processor())

@@ -28,6 +28,7 @@ BASE = {
     "per_device_eval_batch_size": 3,
     "save_strategy": "no",
     "disable_tqdm": True,
+    "preflight_images": 0,  # teachers have random weights
     "use_cpu": True,
 }
 STUDENT = {"backbone": "mobilenet_v2", "depth_multiplier": 0.1, "aspp_channels": 8, "decoder_channels": 8}

@@ -291,7 +291,7 @@ def test_the_command_takes_a_step_on_data_in_the_official_layout_and_evaluates(p
         teacher = build(tiny(teacher_config(path)), **named(label_info(load_splits(command)[0])))
         teacher.save_pretrained(tmp_path / "teacher")
         build_processor(None).save_pretrained(tmp_path / "teacher")
-        flags += ["--teacher", str(tmp_path / "teacher")]
+        flags += ["--teacher", str(tmp_path / "teacher"), "--preflight_images", "0"]
     output = tmp_path / "output"
     report = main(["--config", str(config), "--output_dir", str(output), "--use_cpu", "true", *flags])
     written = json.loads((output / "evaluation.json").read_text())

@@ -15,6 +15,7 @@ from hf_segkd.losses import LOSSES
 SHARED = {method: {} for method in ("sp", "fakd_pd", "fakd_cwd")}
 ALIKE = {**UNCOUPLED, **SHARED}
 GLOO = {"ddp_backend": "gloo"}
+PREFLIGHT = {"preflight_images": 5, "allow_weak_teacher": True}
 
 
 def start(rank, world_size, port, folder, job):
@@ -56,8 +57,10 @@ def train_every_method(rank, folder):
 
 def train_and_evaluate(rank, folder):
     """7 images are 4 batches of at most 2: the processes get 4 images each, one of them twice."""
-    run = trainer(folder / "averaged", method="kd", ema_decay=0.5, per_device_eval_batch_size=2, **GLOO)
+    options = {"ema_decay": 0.5, "per_device_eval_batch_size": 2, **PREFLIGHT, **GLOO}
+    run = trainer(folder / "averaged", method="kd", **options)
     run.train()
+    torch.save(run.state.log_history[0], folder / f"preflight-{rank}.pt")
     run.evaluate()
     torch.save(run.confusion_matrix, folder / f"matrix-{rank}.pt")
     run.save_model()
@@ -123,3 +126,12 @@ def test_images_shared_out_unevenly_give_the_counts_of_one_process(processes, tm
     run.evaluate()
     for rank in range(processes):
         assert torch.load(tmp_path / f"matrix-{rank}.pt").equal(run.confusion_matrix)
+
+
+@pytest.mark.slow
+def test_the_teacher_is_tried_on_the_images_that_one_process_takes(trained, tmp_path):
+    first, second = (torch.load(trained / f"preflight-{rank}.pt") for rank in (0, 1))
+    alone = trainer(tmp_path, method="kd", max_steps=1, **PREFLIGHT)
+    alone.train()
+    for name in ("preflight_teacher_mean_iou", "preflight_student_mean_iou"):
+        assert first[name] == second[name] == pytest.approx(alone.state.log_history[0][name], abs=1e-3)

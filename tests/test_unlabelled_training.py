@@ -134,6 +134,7 @@ def test_the_command_trains_on_a_folder_of_images_and_the_report_tells_their_num
             *("--max_train_samples", "8", "--max_eval_samples", "2", "--image_size", *map(str, SIZE)),
             *("--student_config", json.dumps({"backbone": "mobilenet_v2", "depth_multiplier": 0.1})),
             *("--teacher", str(tmp_path / "teacher"), "--method", "cwd", "--unlabelled_ratio", "0.5"),
+            *("--preflight_images", "0"),
             *("--unlabelled_dir", str(tmp_path / "photos"), "--num_train_epochs", "1"),
             *("--per_device_train_batch_size", "3", "--save_strategy", "no", "--use_cpu", "--disable_tqdm", "true"),
             *("--output_dir", str(tmp_path / "student")),

@@ -54,6 +54,7 @@ def arguments(folder, **overrides):
         "logging_steps": 1,
         "save_strategy": "no",
         "disable_tqdm": True,
+        "preflight_images": 0,  # teachers have random weights
         "use_cpu": True,
     }
     return DistillationArguments(**{**defaults, **overrides})

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 from transformers import (
     AutoModelForSemanticSegmentation,
     PreTrainedModel,
@@ -23,7 +22,7 @@ from hf_segkd.commands.networks import build_config, load_network
 from hf_segkd.data import LabelInfo, check_dataset, label_info, load_unlabelled_images
 from hf_segkd.foreign import ForeignNetwork
 from hf_segkd.models import load_pretrained_backbone
-from hf_segkd.publication import versions
+from hf_segkd.publication import spread, versions
 from hf_segkd.reports import evaluation_report, format_report, write_json
 from hf_segkd.trainer import DistillationTrainer
 
@@ -170,9 +169,8 @@ def load_splits(command: TrainingCommand, bad_images: str) -> tuple[datasets.Dat
     train, evaluation = command.load(command.train_split), command.load(command.eval_split)
     if command.max_train_samples is not None:
         train = train.select(range(min(command.max_train_samples, len(train))))
-    if command.max_eval_samples is not None and command.max_eval_samples < len(evaluation):
-        spread = np.linspace(0, len(evaluation) - 1, command.max_eval_samples).round().astype(int)
-        evaluation = evaluation.select(spread.tolist())
+    if command.max_eval_samples is not None:
+        evaluation = spread(evaluation, command.max_eval_samples)
     if command.check_data:
         check_dataset(train, num_samples=8, bad_images=bad_images)
         check_dataset(evaluation, num_samples=8)

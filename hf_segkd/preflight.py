@@ -1,0 +1,136 @@
+"""Is the teacher worth learning from? Asked of both networks before the first step."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+from transformers.utils import logging
+
+from hf_segkd.adapted_teacher import AdaptedTeacher
+from hf_segkd.data import AugmentedDataset, EvaluationDataset
+from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
+from hf_segkd.publication import spread
+
+logger = logging.get_logger(__name__)
+
+
+class Preflight(TrainerCallback):
+    """Compares the mIoU of teacher and student on some validation images when training begins, not when it goes on.
+
+    Both see the images as in the evaluation of the student, the teacher with its own normalisation, and answer with
+    one of the common classes; pixels of other classes don't count. So it is the teacher's score at the scale and with
+    the pixels it will teach with. Nothing that training depends on is touched. The processes share the images; all
+    come to one result.
+
+    Args:
+        trainer: The `DistillationTrainer`, whose `args.preflight_images` and `args.allow_weak_teacher` it obeys.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Log both scores.
+
+        Raises:
+            ValueError: If the teacher's logits are not finite, or, unless `args.allow_weak_teacher`, it is not better
+                than the student.
+        """
+        images, teacher = self.trainer.eval_dataset, self.trainer.teacher
+        if state.global_step > 0 or not args.preflight_images or teacher is None:
+            return
+        if not isinstance(images, EvaluationDataset):
+            logger.info("The teacher is not tried: eval_dataset is not one of load_segmentation_dataset.")
+            return
+        adapted = self.trainer.accelerator.unwrap_model(teacher)
+        class_map = adapted.class_map if isinstance(adapted, AdaptedTeacher) else None
+        if isinstance(adapted, AdaptedTeacher) and class_map is None:
+            logger.info("The teacher is not tried: it has no classes in common with the student.")
+            return
+        student = self.trainer.accelerator.unwrap_model(self.trainer.model).network
+        common = range(student.config.num_labels) if class_map is None else class_map.common
+        some = EvaluationDataset(spread(images.dataset, args.preflight_images), images.image_processor)
+        self._judge(*self._scores(some, teacher, student, list(common)), len(some))
+
+    def _scores(
+        self, images: EvaluationDataset, teacher: nn.Module, student: nn.Module, common: list[int]
+    ) -> tuple[float, float]:
+        """The mIoU of teacher and student, 0..1."""
+        accelerator = self.trainer.accelerator
+        num_labels, ignore_index = student.config.num_labels, student.config.semantic_loss_ignore_index
+        device = accelerator.device
+        left_out = torch.ones(num_labels, dtype=torch.bool, device=device)
+        left_out[common] = False
+        matrices = torch.zeros(2, num_labels, num_labels, dtype=torch.int64, device=device)
+        wrong = torch.zeros(1, dtype=torch.int64, device=device)
+        with torch.no_grad(), _evaluating(student):
+            for index in range(accelerator.process_index, len(images), accelerator.num_processes):
+                sample = images[index]
+                pixels, labels = sample["pixel_values"][None].to(device), sample["labels"].to(device)
+                labels = labels.masked_fill(torch.isin(labels, left_out.nonzero()), ignore_index)
+                with accelerator.autocast():
+                    learnt = student(pixel_values=pixels).logits
+                taught = self._teacher_logits(teacher, pixels)
+                wrong += ~taught.isfinite().all()
+                for matrix, logits in zip(matrices, (taught, learnt), strict=True):
+                    resized = F.interpolate(logits.float(), size=labels.shape, mode="bilinear", align_corners=False)[0]
+                    answer = resized.masked_fill(left_out[:, None, None], -math.inf).argmax(0)
+                    matrix += confusion_matrix(answer, labels, num_labels, ignore_index)
+        wrong, matrices = accelerator.reduce(wrong), accelerator.reduce(matrices)
+        if wrong:
+            raise ValueError(
+                f"The teacher's logits are not finite for {int(wrong)} of {len(images)} validation images, so nothing "
+                "can be learnt from them. Its weights may be damaged, or its numbers too large for the number format "
+                "it runs in (teacher_dtype)."
+            )
+        taught, learnt = (scores_from_confusion_matrix(matrix)["mean_iou"] for matrix in matrices)
+        return taught, learnt
+
+    def _teacher_logits(self, teacher: nn.Module, pixels: Tensor) -> Tensor:
+        try:
+            return teacher(pixel_values=pixels).logits
+        except ValueError:  # networks of one size can't take whole images, but crops
+            training = self.trainer.train_dataset
+            size = training.transform.crop_size if isinstance(training, AugmentedDataset) else None
+            if size is None or size == tuple(pixels.shape[2:]):
+                raise
+            return teacher(pixel_values=F.interpolate(pixels, size=size, mode="bilinear", antialias=True)).logits
+
+    def _judge(self, taught: float, learnt: float, num_images: int) -> None:
+        scores = f"Teacher {100 * taught:.1f} % mIoU, student {100 * learnt:.1f} % on {num_images} validation images."
+        if math.isnan(taught):
+            logger.warning(f"The teacher can't be judged: none of {num_images} validation images shows its classes.")
+            return
+        self.trainer.log({"preflight_teacher_mean_iou": taught, "preflight_student_mean_iou": learnt})
+        if taught > learnt:
+            logger.info(scores)
+            return
+        text = (
+            f"{scores} A student does not learn from a teacher that is not better. Does the teacher see its own "
+            "normalisation (teacher_processor)? Are its classes paired rightly with the student's (class_map)? Were "
+            "its weights loaded, and trained on images of this kind and size?"
+        )
+        if not self.trainer.args.allow_weak_teacher:
+            raise ValueError(
+                f"{text} To train all the same set allow_weak_teacher, to skip the test preflight_images=0."
+            )
+        logger.warning(text)
+
+
+@contextlib.contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is in evaluation mode; afterwards each module has its own mode again."""
+    modes: list[tuple[nn.Module, Any]] = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
