@@ -1,0 +1,46 @@
+import re
+from pathlib import Path
+
+import foreign_models
+import yaml
+from foreign_models import build
+from tiny_runs import arguments, network, processor, scenes
+from transformers import SegformerImageProcessor
+
+from hf_segkd.class_map import ClassMap
+from hf_segkd.trainer import DistillationTrainer
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), flags=re.M | re.S)
+
+
+def test_the_example_of_a_teacher_of_other_pixels_and_classes_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = list(network().config.id2label.values())
+    labels = {"id2label": dict(enumerate(["a", "b", "c"]))}
+    build(foreign_models.segformer, **labels).save_pretrained("teacher")
+    SegformerImageProcessor(image_mean=[0.5] * 3).save_pretrained("teacher")
+    Path("scene_classes.yaml").write_text(yaml.safe_dump({"a": names[0], "b": names[2], "c": None}))
+    (example,) = blocks("teachers.md", "python")
+    example = re.sub(r'^name = ".*"$', 'name = "teacher"', example, flags=re.M)
+    given = {
+        "DistillationTrainer": DistillationTrainer,
+        "DistillationArguments": lambda **values: arguments(**values | {"folder": "run", "max_steps": 1}),
+        **{"student": network(), "student_processor": processor(), "train": scenes(), "val": scenes("val", 2)},
+    }
+    exec(example, given)
+    trainer = given["trainer"]
+    assert trainer.state.global_step == 1
+    assert trainer.teacher.class_map.common == (0, 2)
+    assert trainer.teacher.renormalisation is not None
+
+
+def test_the_example_of_a_class_map_is_one(tmp_path):
+    (example,) = blocks("teachers.md", "yaml")
+    (tmp_path / "map.yaml").write_text(example)
+    teacher = dict(enumerate(["car", "bus", "sky", *(f"class {index}" for index in range(3, 13))]))
+    found = ClassMap.from_yaml(tmp_path / "map.yaml", teacher, {0: "person", 1: "vehicle"})
+    assert found.groups == ((12,), (0, 1))
