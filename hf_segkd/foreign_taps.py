@@ -29,7 +29,7 @@ class Tap(NamedTuple):
 def _stages(*paths: str) -> dict[str, str]:
     """The taps of an encoder whose stages end without a ReLU, or show their maps only after it."""
     taps = {f"stage{number}{side}": path for number, path in enumerate(paths, start=1) for side in ("", "_pre")}
-    return taps | {"backbone": paths[-1]}
+    return taps | {"low_level": paths[0], "low_level_pre": paths[0], "backbone": paths[-1], "backbone_post": paths[-1]}
 
 
 _PYRAMID = {  # UperNet's head: pyramid pooling on the last stage, fusion of all stages before the classifier

@@ -5,13 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from transformers import PreTrainedModel
+from torch import nn
 
 
-def predict(model: PreTrainedModel, processor: Any, image: Image.Image) -> torch.Tensor:
-    """Class of each pixel of an image, (h, w) int64, as the pipeline and the evaluation give it."""
+def predict(model: nn.Module, processor: Any, image: Image.Image) -> torch.Tensor:
+    """Class of each pixel of an image, (h, w) int64, as the pipeline and the evaluation give it.
+
+    Args:
+        model: A network that gives logits for each pixel; one that predicts masks as a `ForeignNetwork`.
+        processor: Its image processor.
+        image: The image.
+    """
     inputs = processor(images=image, return_tensors="pt").to(model.device)
     with torch.inference_mode():
-        output = model(pixel_values=inputs["pixel_values"])
-    return processor.post_process_semantic_segmentation(output, target_sizes=[image.size[::-1]])[0]
+        logits = model(pixel_values=inputs["pixel_values"]).logits.float()
+    height, width = image.size[1], image.size[0]
+    return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)[0].argmax(0)

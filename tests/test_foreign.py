@@ -1,14 +1,17 @@
+import importlib
 import json
 import math
 from types import SimpleNamespace
 
 import foreign_models
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from foreign_models import DENSE, ONEFORMER_INPUTS, QUERY, SIDE, build, no_scipy  # noqa: F401
+from PIL import Image
 from test_commands import OPTIONS, STUDENT, flags
-from tiny_runs import NUM_CLASSES, network, processor, same, trainer, weights
+from tiny_runs import NUM_CLASSES, network, processor, same, scenes, trainer, weights
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -23,9 +26,10 @@ from transformers import (
     SegformerForImageClassification,
 )
 
-from hf_segkd.commands import evaluation, training
+from hf_segkd.commands import evaluation, prediction, training
 from hf_segkd.commands.networks import load_network
 from hf_segkd.distiller import network_spec
+from hf_segkd.export.graph import DenseNetwork
 from hf_segkd.foreign import ForeignNetwork, query_log_probabilities, with_taps
 
 pytestmark = pytest.mark.usefixtures("no_scipy")
@@ -209,8 +213,8 @@ def test_a_path_may_be_a_regular_expression_and_choose_among_several_maps():
 
 
 def test_a_method_that_reads_other_taps_says_which_there_are_and_how_to_name_more(tmp_path):
-    with pytest.raises(ValueError, match=r"offers \['backbone', .*ForeignNetwork\(teacher, taps=\{"):
-        trainer(tmp_path, teacher=build(foreign_models.segformer), method="attnfd")
+    with pytest.raises(ValueError, match=r"offers \['decoder', 'logits'\].*ForeignNetwork\(teacher, taps=\{"):
+        trainer(tmp_path, teacher=build(foreign_models.eomt), method="attnfd")
 
 
 def test_models_without_a_map_of_classes_are_refused():
@@ -301,3 +305,32 @@ def test_a_model_with_queries_is_refused_as_a_student(tmp_path):
     recipe = flags(tmp_path / "run", student=str(tmp_path / "student"), method="none", image_size=None)
     with pytest.raises(ValueError, match="can be a teacher, but not a student"):
         training.main(recipe)
+
+
+def test_queries_are_not_exported_and_their_pictures_are_what_evaluation_scores(tmp_path):
+    model = build(foreign_models.mask2former, id2label=network().config.id2label)
+    with pytest.raises(ValueError, match="predicts masks and their classes and is not exported"):
+        DenseNetwork(model)
+    model.save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
+    image = scenes("val", 1)[0]["image"]
+    image.save(tmp_path / "one.png")
+    prediction.main(["--model", str(tmp_path), "--images", str(tmp_path / "one.png"), "--use_cpu", "--output",
+                     str(tmp_path / "seen")])  # fmt: skip
+    mask = torch.from_numpy(np.array(Image.open(tmp_path / "seen" / "one_mask.png"))).long()
+    pixels = processor()(images=image, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        logits = ForeignNetwork(model)(pixels).logits
+    assert torch.equal(mask, F.interpolate(logits, size=mask.shape, mode="bilinear")[0].argmax(0))
+
+
+def test_a_model_of_queries_without_scipy_says_how_to_get_it(tmp_path, monkeypatch):
+    build(foreign_models.mask2former).save_pretrained(tmp_path)
+    module = importlib.import_module("transformers.models.mask2former.modeling_mask2former")
+
+    def refuse(owner, backends):
+        raise ImportError(f"{type(owner).__name__} requires the {backends[0]} library but it was not found")
+
+    monkeypatch.setattr(module, "requires_backends", refuse)
+    with pytest.raises(ValueError, match="which needs scipy: pip install scipy"):
+        load_network(str(tmp_path))

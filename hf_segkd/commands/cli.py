@@ -13,6 +13,7 @@ COMMANDS = {
     "predict": ("prediction", "draw what a network sees"),
     "publish": ("publishing", "put a network with its card on the Hub"),
     "export": ("exporting", "write a network as ONNX or torch.export file, checked"),
+    "inspect_model": ("inspection", "list the maps of a network that methods can compare"),
     "convert_checkpoint": ("conversion", "take over a checkpoint of AttnFD's code or of mmsegmentation"),
 }
 

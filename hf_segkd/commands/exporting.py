@@ -128,6 +128,9 @@ class Export:
                 "HEIGHT WIDTH, or --dynamic for a file that takes images of any size."
             )
         self.network = DenseNetwork(self.model, command.argmax)
+        self.teacher = None
+        if command.teacher is not None and command.latency_runs:
+            self.teacher = DenseNetwork(load_network(command.teacher)[0], command.argmax)
         self.facts = describe(self.model, self.processor, self.network.output_name)
         check_description(self.facts, self.processor, (row["image"] for row in self.images))
         self.samples = EvaluationDataset(self.images, self.processor)
@@ -237,13 +240,12 @@ class Export:
             variants.append(onnx_variant("student", "ONNX Runtime", self.scratch / FILES["onnx"]))
         if self.command.int8:
             variants.append(onnx_variant("student", "ONNX Runtime int8", self.scratch / FILES["onnx-int8"]))
-        if self.command.teacher is not None:
-            teacher = DenseNetwork(load_network(self.command.teacher)[0], self.command.argmax)
-            variants += pytorch_variants("teacher", teacher, self.example)
+        if self.teacher is not None:
+            variants += pytorch_variants("teacher", self.teacher, self.example)
             if onnx:
                 with tempfile.TemporaryDirectory() as folder:
                     path = Path(folder, FILES["onnx"])
-                    save_onnx(trace(teacher, tuple(self.example.shape[-2:])), path, teacher.output_name)
+                    save_onnx(trace(self.teacher, tuple(self.example.shape[-2:])), path, self.teacher.output_name)
                     variants.append(onnx_variant("teacher", "ONNX Runtime", path))
         report = latency_report(variants, self.example, self.command.latency_runs)
         print(f"\n{latency_table(report)}")

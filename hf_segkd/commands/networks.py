@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -25,30 +27,26 @@ from hf_segkd.data import LabelInfo
 from hf_segkd.inputs import check_labels
 
 
-def load_network(path: str, labels: LabelInfo | None = None, *, pickled: bool = False) -> tuple[PreTrainedModel, Any]:
-    """A network and its image processor from a folder or the Hub, in evaluation mode.
+def load_config(path: str) -> tuple[PreTrainedConfig, type]:
+    """The config of a network in a folder or on the Hub, and the Auto class that makes the network."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    masks = config.model_type in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
+    return config, AutoModelForUniversalSegmentation if masks else AutoModelForSemanticSegmentation
 
-    MaskFormer, Mask2Former, OneFormer and EoMT are loaded too, as teachers: their output is masks with classes.
-    No code of a repository is run, neither that of its .py files nor that of a pickle.
 
-    Args:
-        path: Folder or Hub id.
-        labels: Classes the network must have.
-        pickled: Take the weights from pytorch_model.bin, by PyTorch's reader that lets only tensors through, where
-            False (default) takes them from safetensors files alone.
+def load_model(path: str, *, pickled: bool = False) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A network without its image processor, and how its weights fitted; see `load_network`."""
+    _, auto_class = load_config(path)
+    return auto_class.from_pretrained(
+        path, output_loading_info=True, use_safetensors=not pickled, weights_only=True, trust_remote_code=False
+    )
 
-    Raises:
-        ValueError: If there is no such network, it needs code or a pickle of its repository, a weight is missing or
-            left over, or the labels are others.
-    """
+
+@contextlib.contextmanager
+def explained(path: str, pickled: bool = False) -> Iterator[None]:
+    """Inside, what goes wrong while a network is loaded from `path` becomes a ValueError that says what to do."""
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        masks = config.model_type in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
-        auto_class = AutoModelForUniversalSegmentation if masks else AutoModelForSemanticSegmentation
-        model, info = auto_class.from_pretrained(
-            path, output_loading_info=True, use_safetensors=not pickled, weights_only=True, trust_remote_code=False
-        )
-        processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
+        yield
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         if not pickled and re.search(r"no file named \S*safetensors", reason):
@@ -76,6 +74,34 @@ def load_network(path: str, labels: LabelInfo | None = None, *, pickled: bool = 
             "trust it, load the network in Python with from_pretrained(..., trust_remote_code=True) and pass it to "
             "DistillationTrainer."
         ) from error
+    except ImportError as error:
+        if "scipy" not in str(error):
+            raise
+        raise ValueError(
+            f"{path!r} predicts masks and their classes, and transformers builds such a model with its training loss, "
+            "which needs scipy: pip install scipy"
+        ) from error
+
+
+def load_network(path: str, labels: LabelInfo | None = None, *, pickled: bool = False) -> tuple[PreTrainedModel, Any]:
+    """A network and its image processor from a folder or the Hub, in evaluation mode.
+
+    MaskFormer, Mask2Former, OneFormer and EoMT are loaded too, as teachers: their output is masks with classes.
+    No code of a repository is run, neither that of its .py files nor that of a pickle.
+
+    Args:
+        path: Folder or Hub id.
+        labels: Classes the network must have.
+        pickled: Take the weights from pytorch_model.bin, by PyTorch's reader that lets only tensors through, where
+            False (default) takes them from safetensors files alone.
+
+    Raises:
+        ValueError: If there is no such network, it needs code or a pickle of its repository, a weight is missing or
+            left over, or the labels are others.
+    """
+    with explained(path, pickled):
+        model, info = load_model(path, pickled=pickled)
+        processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     wrong = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys") if info[kind]}
     if wrong:
         raise ValueError(f"The weights in {path!r} do not fit its config.json: {wrong}. It was not saved completely.")

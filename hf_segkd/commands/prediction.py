@@ -13,6 +13,7 @@ from hf_segkd.arguments import parse_arguments
 from hf_segkd.commands.networks import load_network
 from hf_segkd.data import voc_palette
 from hf_segkd.data.decoding import read_image
+from hf_segkd.foreign import with_taps
 from hf_segkd.inference import predict
 from hf_segkd.pictures import legend, overlay
 
@@ -41,7 +42,7 @@ def main(args: list[str] | None = None) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() and not command.use_cpu else "cpu"
     model, processor = load_network(command.model)
-    model.to(device)
+    model = with_taps(model.to(device))  # also masks with classes become logits
     palette = voc_palette(model.config.num_labels)
     written = []
     for file in tqdm(files, unit="image"):

@@ -18,6 +18,7 @@ from hf_segkd.commands.exporting import REPORT as EXPORT_REPORT
 from hf_segkd.commands.exporting import SNIPPET
 from hf_segkd.commands.networks import load_network
 from hf_segkd.data import load_segmentation_dataset
+from hf_segkd.foreign import with_taps
 from hf_segkd.hub import create_repository, planned_upload, upload
 from hf_segkd.model_card import CardFacts
 from hf_segkd.publication import (
@@ -138,7 +139,7 @@ def main(args: list[str] | None = None) -> Path | str:
     samples, why_not = (None, None) if images is None else samples_to_show(images, command.pictures)
     facts = gather_facts(command, student, processor, report, teacher, images)
     facts.pictures_note = command.pictures_note or why_not
-    networks = {"student": (student, processor)}
+    networks = {"student": (with_taps(student), processor)}
     if teacher is not None and teacher.network is not None:
         networks = {"teacher": teacher.network, **networks}
     with tempfile.TemporaryDirectory() as scratch:
@@ -252,7 +253,8 @@ def find_teacher(command: PublishingCommand, report: dict[str, Any] | None) -> T
     try:
         if looks_like_path(name) and not Path(name).is_dir():  # nobody's business, the Hub's neither
             raise ValueError(f"there is no folder {name}.")
-        network = load_network(name)
+        model, processor = load_network(name)
+        network = with_taps(model), processor
     except ValueError as error:
         if command.teacher is not None:
             raise

@@ -1,0 +1,14 @@
+"""Which maps of a network can be compared: python scripts/inspect_model.py DIR_OR_ID [--image_size H W]."""
+
+import sys
+from pathlib import Path
+
+# Python puts this folder first on its path, where evaluate.py would hide the package `evaluate`.
+sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
+from hf_segkd.commands.failures import plain_errors
+from hf_segkd.commands.inspection import main
+
+if __name__ == "__main__":
+    with plain_errors():
+        main()
