@@ -26,10 +26,9 @@ from transformers import (
     SegformerForImageClassification,
 )
 
-from hf_segkd.commands import evaluation, prediction, training
+from hf_segkd.commands import evaluation, exporting, prediction, training
 from hf_segkd.commands.networks import load_network
 from hf_segkd.distiller import network_spec
-from hf_segkd.export.graph import DenseNetwork
 from hf_segkd.foreign import ForeignNetwork, query_log_probabilities, with_taps
 
 pytestmark = pytest.mark.usefixtures("no_scipy")
@@ -309,10 +308,11 @@ def test_a_model_with_queries_is_refused_as_a_student(tmp_path):
 
 def test_queries_are_not_exported_and_their_pictures_are_what_evaluation_scores(tmp_path):
     model = build(foreign_models.mask2former, id2label=network().config.id2label)
-    with pytest.raises(ValueError, match="predicts masks and their classes and is not exported"):
-        DenseNetwork(model)
     model.save_pretrained(tmp_path)
     processor().save_pretrained(tmp_path)
+    data = ["--dataset", "demo", "--dataset_options", json.dumps(OPTIONS)]
+    with pytest.raises(ValueError, match="predicts masks and their classes and is not exported"):
+        exporting.main(["--model", str(tmp_path), "--format", "torch_export", *data])
     image = scenes("val", 1)[0]["image"]
     image.save(tmp_path / "one.png")
     prediction.main(["--model", str(tmp_path), "--images", str(tmp_path / "one.png"), "--use_cpu", "--output",

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import datasets
 import numpy as np
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
 from hf_segkd.arguments import parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
@@ -127,10 +129,10 @@ class Export:
                 f"The image processor of {command.model!r} does not resize to one height and width. Pass --image_size "
                 "HEIGHT WIDTH, or --dynamic for a file that takes images of any size."
             )
-        self.network = DenseNetwork(self.model, command.argmax)
+        self.network = dense_network(self.model, command.argmax)
         self.teacher = None
         if command.teacher is not None and command.latency_runs:
-            self.teacher = DenseNetwork(load_network(command.teacher)[0], command.argmax)
+            self.teacher = dense_network(load_network(command.teacher)[0], command.argmax)
         self.facts = describe(self.model, self.processor, self.network.output_name)
         check_description(self.facts, self.processor, (row["image"] for row in self.images))
         self.samples = EvaluationDataset(self.images, self.processor)
@@ -250,6 +252,20 @@ class Export:
         report = latency_report(variants, self.example, self.command.latency_runs)
         print(f"\n{latency_table(report)}")
         return report
+
+
+def dense_network(model: PreTrainedModel, argmax: bool) -> DenseNetwork:
+    """The network as it is exported.
+
+    Raises:
+        ValueError: If it predicts masks and their classes.
+    """
+    if model.config.model_type in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES:
+        raise ValueError(
+            f"{type(model).__name__} predicts masks and their classes and is not exported: only networks that give "
+            "logits for each pixel are. Distil a student from it and export that."
+        )
+    return DenseNetwork(model, argmax)
 
 
 def evenly_spread(dataset: datasets.Dataset, number: int) -> datasets.Dataset:

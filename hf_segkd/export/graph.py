@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
 from .runtimes import require_extra
 
@@ -29,18 +28,10 @@ class DenseNetwork(nn.Module):
             processors' post-processing does it (bilinear, align_corners=False).
         argmax: Return the class of each pixel instead, as uint8: the data sets here have at most 255 classes. Of
             equal logits the lowest class wins, as in PyTorch.
-
-    Raises:
-        ValueError: If the network predicts masks and their classes.
     """
 
     def __init__(self, model: PreTrainedModel, argmax: bool = False) -> None:
         super().__init__()
-        if model.config.model_type in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES:
-            raise ValueError(
-                f"{type(model).__name__} predicts masks and their classes and is not exported: only networks that give "
-                "logits for each pixel are. Distil a student from it and export that."
-            )
         self.model = model.float()
         self.argmax = argmax
         self.eval()
