@@ -342,6 +342,8 @@ class DistillationTrainer(CheckpointingTrainer):
         config = self.accelerator.unwrap_model(self.model).config
         num_labels, ignore_index = config.num_labels, config.semantic_loss_ignore_index
         losses, matrices = [], []
+        if "labels" not in inputs:
+            raise ValueError("An evaluation needs labels, and its data set gives none; scripts/predict.py needs none.")
         for images, labels in _same_sized(inputs["pixel_values"], inputs["labels"]):
             with torch.no_grad(), self.compute_loss_context_manager():
                 logits = model(pixel_values=images)["logits"].float()

@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_runs import SIZE, StopAfter, arguments, network, processor, same, scenes, weights
+from test_two_processes import GLOO, spawn
+from tiny_runs import SIZE, StopAfter, arguments, network, processor, same, scenes, weights, without_batch_coupling
 
 from hf_segkd.commands import training
 from hf_segkd.data import train_collator, without_labels
@@ -142,3 +143,32 @@ def test_the_command_trains_on_a_folder_of_images_and_the_report_tells_their_num
     )
     assert report["steps"] == 4  # 8 labelled and 4 unlabelled images
     assert (report["train_images"], report["unlabelled_images"], report["unlabelled_ratio"]) == (8, 5, 0.5)
+
+
+def train_uncoupled(folder, batch_size, **options):
+    student = without_batch_coupling(network())
+    run = trainer(folder, student=student, per_device_train_batch_size=batch_size, max_steps=6, **options)
+    run.train()
+    return weights(run.student)
+
+
+def job(rank, folder):
+    torch.save(train_uncoupled(folder, 2, **GLOO), folder / f"{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_with_unlabelled_images_train_as_one(tmp_path):
+    one = train_uncoupled(tmp_path, 4)  # 4 batches an epoch, as unevenly labelled as chance has it
+    spawn(2, tmp_path, job)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert same(first, second)
+    for name, value in one.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_an_evaluation_needs_labels(tmp_path):
+    run = trainer(tmp_path)
+    with pytest.raises(ValueError, match="data set has no annotations"):
+        run.evaluate(without_labels(scenes()))
+    with pytest.raises(ValueError, match="An evaluation needs labels"):
+        run.evaluate(Unlabelled())

@@ -1,9 +1,7 @@
-import os
-import socket
-
 import pytest
 import torch
 from accelerate import Accelerator
+from test_two_processes import spawn
 from tiny_runs import SIZE, StopAfter, arguments, network, processor, same, scenes, weights
 
 from hf_segkd.commands import training
@@ -103,19 +101,14 @@ def test_the_report_of_the_command_tells_how_many_images_were_left_out(folder, t
         training.main(flags)
 
 
-def gather(rank, port, folder):
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in environment.items()})
+def gather(rank, folder):
     images = AugmentedDataset(scenes(), TrainTransform(SIZE), bad_images="skip")
     images.unreadable[[3, 5 + rank]] = True
     (folder / str(rank)).write_text(" ".join(unreadable_images(images, Accelerator(cpu=True))))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_count_what_either_found(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    torch.multiprocessing.spawn(gather, (port, tmp_path), nprocs=2)
+    spawn(2, tmp_path, gather)
     names = scenes()["image_id"]
     assert {(tmp_path / rank).read_text() for rank in "01"} == {f"{names[3]} {names[5]} {names[6]}"}

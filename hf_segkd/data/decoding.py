@@ -125,6 +125,8 @@ def label_info(dataset: datasets.Dataset) -> LabelInfo:
         ValueError: If the data set has another origin, or has lost its transform through `set_format`.
     """
     transform = dataset.format["format_kwargs"].get("transform")
+    if transform is decode_images:
+        raise ValueError("This data set has no annotations, and so no classes: it is one of unlabelled images.")
     if not isinstance(transform, SegmentationDecoder):
         raise ValueError(
             "This data set carries no label information: it was not made by load_segmentation_dataset, or "
