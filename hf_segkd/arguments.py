@@ -204,6 +204,8 @@ class DistillationArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0}
         if self.optim == "sgd" and self.optim_args is None:
             self.optim_args = "momentum=0.9"
+        if self.hub_token == "<HUB_TOKEN>":  # what to_dict writes for any, so that its output can be a recipe
+            self.hub_token = None
         self.method_kwargs = json_object(self.method_kwargs, "method_kwargs")
         super().__post_init__()
         if self.remove_unused_columns or not self.batch_eval_metrics:

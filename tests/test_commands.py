@@ -136,6 +136,13 @@ def test_a_run_goes_on_from_its_last_checkpoint(tmp_path, teacher):
         training.main([*flags(tmp_path / "new", **options), "--resume_from_checkpoint", "last"])
 
 
+def test_the_saved_arguments_are_a_recipe_that_gives_the_same_student_bit_for_bit(tmp_path, student, teacher):
+    flags_of_run = ["--dataset", "demo", "--dataset_options", json.dumps(OPTIONS), "--teacher", teacher]
+    flags_of_run += ["--student_config", json.dumps(STUDENT), "--image_size", *map(str, SIZE)]
+    training.main(["--config", str(student / "training_args.json"), "--output_dir", str(tmp_path), *flags_of_run])
+    assert (tmp_path / "model.safetensors").read_bytes() == (student / "model.safetensors").read_bytes()
+
+
 def test_a_trained_student_is_a_starting_point(tmp_path, student):
     start = {"student": str(student), "image_size": None}
     training.main(flags(tmp_path, **start, learning_rate=0.0, lr_scheduler_type="constant"))
