@@ -120,7 +120,8 @@ def check_labels(model: PreTrainedModel, labels: LabelInfo) -> None:
     if model.config.num_labels != len(names):
         raise ValueError(
             f"The network has {model.config.num_labels} labels, the data set {labels.name} {len(names)}: the network "
-            "was made for another label set."
+            "was made for another label set. To train it on this one, save it with a new classifier: "
+            "from_pretrained(..., id2label=..., label2id=..., ignore_mismatched_sizes=True)."
         )
     if known and known != names:
         if sorted(known) == sorted(names):

@@ -155,7 +155,9 @@ def backbone_config_from_name(
             "backbone_config."
         )
     if output_stride not in (8, 16):
-        raise ValueError(f"output_stride must be 8 or 16, got {output_stride!r}.")
+        raise ValueError(
+            f"output_stride must be 8 or 16, got {output_stride!r}; another is spelt by the strides of backbone_config."
+        )
     if backbone == "mobilenet_v2":
         if multi_grid is not None:
             raise ValueError("multi_grid belongs to ResNets; mobilenet_v2 has none.")

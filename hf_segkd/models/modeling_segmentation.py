@@ -128,9 +128,14 @@ class SegKDSegmentationModel(PreTrainedModel):
             head's part if there is one.
 
         Raises:
-            ValueError: If labels do not fit the images, or in training a single image is given to a head that can't
-                be trained on one.
+            ValueError: If `pixel_values` are no batch of floats, labels do not fit them, or in training a single image
+                is given to a head that can't be trained on one.
         """
+        if pixel_values.dim() != 4 or not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be normalised images, floats of shape (batch, channels, height, width), got "
+                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}: an image processor makes them."
+            )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if return_dict is None:

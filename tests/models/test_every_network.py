@@ -310,6 +310,13 @@ def test_labels_that_do_not_fit_are_refused(case):
 
 
 @every_network
+@pytest.mark.parametrize("pixels", [PIXELS[0], (PIXELS * 0).byte()], ids=["one image without batch", "uint8"])
+def test_pixels_that_are_no_batch_of_floats_are_refused(case, pixels):
+    with pytest.raises(ValueError, match="pixel_values must be normalised images"):
+        case.build()(pixels)
+
+
+@every_network
 def test_the_same_images_give_the_same_bits_and_stay_as_they_are(case):
     pixels, labels = PIXELS.clone(), LABELS.clone()
     for training in (False, True):
