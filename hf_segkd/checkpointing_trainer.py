@@ -6,17 +6,20 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, rotate_checkpoints
 from transformers.utils import logging
 
 from hf_segkd.checkpoints import check_files, differences, flush, num_bytes, run_settings, write_record
+from hf_segkd.interruption import Interruption, start_deaf_worker
 from hf_segkd.publishing_trainer import PublishingTrainer
 
 logger = logging.get_logger(__name__)
@@ -34,6 +37,11 @@ class CheckpointingTrainer(PublishingTrainer):
 
     _saving = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._interruption = Interruption()
+        self.add_callback(self._interruption)
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `Trainer` does, after a check that the run can go on from the checkpoint as if it had never stopped.
 
@@ -44,6 +52,7 @@ class CheckpointingTrainer(PublishingTrainer):
 
         Raises:
             ValueError: If the checkpoint is damaged, or that of a run which this one can't go on with.
+            SystemExit: With code 143 after SIGTERM, when the checkpoint of the step in work is written.
         """
         if self.args.should_save:
             shutil.rmtree(Path(self.args.output_dir, UNFINISHED), ignore_errors=True)
@@ -55,7 +64,12 @@ class CheckpointingTrainer(PublishingTrainer):
         if resume_from_checkpoint:
             self._check_resumable(Path(resume_from_checkpoint))
         self.accelerator.wait_for_everyone()  # before a checkpoint is written
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with self._interruption.listening():
+            try:
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+            except SystemExit:
+                self.callback_handler.on_train_end(self.args, self.state, self.control)  # trackers write what they have
+                raise
 
     def _check_resumable(self, checkpoint: Path) -> None:
         check_files(checkpoint)
@@ -70,12 +84,22 @@ class CheckpointingTrainer(PublishingTrainer):
         teacher = None if self.teacher is None else self.accelerator.unwrap_model(self.teacher)
         return run_settings(self.args, self.train_dataset, self.student, teacher)
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: Any, train_dataloader: Any, **kwargs: Any) -> None:
         """As `Trainer`, but no step more when the checkpoint that was resumed is that of the last step."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
+            return
+        if train_dataloader.base_dataloader._iterator is not None:
+            # Workers that live on (dataloader_persistent_workers) get no new seed from the generator that dropout
+            # draws from too. New ones, after a resume, do; so it is drawn for the living as well.
+            torch.empty((), dtype=torch.int64).random_()
+        super()._run_epoch(*args, train_dataloader=train_dataloader, **kwargs)
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        loader = super()._get_dataloader(*args, **kwargs)
+        inner = loader.base_dataloader
+        inner.worker_init_fn = partial(start_deaf_worker, inner.worker_init_fn)
+        return loader
 
     # --- saving ---
 

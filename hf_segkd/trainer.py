@@ -320,7 +320,8 @@ class DistillationTrainer(CheckpointingTrainer):
         self._confusion_matrix = torch.zeros(0, dtype=torch.int64)
         self._scored_images = dataloader.dataset
         self._share_buffers()  # score the statistics that are saved
-        with self._final_weights():
+        # Its data loader draws a seed, which must not change what training draws.
+        with self._final_weights(), torch.random.fork_rng(devices=[]):
             output = super().evaluation_loop(dataloader, *args, **kwargs)
         require_finite_scores(output.metrics)
         return output

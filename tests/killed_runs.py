@@ -6,6 +6,7 @@ One interpreter starts once, and forks for each run: importing the libraries tak
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ ACCUMULATED = {
     "dataloader_num_workers": 2,
 }
 SAVING = {"method": "attnfd", "max_steps": 5, "save_strategy": "steps", "save_steps": 2}
+SIGNALLED = {"method": "kd", "max_steps": 6, "eval_strategy": "steps", "eval_steps": 4, "dataloader_num_workers": 1}
 # Methods of the trainer, after which a process dies while it writes the checkpoint of step 4.
 POINTS = ["_save", "_save_optimizer_and_scheduler", "_save_rng_state"]
 # Functions of the module, before which it dies.
@@ -42,6 +44,27 @@ class KillItself(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             die()
+
+
+class Signals(TrainerCallback):
+    """SIGTERM to the process or, as launchers do, to its group with the data loader's workers, within step 4."""
+
+    def __init__(self, to_group=False, pauses=()):
+        self.to_group, self.pauses = to_group, pauses
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            for pause in (0, *self.pauses):
+                time.sleep(pause)
+                # By another process, which is of the group too.
+                subprocess.run(["kill", "-TERM", "--", f"-{os.getpgid(0)}" if self.to_group else str(os.getpid())])
+
+
+def signalled(folder, signals, **options):
+    run = trainer(folder, **{**SIGNALLED, **options})
+    run.add_callback(signals)
+    run.train()
+    raise AssertionError("the run went on")
 
 
 def die(*args, **kwargs):
@@ -102,6 +125,8 @@ def main(folder):
         codes[point] = run_in_fork(killed_while_saving, folder / point, point)
     for point in LATE_POINTS:
         codes[point] = run_in_fork(killed_late_while_saving, folder / point, point)
+    codes["term"] = run_in_fork(signalled, folder / "term", Signals(to_group=True, pauses=[0.1]))
+    codes["killed"] = run_in_fork(signalled, folder / "killed", Signals(pauses=[1.1]))
     (folder / "codes.json").write_text(json.dumps(codes))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import killed_runs
 import pytest
 import torch
-from tiny_runs import network, trainer
+from tiny_runs import network, same, trainer, weights
 
 from hf_segkd.checkpoints import RECORD_FILE
 from hf_segkd.losses import LOSSES
@@ -91,3 +92,57 @@ def test_a_checkpoint_that_was_killed_half_written_is_never_resumed(point, kille
     assert run.state.global_step == 5
     assert not (folder / "unfinished").exists()
     assert (folder / "checkpoint-4" / RECORD_FILE).is_file()
+
+
+def test_sigterm_to_a_process_group_ends_in_a_checkpoint_of_the_step_in_work_and_exit_code_143(killed, tmp_path):
+    assert codes(killed)["term"] == 143
+    assert [path.name for path in (killed / "term").iterdir()] == ["checkpoint-4"]
+    options = {**killed_runs.SIGNALLED, "save_strategy": "steps", "save_steps": 6}
+    straight = trainer(tmp_path, **options)
+    straight.train()
+    resumed = resume(killed / "term", True, **options)
+    assert [name for name in differing(tmp_path / "checkpoint-6", killed / "term" / "checkpoint-6")] == [
+        "trainer_state.json"
+    ]
+    steps = [[log for log in run.state.log_history if "loss" in log] for run in (straight, resumed)]
+    assert steps[0] == steps[1]  # but the evaluation at step 4 was left out
+
+
+def test_a_second_sigterm_kills_at_once(killed):
+    assert codes(killed)["killed"] == -15
+    assert not list((killed / "killed").glob("*"))
+
+
+def test_workers_that_live_on_and_evaluations_change_nothing_and_neither_does_resuming_with_others(tmp_path):
+    options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2}  # 3 steps an epoch; with dropout
+    trainer(tmp_path / "plain", **options).train()
+    living = {**options, "dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    trainer(tmp_path / "living", **living).train()
+    resume(tmp_path / "resumed", tmp_path / "plain" / "checkpoint-2", **living)
+    resume(tmp_path / "resumed_plain", tmp_path / "living" / "checkpoint-4", **options)
+    trainer(tmp_path / "evaluated", **options, eval_strategy="steps", eval_steps=1).train()
+    for folder in ("living", "resumed", "resumed_plain"):
+        assert differing(tmp_path / "plain" / "checkpoint-8", tmp_path / folder / "checkpoint-8") == []
+    found = differing(tmp_path / "plain" / "checkpoint-8", tmp_path / "evaluated" / "checkpoint-8")
+    assert found == ["trainer_state.json"]
+
+
+def test_checkpoints_at_the_end_of_epochs_and_the_best_one_are_resumed_exactly(tmp_path):
+    options = {
+        "method": "kd",
+        "max_steps": 9,
+        "save_strategy": "epoch",
+        "eval_strategy": "epoch",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "mean_iou",
+    }
+    straight = trainer(tmp_path, **options)
+    straight.train()
+    kept = tmp_path.with_name("kept")
+    shutil.copytree(tmp_path / "checkpoint-9", kept)
+    shutil.rmtree(tmp_path / "checkpoint-9")
+    resumed = resume(tmp_path, tmp_path / "checkpoint-3", **options)
+    found = set(differing(kept, tmp_path / "checkpoint-9"))
+    assert found <= {"trainer_state.json"}  # which holds the seconds that evaluations took
+    assert resumed.state.best_model_checkpoint == straight.state.best_model_checkpoint
+    assert same(weights(resumed.student), weights(straight.student))

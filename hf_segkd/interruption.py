@@ -1,0 +1,103 @@
+"""SIGTERM, by which schedulers announce that a machine is taken away: a checkpoint, and an exit code that says so."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import torch
+from torch import distributed as dist
+from transformers import TrainerCallback, TrainingArguments
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# 128 + 15, what a shell reports of a process that SIGTERM ended.
+EXIT_CODE = 128 + signal.SIGTERM
+# A launcher and a scheduler may both hand on the same signal.
+SECONDS_OF_ONE_SIGNAL = 1.0
+
+
+class Interruption(TrainerCallback):
+    """Ends a run on SIGTERM with a checkpoint of the step in work and exit code 143; a second SIGTERM kills at once.
+
+    An evaluation that is due at that step is left out, for there may be no time. With several processes all stop at
+    the same step, whichever of them got the signal: one number is reduced at each step. In a thread other than the
+    main one Python takes no signals, and SIGTERM does what it did before.
+    """
+
+    def __init__(self) -> None:
+        self._received: float | None = None
+        self._stopping = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, SIGTERM is waited for."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._receive)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._received is None:
+            self._received = now
+        elif now - self._received > SECONDS_OF_ONE_SIGNAL:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Ask for a checkpoint when one of the processes was told to end."""
+        if self._told(args):
+            self._stopping = True
+            control.should_save, control.should_evaluate, control.should_training_stop = True, False, True
+
+    def on_save(self, args, state, control, **kwargs):
+        """Exit when the checkpoint is written."""
+        if self._stopping:
+            logger.warning(
+                f"SIGTERM: the checkpoint of step {state.global_step} is in {args.output_dir}, go on from it with "
+                f"--resume_from_checkpoint last. Exiting with code {EXIT_CODE}."
+            )
+            raise SystemExit(EXIT_CODE)
+
+    def _told(self, args: TrainingArguments) -> bool:
+        told = self._received is not None
+        if args.world_size == 1:
+            return told
+        flag = torch.tensor(int(told), device=args.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
+
+
+def start_deaf_worker(start: Callable[[int], None] | None, worker: int) -> None:
+    """Begin a worker of a data loader that SIGTERM ends only if its parent sends it. Linux only.
+
+    Launchers such as torchrun signal the whole process group, and without its workers the step in work would fail.
+    The parent ends its workers by the same signal, hence the question who sent it.
+
+    Args:
+        start: What the data loader does at the start of a worker.
+        worker: Number of the worker.
+    """
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # so that it waits for the thread
+        threading.Thread(target=_obey_parent, daemon=True).start()
+    if start is not None:
+        start(worker)
+
+
+def _obey_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
