@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from foreign_models import DENSE, ONEFORMER_INPUTS, QUERY, SIDE, build, no_scipy  # noqa: F401
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_commands import OPTIONS, STUDENT, flags
 from tiny_runs import NUM_CLASSES, network, processor, same, scenes, trainer, weights
 from tokenizers import Tokenizer
@@ -265,6 +266,31 @@ def test_the_distill_command_takes_such_a_teacher_and_evaluate_scores_it(make, t
     data = ["--dataset", "demo", "--dataset_options", json.dumps(OPTIONS), "--use_cpu"]
     scores = evaluation.main(["--model", str(teacher), "--output", str(tmp_path / "scores.json"), *data])
     assert scores["num_images"] == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda state: state.pop("decode_head.classifier.weight"),
+            r"'missing_keys': \['decode_head\.classifier\.weight'",
+        ),
+        (lambda state: state.update(extra=torch.ones(1)), r"'unexpected_keys': \['extra'"),
+        (
+            lambda state: state.update({"decode_head.classifier.bias": torch.ones(7)}),
+            r"'mismatched_keys': \[.*decode_head\.classifier\.bias.*7.*4",
+        ),
+    ],
+    ids=["missing", "left over", "another shape"],
+)
+def test_weights_that_are_not_all_the_models_are_named(change, message, tmp_path):
+    build(foreign_models.segformer).save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    change(state)
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        load_network(str(tmp_path))
 
 
 def test_oneformers_task_is_what_its_processor_makes_of_it(tmp_path):

@@ -38,7 +38,12 @@ def load_model(path: str, *, pickled: bool = False) -> tuple[PreTrainedModel, di
     """A network without its image processor, and how its weights fitted; see `load_network`."""
     _, auto_class = load_config(path)
     return auto_class.from_pretrained(
-        path, output_loading_info=True, use_safetensors=not pickled, weights_only=True, trust_remote_code=False
+        path,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # told with their names, which transformers' own error does not
+        use_safetensors=not pickled,
+        weights_only=True,
+        trust_remote_code=False,
     )
 
 
@@ -96,13 +101,14 @@ def load_network(path: str, labels: LabelInfo | None = None, *, pickled: bool = 
             False (default) takes them from safetensors files alone.
 
     Raises:
-        ValueError: If there is no such network, it needs code or a pickle of its repository, a weight is missing or
-            left over, or the labels are others.
+        ValueError: If there is no such network, it needs code or a pickle of its repository, a weight is missing, left
+            over or of another shape, or the labels are others.
     """
     with explained(path, pickled):
         model, info = load_model(path, pickled=pickled)
         processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
-    wrong = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys") if info[kind]}
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    wrong = {kind: sorted(map(str, info[kind])) for kind in kinds if info[kind]}
     if wrong:
         raise ValueError(f"The weights in {path!r} do not fit its config.json: {wrong}. It was not saved completely.")
     if labels is not None:
