@@ -63,7 +63,15 @@ def test_a_checkpoint_is_a_plain_student_and_the_loss_lies_beside_it(tmp_path):
     assert not (tmp_path / LOSS_STATE_FILE).exists()
 
 
-@pytest.mark.parametrize("options", [{"method": "none"}, {"method": "kd", "method_kwargs": {"weight": 0.0}}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "none"},
+        {"method": "kd", "method_kwargs": {"weight": 0.0}},
+        {"method": "attnfd", "method_kwargs": {"weight": 0.0}},
+        {"method": "fakd_cwd,ickd", "method_kwargs": {"fakd_cwd": {"weight": 0.0}, "ickd": {"weight": 0.0}}},
+    ],
+)
 def test_without_distillation_the_student_is_what_plain_trainer_makes_of_it(options, tmp_path):
     ours = trainer(tmp_path, head_lr_multiplier=1, **options)
     ours.train()
