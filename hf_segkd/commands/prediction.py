@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from hf_segkd.arguments import parse_arguments
 from hf_segkd.commands.networks import load_network
 from hf_segkd.data import voc_palette
-from hf_segkd.data.decoding import read_image
+from hf_segkd.data.image_files import read_rgb
 from hf_segkd.foreign import with_taps
 from hf_segkd.inference import predict
 from hf_segkd.pictures import legend, overlay
@@ -46,7 +46,7 @@ def main(args: list[str] | None = None) -> list[Path]:
     palette = voc_palette(model.config.num_labels)
     written = []
     for file in tqdm(files, unit="image"):
-        image = read_image({"path": str(file), "bytes": None})
+        image = read_rgb(str(file), str(file))
         mask = predict(model, processor, image).cpu().numpy().astype("uint8")
         written.append(output / f"{file.stem}.png")
         overlay(image, mask, palette, command.opacity).save(written[-1])

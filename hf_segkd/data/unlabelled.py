@@ -16,7 +16,8 @@ def load_unlabelled_images(data_dir: str | os.PathLike) -> datasets.Dataset:
     """Load all images of a folder and of the folders in it; files are found now, decoded when a row is read.
 
     Args:
-        data_dir: Holds the images. Hidden files and files that are no images are left out.
+        data_dir: Holds the images. Hidden files and files that are no images are left out, links to folders
+            are not followed.
 
     Returns:
         A data set with columns `image` (PIL RGB) and `image_id`, the file's path in the folder; for the trainer's
