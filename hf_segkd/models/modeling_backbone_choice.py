@@ -3,7 +3,6 @@
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configuration_backbones import SegKDHRNetBackboneConfig, SegKDMobileNetV2Config, SegKDResNetConfig
-from .modeling_hrnet import SegKDHRNetBackbone
 from .modeling_mobilenet_v2 import SegKDMobileNetV2Backbone
 from .modeling_resnet import SegKDResNetBackbone
 
@@ -17,7 +16,7 @@ def build_backbone(config: PreTrainedConfig, num_maps: int, roles: str) -> PreTr
         roles: What for, for the error message.
 
     Raises:
-        ValueError: If the backbone returns fewer maps.
+        ValueError: If the backbone returns fewer maps, or is an HRNet.
     """
     backbone = _build(config)
     if len(backbone.channels) < num_maps:
@@ -35,7 +34,10 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
     if config.model_type == SegKDMobileNetV2Config.model_type:
         return SegKDMobileNetV2Backbone(config)
     if config.model_type == SegKDHRNetBackboneConfig.model_type:
-        return SegKDHRNetBackbone(config)
+        raise ValueError(
+            "HRNet is the backbone of HRNetForSemanticSegmentation alone: another head reads one or two of its "
+            "branches, and what leads to the others would never be trained."
+        )
     # Not at module level: importing AutoBackbone may import this very file, to register it there.
     from transformers import AutoBackbone
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_mmseg_networks import tiny_network
 from tiny_networks import TINY_HRNET as TINY
 from tiny_networks import fill_weights, tiny_hrnet
 
@@ -145,3 +146,10 @@ def test_config_json_with_entries_of_another_version_still_loads():
 def test_what_cannot_be_built_is_refused(config_class, kwargs, message):
     with pytest.raises(ValueError, match=message):
         config_class(**kwargs)
+
+
+def test_it_is_no_backbone_for_another_head():
+    backbone_config = SegKDHRNetBackboneConfig(**TINY, out_features=["branch1", "branch3", "branch4"])
+    for kind in ("pspnet", "isanet", "deeplabv3plus"):
+        with pytest.raises(ValueError, match="HRNetForSemanticSegmentation alone"):
+            tiny_network(kind, backbone_config=backbone_config)
