@@ -193,7 +193,8 @@ class ForeignNetwork(nn.Module):
                 output = self.model(pixel_values=pixel_values, **inputs)
             except (RuntimeError, ValueError) as error:
                 size, tried = tuple(pixel_values.shape[-2:]), _trial_size(self.model.config)
-                if size == tried or isinstance(error, torch.OutOfMemoryError):
+                compiling = type(error).__module__.startswith("torch._dynamo")
+                if size == tried or compiling or isinstance(error, torch.OutOfMemoryError):
                     raise
                 raise ValueError(
                     f"{type(self.model).__name__} works on images of {tried[0]} x {tried[1]} and not of {size[0]} x "

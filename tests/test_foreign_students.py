@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from foreign_models import DENSE, QUERY, SIDE, build, no_scipy  # noqa: F401
 from test_commands import OPTIONS, flags
+from test_two_processes import spawn
 from tiny_runs import NUM_CLASSES, network, same, scenes, trainer, weights
 from transformers import AutoModelForSemanticSegmentation, TrainerCallback, UperNetForSemanticSegmentation
 
@@ -208,3 +209,21 @@ def test_labels_of_another_size_are_refused():
     batch = train_collator([{"pixel_values": IMAGES[0], "labels": torch.zeros(SIDE, SIDE, dtype=torch.int64)}])
     with pytest.raises(ValueError, match="labels must be 0 to 3"):
         network(batch["pixel_values"], labels=batch["labels"] + NUM_CLASSES)
+
+
+def train_every_dense_model(rank, folder):
+    for make in DENSE:
+        options = {**CROP, "max_steps": 2, "per_device_train_batch_size": 2, "ddp_backend": "gloo"}
+        run = trainer(folder / make.__name__, student=student(make), method="kd,cwd", **options)
+        assert run.args.world_size == 2
+        run.train()  # fails where a parameter gets no gradient
+        torch.save(weights(run.student), folder / f"{make.__name__}-{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_train_every_dense_model_and_end_with_the_same_weights(tmp_path):
+    spawn(2, tmp_path, train_every_dense_model)
+    for make in DENSE:
+        first, second = (torch.load(tmp_path / f"{make.__name__}-{rank}.pt") for rank in (0, 1))
+        assert same(first, second)
+        assert not same(first, weights(student(make)))

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import foreign_models
 import pytest
 import torch
@@ -6,6 +8,7 @@ from tiny_runs import NUM_CLASSES, network
 
 from hf_segkd.commands import inspection
 from hf_segkd.foreign import ForeignNetwork
+from hf_segkd.foreign_taps import DEFAULT_TAPS
 
 pytestmark = pytest.mark.usefixtures("no_scipy")
 
@@ -68,3 +71,10 @@ def test_what_is_no_network_is_said(tmp_path):
         inspection.main([str(tmp_path / "nowhere"), "--config_only"])
     with pytest.raises(ValueError, match="takes height and width"):
         inspection.main(["x", "--image_size", "3"])
+
+
+def test_the_documentation_lists_every_default():
+    rows = (Path(__file__).parents[1] / "docs" / "foreign_models.md").read_text().splitlines()
+    for model_type, taps in DEFAULT_TAPS.items():
+        (row,) = [row for row in rows if f"`{model_type}`" in row.split("|")[:2][-1]]
+        assert all(f"`{taps[tap]}`" in row for tap in ("stage1", "encoder", "decoder", "logits") if tap in taps)
