@@ -81,6 +81,22 @@ def test_of_accumulated_batches_the_one_with_the_nan_is_saved(tmp_path):
     assert torch.equal(saved.nan_to_num(), seen[1].nan_to_num())
 
 
+def test_images_without_labels_and_names_are_counted_in_their_batch(tmp_path):
+    class Unnamed(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return {"pixel_values": torch.full((3, 32, 48), NAN if index == 5 else index / 8)}
+
+    run = trainer(tmp_path, method="kd", max_steps=2)
+    run.train_dataset = Unnamed()
+    message = stopped(run, "the term kd is nan. The input is not finite: image ", " of the batch. Look at")
+    assert "Its images: not known (the data set gives no image_ids)" in message
+    (folder,) = tmp_path.glob("nonfinite-step-*")
+    assert load_file(folder / "batch.safetensors").keys() == {"pixel_values"}
+
+
 def test_an_infinite_weight_of_the_student_is_named(tmp_path):
     run = trainer(tmp_path)
     with torch.no_grad():

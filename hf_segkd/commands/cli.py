@@ -14,7 +14,7 @@ COMMANDS = {
     "publish": ("publishing", "put a network with its card on the Hub"),
     "export": ("exporting", "write a network as ONNX or torch.export file, checked"),
     "inspect_model": ("inspection", "list the maps of a network that methods can compare"),
-    "convert_checkpoint": ("conversion", "take over a checkpoint of AttnFD's code or of mmsegmentation"),
+    "convert_checkpoint": ("conversion", "take over a checkpoint of other code, or a pickle of transformers"),
 }
 
 USAGE = """usage: hf-segkd COMMAND [--flag value ...]

@@ -136,6 +136,13 @@ def test_without_a_token_nothing_is_asked_of_the_hub(hub, folder, monkeypatch):
     assert hub.requests == []
 
 
+def test_offline_mode_is_named_and_nothing_is_asked_of_the_hub(hub, folder, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError, match=r"tester/student can't be reached: HF_HUB_OFFLINE is set"):
+        publish(folder)
+    assert hub.requests == []
+
+
 def test_missing_rights_are_told_apart_from_a_wrong_token(hub, folder):
     with pytest.raises(ValueError, match=r"may not write to somebody/student.*role write"):
         publish(folder, "somebody/student")
