@@ -206,15 +206,20 @@ class PublishingTrainer(Trainer):
         teacher = None if self.teacher is None else self.accelerator.unwrap_model(self.teacher)
         return teacher.network if isinstance(teacher, AdaptedTeacher) else teacher
 
+    @property
+    def class_targets(self) -> tuple[int | None, ...] | None:
+        """For each class of the teacher the student's that it teaches; None without a teacher or common classes."""
+        teacher = None if self.teacher is None else self.accelerator.unwrap_model(self.teacher)
+        if isinstance(teacher, AdaptedTeacher):
+            return None if teacher.class_map is None else teacher.class_map.targets
+        return None if teacher is None else tuple(range(teacher.config.num_labels))
+
     def _networks(self) -> dict[str, tuple[nn.Module, Any]]:
         """What the pictures compare: both see the student's pixels, and speak of its classes where they can."""
         networks = {"student": (self.student, self.processing_class)}
-        if self.teacher is None:
+        if self.class_targets is None:
             return networks
-        teacher = self.accelerator.unwrap_model(self.teacher)
-        if isinstance(teacher, AdaptedTeacher) and teacher.class_map is None:
-            return networks
-        return {"teacher": (teacher, self.processing_class), **networks}
+        return {"teacher": (self.accelerator.unwrap_model(self.teacher), self.processing_class), **networks}
 
     @cached_property
     def _costs(self) -> list[dict[str, Any]]:

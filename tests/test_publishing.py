@@ -6,6 +6,7 @@ from hashlib import sha256
 from importlib.metadata import version
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from local_hub import LocalHub
 from PIL import Image
@@ -425,3 +426,29 @@ def test_pictures_of_images_that_are_not_known_are_refused(runs, tmp_path):
     (run / "evaluation.json").unlink()
     with pytest.raises(ValueError, match="does not say which images"):
         publish(tmp_path, tmp_path / "out", "--dataset_name", "demo", "--pictures", "1", model="run")
+
+
+def test_a_teacher_of_other_classes_is_shown_in_the_students_colours(runs, tmp_path, capsys):
+    folder = tmp_path / "teacher"
+    teacher = network(width=12, id2label=dict(enumerate("abcde")), label2id=None)
+    state = network(width=12).state_dict()
+    for name in ("classifier.weight", "classifier.bias"):  # the same network, with its classes in another order
+        rows = state[name]
+        state[name] = torch.stack([rows[2], rows[0], rows[3], rows[1], torch.full_like(rows[0], -50)])
+    teacher.load_state_dict(state)
+    teacher.save_pretrained(folder)
+    processor().save_pretrained(folder)
+    shutil.copy(runs / "distilled" / "evaluation.json", folder / "evaluation.json")
+    plain = publish(runs, tmp_path / "plain", "--pictures", "2")
+    run = copy(runs / "distilled", tmp_path / "run")
+    report = json.loads((run / "evaluation.json").read_text())
+    assert report["class_map"] == [0, 1, 2, 3]
+    report |= {"teacher": str(folder), "class_map": [2, 0, 3, 1, None]}
+    (run / "evaluation.json").write_text(json.dumps(report))
+    mapped = publish(tmp_path, tmp_path / "mapped", "--pictures", "2", model="run")
+    assert (mapped / "comparison.png").read_bytes() == (plain / "comparison.png").read_bytes()
+    assert "leaves its scores out" in capsys.readouterr().out
+    (run / "evaluation.json").write_text(json.dumps(report | {"class_map": None}))
+    publish(tmp_path, tmp_path / "strangers", "--pictures", "2", model="run")
+    assert "does not show what it sees" in capsys.readouterr().out
+    assert Image.open(tmp_path / "strangers" / "comparison.png").size[0] == 3 * 260 - 4

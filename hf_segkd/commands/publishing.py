@@ -11,9 +11,12 @@ from typing import Any
 
 import datasets
 from huggingface_hub.utils import validate_repo_id
+from torch import nn
 from transformers import PreTrainedModel
 
+from hf_segkd.adapted_teacher import adapted
 from hf_segkd.arguments import parse_arguments
+from hf_segkd.class_map import ClassMap, match_classes
 from hf_segkd.commands.exporting import REPORT as EXPORT_REPORT
 from hf_segkd.commands.exporting import SNIPPET
 from hf_segkd.commands.networks import load_network
@@ -133,15 +136,15 @@ def main(args: list[str] | None = None) -> Path | str:
     if (folder / command.evaluation).is_file() or command.evaluation != SCORES_FILE:
         report = run_report(folder, command.evaluation)
     teacher = find_teacher(command, report)
+    networks = {"student": (with_taps(student), processor)}
+    if teacher is not None and teacher.network is not None:
+        networks = {**teacher_to_show(teacher, student, processor, report), **networks}
     if command.self_contained and not is_ours(student):
         print("--self_contained has no effect: the network is one of transformers itself, which brings no code.")
     images = evaluated_images(command, report)
     samples, why_not = (None, None) if images is None else samples_to_show(images, command.pictures)
     facts = gather_facts(command, student, processor, report, teacher, images)
     facts.pictures_note = command.pictures_note or why_not
-    networks = {"student": (with_taps(student), processor)}
-    if teacher is not None and teacher.network is not None:
-        networks = {"teacher": teacher.network, **networks}
     with tempfile.TemporaryDirectory() as scratch:
         publication = Path(scratch, "model")
         write_publication(
@@ -263,6 +266,30 @@ def find_teacher(command: PublishingCommand, report: dict[str, Any] | None) -> T
     hub_id = None if network is None or Path(name).is_dir() else name
     known = Path(name, command.evaluation).is_file()
     return Teacher(name, hub_id, network, scores(Path(name), command.evaluation) if known else None)
+
+
+def teacher_to_show(
+    teacher: Teacher, student: PreTrainedModel, processor: Any, report: dict[str, Any] | None
+) -> dict[str, tuple[nn.Module, Any]]:
+    """The teacher for the pictures, as it speaks of the student's classes; scores on other classes are left out."""
+    network, its_processor = teacher.network
+    taught, learnt = network.config.id2label, student.config.id2label
+    targets = (report or {}).get("class_map")
+    class_map = None
+    if targets is not None and len(targets) == len(taught):
+        names = ([id2label[index] for index in range(len(id2label))] for id2label in (taught, learnt))
+        class_map = ClassMap(targets, *names)
+    class_map = match_classes(class_map, taught, learnt)
+    if class_map is not None and class_map.is_identity:
+        return {"teacher": teacher.network}
+    if teacher.report is not None:
+        print(f"The teacher {teacher.name} was scored on classes of its own, so the card leaves its scores out.")
+        teacher.report = None
+    if class_map is None:
+        print(f"The teacher {teacher.name} has no classes of the student, so the card does not show what it sees.")
+        return {}
+    shown = adapted(network, student, teacher_processor=its_processor, student_processor=processor, class_map=class_map)
+    return {"teacher": (shown, processor)}
 
 
 def looks_like_path(name: str) -> bool:

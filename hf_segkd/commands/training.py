@@ -126,6 +126,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         "method": arguments.method,
         "method_kwargs": arguments.method_kwargs,
         "teacher": _whole_path(command.teacher),
+        "class_map": trainer.class_targets,
         "seed": arguments.seed,
         "steps": trainer.state.global_step,
         "batch_size": arguments.images_per_step,
