@@ -104,7 +104,13 @@ class SegKDSegmentationConfig(SegKDConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> SegKDSegmentationConfig:
-        """Builds the configuration from the contents of a config.json; unknown entries are left out, warned of."""
+        """Builds the configuration from the contents of a config.json; unknown entries are left out, warned of.
+
+        That of one of our backbones gives the network on this backbone, so that `from_pretrained` takes the folder of
+        a backbone saved alone, and starts the head anew.
+        """
+        if config_dict.get("model_type") in OWN_BACKBONES:
+            config_dict = {"backbone_config": config_dict}
         backbone = config_dict.get("backbone_config")
         if isinstance(backbone, dict) and backbone.get("model_type") in OWN_BACKBONES:
             backbone = OWN_BACKBONES[backbone["model_type"]].from_dict(backbone)

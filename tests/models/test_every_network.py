@@ -511,14 +511,25 @@ def test_the_configuration_of_another_network_is_refused(tmp_path):
     tiny_hrnet().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="one of 'segkd-hrnet', but PSPNetConfig is that of 'segkd-pspnet'"):
         PSPNetForSemanticSegmentation.from_pretrained(tmp_path)
-    tiny_model().backbone.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="one of 'segkd-resnet', but DeepLabV3PlusConfig"):
-        DeepLabV3PlusForSemanticSegmentation.from_pretrained(tmp_path)
-    tiny_model().save_pretrained(tmp_path)
-    backbone = AutoBackbone.from_config(tiny_model().config.backbone_config)
-    again = type(backbone).from_pretrained(tmp_path)  # a network's folder holds its backbone
-    expected = tiny_model().backbone.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+
+
+@every_network
+def test_a_networks_folder_gives_its_backbone_and_a_backbones_folder_a_network_with_a_new_head(case, tmp_path):
+    model = case.build()
+    fill_weights(model)
+    expected = model.backbone.state_dict()
+    model.save_pretrained(tmp_path / "network")
+    backbone = type(model.backbone).from_pretrained(tmp_path / "network")
+    backbone.save_pretrained(tmp_path / "backbone")
+    options = {"num_labels": 3, "use_auxiliary_head": model.auxiliary_head is not None}
+    if type(model) is HRNetForSemanticSegmentation:
+        del options["use_auxiliary_head"]
+    again, info = type(model).from_pretrained(tmp_path / "backbone", output_loading_info=True, **options)
+    for network in (backbone, again.backbone):
+        assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+    assert again.config.num_labels == 3
+    assert info["missing_keys"]
+    assert not any(name.startswith("backbone.") for name in info["missing_keys"])
 
 
 def test_a_named_backbone_comes_back_and_cannot_change_behind_the_networks_back(tmp_path):
