@@ -90,6 +90,7 @@ class DeepLabV3PlusConfig(SegKDAuxiliaryHeadConfig):
         "pad_before_expansion",
         "late_dilation",
     )
+    decisive = ("layout",)
 
     layout: str = "attnfd"
     output_stride: int | None = None

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from .backbone_geometry import mmseg_backbone_config
 from .configuration_backbones import OWN_BACKBONES, backbone_config_from_dict, geometry
-from .configuration_base import SegKDConfig
+from .configuration_base import SegKDConfig, known_fields
 
 
 class SegKDSegmentationConfig(SegKDConfig):
@@ -16,9 +16,11 @@ class SegKDSegmentationConfig(SegKDConfig):
 
     Attributes:
         shorthand: Fields that only spell `backbone_config`, which is built from them once.
+        decisive: Other fields that the values of fields left at None follow from.
     """
 
     shorthand = ("backbone",)
+    decisive = ()
     sub_configs = {"backbone_config": PreTrainedConfig}  # noqa: RUF012  read as a class attribute by transformers
     keys_to_ignore_at_inference = ["features"]  # noqa: RUF012  keeps Trainer from gathering them
 
@@ -95,9 +97,9 @@ class SegKDSegmentationConfig(SegKDConfig):
         built = isinstance(self.__dict__.get("backbone_config"), PreTrainedConfig)
         # A first value, from __init__, may come after backbone_config.
         changes = key in self.__dict__ and value != self.__dict__[key]
-        if built and key in self.shorthand and changes:
+        if built and key in (*self.shorthand, *self.decisive) and changes:
             raise ValueError(
-                f"{key} is fixed once the configuration is built, since backbone_config already follows from it: "
+                f"{key} is fixed once the configuration is built, since others of its fields already follow from it: "
                 f"build a new {type(self).__name__}({key}={value!r}, ...) and pass it as config=."
             )
         super().__setattr__(key, value)
@@ -110,7 +112,8 @@ class SegKDSegmentationConfig(SegKDConfig):
         a backbone saved alone, and starts the head anew.
         """
         if config_dict.get("model_type") in OWN_BACKBONES:
-            config_dict = {"backbone_config": config_dict}
+            given = [name for name in kwargs if name in known_fields(cls) and name != "dtype"]
+            config_dict = {"backbone_config": config_dict, **{name: kwargs.pop(name) for name in given}}
         backbone = config_dict.get("backbone_config")
         if isinstance(backbone, dict) and backbone.get("model_type") in OWN_BACKBONES:
             backbone = OWN_BACKBONES[backbone["model_type"]].from_dict(backbone)

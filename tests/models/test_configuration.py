@@ -110,6 +110,8 @@ def test_a_shorthand_field_cannot_change_behind_the_backbones_back(tmp_path):
     DeepLabV3PlusConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="output_stride is fixed"):
         DeepLabV3PlusConfig.from_pretrained(tmp_path, output_stride=8)
+    with pytest.raises(ValueError, match="layout is fixed"):
+        DeepLabV3PlusConfig.from_pretrained(tmp_path, layout="mmsegmentation")
 
 
 @pytest.mark.parametrize(

@@ -521,13 +521,18 @@ def test_a_networks_folder_gives_its_backbone_and_a_backbones_folder_a_network_w
     model.save_pretrained(tmp_path / "network")
     backbone = type(model.backbone).from_pretrained(tmp_path / "network")
     backbone.save_pretrained(tmp_path / "backbone")
-    options = {"num_labels": 3, "use_auxiliary_head": model.auxiliary_head is not None}
-    if type(model) is HRNetForSemanticSegmentation:
-        del options["use_auxiliary_head"]
+    options = {"num_labels": 3}
+    if type(model) is not HRNetForSemanticSegmentation:
+        options["use_auxiliary_head"] = model.auxiliary_head is not None
+    if type(model) is DeepLabV3PlusForSemanticSegmentation:
+        options["layout"] = model.config.layout
     again, info = type(model).from_pretrained(tmp_path / "backbone", output_loading_info=True, **options)
     for network in (backbone, again.backbone):
         assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
-    assert again.config.num_labels == 3
+    assert again.state_dict().keys() == model.state_dict().keys()
+    fresh = type(model.config)(backbone_config=model.config.backbone_config.to_dict(), **options)
+    fields = ("align_corners", "num_labels", "aspp_channels", "channels", "use_auxiliary_head")
+    assert all(getattr(again.config, name, None) == getattr(fresh, name, None) for name in fields)
     assert info["missing_keys"]
     assert not any(name.startswith("backbone.") for name in info["missing_keys"])
 
