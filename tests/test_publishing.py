@@ -284,7 +284,7 @@ def test_settings_that_nobody_changed_are_not_called_changed(runs):
     defaults = publication.default_settings()
     changed = {name for name in saved if saved[name] != defaults[name]}
     given = {"max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "save_strategy", "seed"}
-    given |= {"disable_tqdm", "use_cpu", "dataloader_pin_memory", "learning_rate", "output_dir"}
+    given |= {"disable_tqdm", "use_cpu", "dataloader_pin_memory", "learning_rate", "output_dir", "preflight_images"}
     assert changed <= given | {"hub_token"}
 
 
