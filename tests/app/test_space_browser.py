@@ -70,4 +70,4 @@ def check_refusal(page, picture):
     page.find_element("css selector", "input[type=file]").send_keys(str(picture))
     WebDriverWait(page, 60).until(lambda page: page_text(page).count("This picture cannot be used.") == 2)
     toast = page.find_element("css selector", ".toast-body").get_property("textContent")
-    assert "more than the 25 million" in toast
+    assert "6000 x 6000 pixels, more than the limit of 25,000,000" in toast
