@@ -32,6 +32,7 @@ _BINARY = {".safetensors", *_PICKLES}
 _MUST_AGREE = (
     "method",
     "method_kwargs",
+    "teacher_dtype",
     "seed",
     "data_seed",
     "dataloader_drop_last",

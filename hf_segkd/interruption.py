@@ -65,10 +65,11 @@ class Interruption(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         """Exit when the checkpoint is written."""
         if self._stopping:
-            logger.warning(
-                f"SIGTERM: the checkpoint of step {state.global_step} is in {args.output_dir}, go on from it with "
-                f"--resume_from_checkpoint last. Exiting with code {EXIT_CODE}."
-            )
+            if state.is_world_process_zero:
+                logger.warning(
+                    f"SIGTERM: the checkpoint of step {state.global_step} is in {args.output_dir}, go on from it with "
+                    f"--resume_from_checkpoint last. Exiting with code {EXIT_CODE}."
+                )
             raise SystemExit(EXIT_CODE)
 
     def _told(self, args: TrainingArguments) -> bool:
