@@ -234,7 +234,12 @@ class ForeignNetwork(nn.Module):
                 kind = type(self.model.get_submodule(tap.path)).__name__
                 raise ValueError(f"The tap {name!r} is to be the output of {tap} ({kind}), but {problem}")
             del self.taps[name]
-        self._overwritten = {path for path in paths if path in outputs and outputs[path].overwritten()}
+        # A dropout in place writes in training alone, so which maps it will write into does not show here.
+        dropouts = [module for module in self.model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+        if any(dropout.inplace for dropout in dropouts):
+            self._overwritten = set(paths)
+        else:
+            self._overwritten = {path for path in paths if path in outputs and outputs[path].overwritten()}
         features = self._features(logits, outputs)
         ends = [path for path in convolutions if path in outputs and outputs[path].maps[0] is features["logits"]]
         self._classifier = ends[-1] if ends else None

@@ -202,9 +202,20 @@ def test_the_command_trains_a_new_segformer_and_the_others_take_it(tmp_path):
 def test_a_config_that_no_student_has_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no student of model_type 'mask2former'"):
         training.main(flags(tmp_path, student_config={"model_type": "mask2former"}, method="none"))
+    with pytest.raises(ValueError, match=r"segformer has no field 'hidden_size'\. Did you mean hidden_sizes"):
+        training.main(flags(tmp_path, student_config={**SEGFORMER, "hidden_size": [8]}, method="none"))
 
 
-def test_labels_of_another_size_are_refused():
+def test_a_dropout_that_writes_in_place_does_not_reach_the_tap_before_it():
+    model = student()
+    model.decode_head.dropout = torch.nn.Dropout(0.5, inplace=True)
+    network = ForeignNetwork(model)
+    model.train()
+    features = network(IMAGES, output_features=True).features
+    assert torch.equal(features["decoder"], features["decoder_pre"].relu())
+
+
+def test_labels_out_of_range_are_refused():
     network = ForeignNetwork(student())
     batch = train_collator([{"pixel_values": IMAGES[0], "labels": torch.zeros(SIDE, SIDE, dtype=torch.int64)}])
     with pytest.raises(ValueError, match="labels must be 0 to 3"):

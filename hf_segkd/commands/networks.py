@@ -136,6 +136,11 @@ def build_config(values: dict[str, Any], flag: str, **given: Any) -> PreTrainedC
     if twice := sorted(values.keys() & given.keys()):
         raise ValueError(f"{flag} must not set {', '.join(twice)}: that comes from the data set.")
     try:
-        return AutoConfig.for_model(model_type, **given, **values)
+        config = AutoConfig.for_model(model_type, **given, **values)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"{flag}: {error}") from error
+    # transformers' own would keep a misspelt field as it is, and take the default of the right one.
+    known = {*type(config)().to_dict(), *config.attribute_map}
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"{flag}: {model_type} has no field {unknown[0]!r}.{nearest(unknown[0], known)}")
+    return config
