@@ -140,7 +140,7 @@ def build_config(values: dict[str, Any], flag: str, **given: Any) -> PreTrainedC
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"{flag}: {error}") from error
     # transformers' own would keep a misspelt field as it is, and take the default of the right one.
-    known = {*type(config)().to_dict(), *config.attribute_map}
+    known = {*type(config)().to_dict(), *config.attribute_map, "num_labels"}
     if unknown := [name for name in values if name not in known]:
         raise ValueError(f"{flag}: {model_type} has no field {unknown[0]!r}.{nearest(unknown[0], known)}")
     return config
