@@ -10,7 +10,7 @@ Report = dict[str, Any]  # of `evaluation_report`, with what the training comman
 
 # What two reports must have in common; what one of them does not tell is not compared.
 PROTOCOL = ("dataset", "split", "num_images", "classes", "labelled pixels of each class")
-BUDGET = (*PROTOCOL, "steps", "batch_size", "train_images")
+BUDGET = (*PROTOCOL, "steps", "batch_size", "train_images", "ema_decay")
 # Unlabelled images are of the method: the baseline, which learns from labels alone, has no use for them. The card says
 # that the others had them.
 METHOD = (*BUDGET, "unlabelled_images", "unlabelled_ratio", "method", "method_kwargs")
@@ -29,9 +29,9 @@ def check_comparable(
 
     Raises:
         ValueError: If a report is of another data set, split, number of images, classes or truth (pixels of each
-            class); of students also if it is of another number of steps, batch size or number of training images; of
-            runs also if it is of another method or other unlabelled images; if a seed occurs twice; or if a baseline
-            does not say that it was trained on the labels alone.
+            class); of students also if it is of another number of steps, batch size, number of training images or
+            average of the weights; of runs also if it is of another method or other unlabelled images; if a seed occurs
+            twice; or if a baseline does not say that it was trained on the labels alone.
     """
     teachers = [] if teacher is None else [teacher]
     for what, reports, keys in (

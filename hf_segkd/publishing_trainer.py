@@ -265,6 +265,7 @@ class PublishingTrainer(Trainer):
             "seed": self.args.seed,
             "steps": self._steps_of_student(),
             "batch_size": self.args.images_per_step,
+            "ema_decay": self.args.ema_decay,
             **self.image_counts,
         }
 

@@ -20,7 +20,16 @@ def report(correct, *, split="val", num_images=10, **more):
 
 def student(correct, seed=0, method="attnfd", **more):
     return report(
-        correct, **{"seed": seed, "method": method, "steps": 250, "batch_size": 16, "train_images": 512, **more}
+        correct,
+        **{
+            "seed": seed,
+            "method": method,
+            "steps": 250,
+            "batch_size": 16,
+            "train_images": 512,
+            "ema_decay": 0.0,
+            **more,
+        },
     )
 
 

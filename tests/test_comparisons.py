@@ -23,6 +23,7 @@ BUDGET = [
     ({"steps": 4000}, "steps = 4000"),
     ({"batch_size": 8}, "batch_size = 8"),
     ({"train_images": 9}, "train_images"),
+    ({"ema_decay": 0.999}, "ema_decay = 0.999, the published network 0.0"),
 ]
 
 

@@ -130,6 +130,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         "seed": arguments.seed,
         "steps": trainer.state.global_step,
         "batch_size": arguments.images_per_step,
+        "ema_decay": arguments.ema_decay,
         **trainer.image_counts,
         "num_processes": arguments.world_size,
         "train_seconds": result.metrics["train_runtime"],
