@@ -223,7 +223,7 @@ def test_networks_and_loss_build_at_full_size(path, tmp_path):
     command, arguments = parse(path, tmp_path)
     data = data_of(yaml.safe_load(path.read_text()), tmp_path)
     command.data_dir, command.dataset_options = data.get("data_dir"), data["dataset_options"]
-    labels = label_info(load_splits(command)[0])
+    labels = label_info(load_splits(command, "stop")[0])
     command.pretrained_backbone = None
     with torch.device("meta"):
         student, _ = build_student(command, labels)
@@ -288,7 +288,7 @@ def test_the_command_takes_a_step_on_data_in_the_official_layout_and_evaluates(p
     flags += ["--dataloader_num_workers", "0", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"]
     if recipe.get("method", "none") != "none":
         command, _ = parse(config, tmp_path)
-        teacher = build(tiny(teacher_config(path)), **named(label_info(load_splits(command)[0])))
+        teacher = build(tiny(teacher_config(path)), **named(label_info(load_splits(command, "stop")[0])))
         teacher.save_pretrained(tmp_path / "teacher")
         build_processor(None).save_pretrained(tmp_path / "teacher")
         flags += ["--teacher", str(tmp_path / "teacher"), "--preflight_images", "0"]
