@@ -45,11 +45,11 @@ def convert_attnfd_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Ten
 
     The MobileNetV2 of that code needs `pad_before_expansion=True, late_dilation=True` to give its numbers.
 
-        checkpoint = torch.load("checkpoint.pth.tar", map_location="cpu", weights_only=False)
+        checkpoint = torch.load("checkpoint.pth.tar", map_location="cpu", weights_only=False)  # a file you trust
         model.load_state_dict(convert_attnfd_state_dict(checkpoint["state_dict"]))
 
     (The authors' files hold a NumPy number beside the weights, so `weights_only=True` refuses them, and without it a
-    file can run code: load only one you trust.)
+    file can run code. `hf-segkd convert_checkpoint` lets such numbers through and nothing else.)
 
     Args:
         state_dict: The authors' "state_dict". Its attention modules and the second names of the MobileNetV2's layers
