@@ -20,8 +20,10 @@ def marks(network):
 
 @pytest.mark.parametrize(
     ("row", "network"),
-    [pytest.param(*pair, marks=marks(pair[1])) for pair in zip(ROWS, network_table.NETWORKS, strict=True)],
-    ids=str,
+    [
+        pytest.param(row, network, marks=marks(network), id=f"{network.name}-{network.num_labels}")
+        for row, network in zip(ROWS, network_table.NETWORKS, strict=True)
+    ],
 )
 def test_the_page_gives_each_networks_own_numbers_which_are_the_originals(row, network):
     assert row == network_table.row(network), "run scripts/network_table.py --write"
