@@ -39,6 +39,11 @@ class CheckpointingTrainer(PublishingTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.args.enable_jit_checkpoint:
+            raise ValueError(
+                "enable_jit_checkpoint saves within a step, which can't be resumed exactly. Leave it out: SIGTERM is "
+                "answered with a checkpoint anyway."
+            )
         self._interruption = Interruption()
         self.add_callback(self._interruption)
 
@@ -54,15 +59,21 @@ class CheckpointingTrainer(PublishingTrainer):
             ValueError: If the checkpoint is damaged, or that of a run which this one can't go on with.
             SystemExit: With code 143 after SIGTERM, when the checkpoint of the step in work is written.
         """
+        folder = Path(self.args.output_dir)
         if self.args.should_save:
-            shutil.rmtree(Path(self.args.output_dir, UNFINISHED), ignore_errors=True)
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+        last = get_last_checkpoint(folder) if folder.is_dir() else None
         if resume_from_checkpoint is True:
-            folder = Path(self.args.output_dir)
-            resume_from_checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
-            if resume_from_checkpoint is None:
+            resume_from_checkpoint = last
+            if last is None:
                 raise ValueError(f"There is no checkpoint in {folder} to resume from.")
         if resume_from_checkpoint:
             self._check_resumable(Path(resume_from_checkpoint))
+        elif last is not None:
+            logger.warning(
+                f"{folder} holds checkpoints of an earlier run, up to {Path(last).name}: resuming from the last one "
+                "takes that of the highest step, whichever run it is of. Choose another output_dir, or delete them."
+            )
         self.accelerator.wait_for_everyone()  # before a checkpoint is written
         with self._interruption.listening():
             try:

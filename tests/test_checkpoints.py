@@ -114,6 +114,13 @@ def test_no_folder_or_no_checkpoint_is_told(tmp_path):
         resume(tmp_path)
 
 
+def test_a_new_run_beside_checkpoints_of_an_earlier_one_is_warned_about(run, caplog):
+    trainer(run, **{**SAVING, "max_steps": 1}).train()
+    assert sum("of an earlier run, up to checkpoint-2" in record.message for record in caplog.records) == 1
+    with pytest.raises(ValueError, match="SIGTERM is answered with a checkpoint anyway"):
+        trainer(run, enable_jit_checkpoint=True)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "distillation.safetensors", "optimizer.pt", "rng_state.pth"])
 def test_a_damaged_file_is_named_with_the_checkpoint_to_take_instead(name, run):
     file = run / "checkpoint-2" / name

@@ -16,8 +16,8 @@ from hf_segkd.losses import LOSSES
 METHODS = ["none", *LOSSES]
 # 12 images: 3 steps an epoch without accumulation, 2 with, the second of one batch. Both are resumed within the second
 # epoch, whose order of images is another than the first's.
-PLAIN = {"gradient_accumulation_steps": 1, "dataloader_num_workers": 0, "save_steps": 4, "max_steps": 7}
-ACCUMULATED = {"gradient_accumulation_steps": 2, "dataloader_num_workers": 1, "save_steps": 3, "max_steps": 5}
+PLAIN = {"gradient_accumulation_steps": 1, "dataloader_num_workers": 0, "save_steps": 4, "max_steps": 5}
+ACCUMULATED = {"gradient_accumulation_steps": 2, "dataloader_num_workers": 1, "save_steps": 3, "max_steps": 4}
 
 
 def options(method):
