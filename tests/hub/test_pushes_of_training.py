@@ -166,7 +166,7 @@ def test_the_best_student_is_not_published_with_the_last_ones_scores(hub, tmp_pa
 def test_the_best_student_has_the_steps_of_its_checkpoint(hub, tmp_path):
     class TheSecondIsBest(TrainerCallback):
         def on_evaluate(self, args, state, control, metrics, **kwargs):
-            metrics["eval_second"] = float(state.global_step == 2)
+            metrics["eval_second_mean_iou"] = float(state.global_step == 2)
 
     run = saving(
         tmp_path / "run",
@@ -174,7 +174,7 @@ def test_the_best_student_has_the_steps_of_its_checkpoint(hub, tmp_path):
         eval_strategy="steps",
         eval_steps=1,
         load_best_model_at_end=True,
-        metric_for_best_model="second",
+        metric_for_best_model="second_mean_iou",
         greater_is_better=True,
     )
     run.add_callback(TheSecondIsBest())
