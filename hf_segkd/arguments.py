@@ -15,7 +15,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from hf_segkd.processes import refuse_sharding
+from hf_segkd.training.processes import refuse_sharding
 
 # Smallest value of numbers that TrainingArguments takes without a look.
 LEAST = {

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_segkd.adapted_teacher import AdaptedTeacher
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.foreign import ForeignNetwork, without_taps
 from hf_segkd.losses import AbstractDistillationLoss, create_loss
+from hf_segkd.teachers.adapted import AdaptedTeacher
 from hf_segkd.types import Features, NetworkSpec
 
 

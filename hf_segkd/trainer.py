@@ -18,26 +18,26 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, EvalPrediction, TrainOutput
 from transformers.utils import logging
 
-from hf_segkd.adapted_teacher import adapted
-from hf_segkd.adversary import AdversaryCallback
 from hf_segkd.arguments import DistillationArguments
-from hf_segkd.checkpointing_trainer import CheckpointingTrainer
-from hf_segkd.class_map import ClassMap
-from hf_segkd.constant_terms import ConstantTerms
 from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
 from hf_segkd.distiller import Distiller, build_distiller, parameter_groups
-from hf_segkd.ema import StudentAverage
 from hf_segkd.foreign import ForeignNetwork, with_taps, without_taps
-from hf_segkd.inputs import augmented, refuse_need_of_labels, whole_images
 from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
-from hf_segkd.nonfinite import NonFiniteGuard, require_finite_scores
-from hf_segkd.preflight import Preflight
-from hf_segkd.processes import refuse_what_can_not_work, synchronise_batch_norms, warn_if_alone
-from hf_segkd.teacher import batch_statistics, in_own_dtype, require_batch_norms
+from hf_segkd.teachers.adapted import adapted
+from hf_segkd.teachers.class_map import ClassMap
+from hf_segkd.teachers.modes import batch_statistics, in_own_dtype, require_batch_norms
+from hf_segkd.teachers.preflight import Preflight
+from hf_segkd.training.adversary_callback import AdversaryCallback
+from hf_segkd.training.checkpointing_trainer import CheckpointingTrainer
+from hf_segkd.training.constant_terms import ConstantTerms
+from hf_segkd.training.ema import StudentAverage
+from hf_segkd.training.inputs import augmented, refuse_need_of_labels, whole_images
+from hf_segkd.training.nonfinite import NonFiniteGuard, require_finite_scores
+from hf_segkd.training.processes import refuse_what_can_not_work, synchronise_batch_norms, warn_if_alone
+from hf_segkd.training.unreadable import unreadable_images
 from hf_segkd.types import Features
-from hf_segkd.unreadable import unreadable_images
 
 logger = logging.get_logger(__name__)
 

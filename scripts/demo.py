@@ -24,7 +24,7 @@ from hf_segkd.commands.networks import load_network
 from hf_segkd.commands.study import Run, run_all
 from hf_segkd.data import load_segmentation_dataset
 from hf_segkd.profiling import count_macs, milliseconds_per_image
-from hf_segkd.publication import compare
+from hf_segkd.publishing.publication import compare
 from hf_segkd.reports import mean_and_std, table
 
 SCRIPTS = Path(__file__).parent

@@ -15,7 +15,7 @@ import torch
 from tiny_runs import trainer
 from transformers import TrainerCallback
 
-from hf_segkd import checkpointing_trainer
+from hf_segkd.training import checkpointing_trainer
 
 FORTY = {"method": "attnfd", "ema_decay": 0.9, "max_steps": 40, "save_strategy": "steps", "save_steps": 17}
 ACCUMULATED = {

@@ -10,12 +10,12 @@ from test_commands import STUDENT, flags
 from tiny_runs import SIZE, arguments, network, processor, scenes
 from transformers import MobileViTImageProcessor, SegformerImageProcessor
 
-from hf_segkd.adapted_teacher import AdaptedTeacher, Renormalisation, adapted
-from hf_segkd.class_map import ClassMap
 from hf_segkd.commands import training
 from hf_segkd.distiller import build_distiller
 from hf_segkd.inference import predict
 from hf_segkd.losses import LOSSES
+from hf_segkd.teachers.adapted import AdaptedTeacher, Renormalisation, adapted
+from hf_segkd.teachers.class_map import ClassMap
 from hf_segkd.trainer import DistillationTrainer
 
 pytestmark = pytest.mark.usefixtures("no_scipy")

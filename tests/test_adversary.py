@@ -8,10 +8,10 @@ from tiny_runs import network, same, trainer, weights
 from torch import nn
 from transformers import TrainerCallback
 
-from hf_segkd.adversary import AdversaryCallback
 from hf_segkd.losses import LOSSES
 from hf_segkd.losses.discriminator import SpectralNormConv2d
 from hf_segkd.trainer import LOSS_STATE_FILE
+from hf_segkd.training.adversary_callback import AdversaryCallback
 
 
 def small_discriminator(num_labels):

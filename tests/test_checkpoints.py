@@ -13,8 +13,8 @@ import torch
 from tiny_runs import arguments, network, processor, scenes, trainer
 from transformers import AutoModelForSemanticSegmentation
 
-from hf_segkd.checkpoints import RECORD_FILE, digest
 from hf_segkd.trainer import DistillationTrainer
+from hf_segkd.training.checkpoints import RECORD_FILE, digest
 
 SAVING = {"method": "kd", "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
 

@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from hf_segkd.class_map import ClassMap, match_classes
+from hf_segkd.teachers.class_map import ClassMap, match_classes
 
 STUDENT = {0: "road", 1: "car", 2: "sky"}
 LOGITS = 4 * torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
@@ -107,7 +107,7 @@ def test_maps_that_can_not_be_are_refused(tmp_path):
 )
 def test_without_a_map_names_decide_then_the_order(teacher, targets, warning, monkeypatch):
     warnings = []
-    monkeypatch.setattr(logging.getLogger("hf_segkd.class_map"), "warning", warnings.append)
+    monkeypatch.setattr(logging.getLogger("hf_segkd.teachers.class_map"), "warning", warnings.append)
     assert match_classes(None, teacher, STUDENT).targets == targets
     assert len(warnings) == (warning is not None)
     assert warning is None or warning in warnings[0]

@@ -1,7 +1,7 @@
 import pytest
 from card_reports import alone, report, student
 
-from hf_segkd.comparisons import check_comparable, gain_in_words
+from hf_segkd.publishing.comparisons import check_comparable, gain_in_words
 
 
 def check(runs=(), baseline_runs=(), teacher=None, reference=None):

@@ -3,8 +3,8 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import StopAfter, network, same, trainer, weights
 
-from hf_segkd.ema import AVERAGE_FILE
 from hf_segkd.trainer import LOSS_STATE_FILE
+from hf_segkd.training.ema import AVERAGE_FILE
 
 PLAIN = {"aspp_dropout": 0.0, "decoder_dropout": 0.0, "classifier_dropout": 0.0}  # its masks are drawn otherwise
 FILES = ("model.safetensors", LOSS_STATE_FILE, AVERAGE_FILE)

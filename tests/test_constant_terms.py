@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 from tiny_runs import trainer
 
-from hf_segkd.constant_terms import ConstantTerms, logger
+from hf_segkd.training.constant_terms import ConstantTerms, logger
 
 
 @pytest.fixture

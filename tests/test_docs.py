@@ -7,7 +7,7 @@ from foreign_models import build
 from tiny_runs import arguments, network, processor, scenes
 from transformers import SegformerImageProcessor
 
-from hf_segkd.class_map import ClassMap
+from hf_segkd.teachers.class_map import ClassMap
 from hf_segkd.trainer import DistillationTrainer
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from tiny_runs import arguments, network, same, trainer, weights
 from transformers import AutoModelForSemanticSegmentation, TrainerCallback
 
-from hf_segkd.ema import AVERAGE_FILE, StudentAverage
+from hf_segkd.training.ema import AVERAGE_FILE, StudentAverage
 
 OPTIONS = {"method": "kd", "ema_decay": 0.3, "max_steps": 5, "save_strategy": "steps", "save_steps": 2}
 

@@ -8,7 +8,7 @@ from tiny_runs import NUM_CLASSES, network
 
 from hf_segkd.commands import inspection
 from hf_segkd.foreign import ForeignNetwork
-from hf_segkd.foreign_taps import DEFAULT_TAPS
+from hf_segkd.foreign.taps import DEFAULT_TAPS
 
 pytestmark = pytest.mark.usefixtures("no_scipy")
 

@@ -13,8 +13,8 @@ from tiny_runs import SIZE, network, processor
 from hf_segkd.data.licences import DATA_TERMS
 from hf_segkd.data.loading import LOADERS
 from hf_segkd.losses import LOSSES
-from hf_segkd.model_card import TEMPLATE, CardFacts, class_series, render_card, shareable
 from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
+from hf_segkd.publishing.model_card import TEMPLATE, CardFacts, class_series, render_card, shareable
 from hf_segkd.types import Paper
 
 ROOT = Path(__file__).parents[1]

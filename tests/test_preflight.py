@@ -10,7 +10,7 @@ from tiny_runs import SIZE, arguments, network, same, scenes, trainer, weights
 from torch import nn
 from transformers import SegformerImageProcessor, TrainerCallback
 
-from hf_segkd.class_map import ClassMap
+from hf_segkd.teachers.class_map import ClassMap
 from hf_segkd.trainer import DistillationTrainer
 
 NAMES = list(network().config.id2label.values())
@@ -76,7 +76,7 @@ def scores(run):
 def messages(monkeypatch):
     told = {"info": [], "warning": []}
     for level, texts in told.items():
-        monkeypatch.setattr(logging.getLogger("hf_segkd.preflight"), level, texts.append)
+        monkeypatch.setattr(logging.getLogger("hf_segkd.teachers.preflight"), level, texts.append)
     return told
 
 

@@ -13,7 +13,7 @@ from tiny_runs import SIZE, arguments, network, same, trainer, weights
 from torch import nn
 
 from hf_segkd.losses.adversary import Adversary
-from hf_segkd.processes import synchronise_batch_norms
+from hf_segkd.training.processes import synchronise_batch_norms
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "hf_segkd" / "accelerate_configs"

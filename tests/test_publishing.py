@@ -20,11 +20,11 @@ from transformers import (
     SegformerImageProcessor,
 )
 
-from hf_segkd import publication
 from hf_segkd.commands import evaluation, publishing, training
 from hf_segkd.data import label_info
-from hf_segkd.hub import upload
-from hf_segkd.publication import samples_to_show
+from hf_segkd.publishing import publication
+from hf_segkd.publishing.hub import upload
+from hf_segkd.publishing.publication import samples_to_show
 
 
 @pytest.fixture(scope="module")

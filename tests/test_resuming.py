@@ -12,8 +12,8 @@ import pytest
 import torch
 from tiny_runs import network, same, trainer, weights
 
-from hf_segkd.checkpoints import RECORD_FILE
 from hf_segkd.losses import LOSSES
+from hf_segkd.training.checkpoints import RECORD_FILE
 
 WITH_PATHS = {"training_args.json"}
 

@@ -6,7 +6,7 @@ from foreign_models import build, segformer
 from tiny_runs import arguments, network, same, trainer, weights
 from torch import nn
 
-from hf_segkd.teacher import batch_statistics, require_batch_norms
+from hf_segkd.teachers.modes import batch_statistics, require_batch_norms
 
 IMAGES = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
 

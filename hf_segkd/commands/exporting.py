@@ -25,7 +25,7 @@ from hf_segkd.export.parity import Parity, check_parity, compare
 from hf_segkd.export.quantization import quantize
 from hf_segkd.export.runtimes import Network, onnx_network, program_network
 from hf_segkd.inference import predict
-from hf_segkd.publication import weights_sha256
+from hf_segkd.publishing.publication import weights_sha256
 from hf_segkd.reports import table, write_json
 
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "onnx-int8": "model-int8.onnx"}

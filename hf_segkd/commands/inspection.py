@@ -15,7 +15,7 @@ from transformers import OneFormerConfig, PreTrainedModel
 from hf_segkd.arguments import parse_arguments
 from hf_segkd.commands.networks import explained, load_config, load_model
 from hf_segkd.foreign import ForeignNetwork, with_taps
-from hf_segkd.foreign_taps import Tap, recorded
+from hf_segkd.foreign.taps import Tap, recorded
 from hf_segkd.reports import table
 
 # Height and width of the image when neither a flag nor the config says one.

@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTAT
 
 from hf_segkd.arguments import nearest
 from hf_segkd.data import LabelInfo
-from hf_segkd.inputs import check_labels
+from hf_segkd.training.inputs import check_labels
 
 
 def load_config(path: str) -> tuple[PreTrainedConfig, type]:

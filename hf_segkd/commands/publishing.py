@@ -14,17 +14,15 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_segkd.adapted_teacher import adapted
 from hf_segkd.arguments import parse_arguments
-from hf_segkd.class_map import ClassMap, match_classes
 from hf_segkd.commands.exporting import REPORT as EXPORT_REPORT
 from hf_segkd.commands.exporting import SNIPPET
 from hf_segkd.commands.networks import load_network
 from hf_segkd.data import load_segmentation_dataset
 from hf_segkd.foreign import with_taps
-from hf_segkd.hub import create_repository, planned_upload, upload
-from hf_segkd.model_card import CardFacts
-from hf_segkd.publication import (
+from hf_segkd.publishing.hub import create_repository, planned_upload, upload
+from hf_segkd.publishing.model_card import CardFacts
+from hf_segkd.publishing.publication import (
     EXPORTS,
     NOT_ALWAYS_THERE,
     SCORES_FILE,
@@ -37,7 +35,9 @@ from hf_segkd.publication import (
     weights_sha256,
     write_publication,
 )
-from hf_segkd.space import write_space
+from hf_segkd.publishing.space import write_space
+from hf_segkd.teachers.adapted import adapted
+from hf_segkd.teachers.class_map import ClassMap, match_classes
 from hf_segkd.trainer import ARGUMENTS_FILE
 
 

@@ -22,7 +22,7 @@ from hf_segkd.commands.networks import build_config, load_network
 from hf_segkd.data import LabelInfo, check_dataset, label_info, load_unlabelled_images
 from hf_segkd.foreign import ForeignNetwork
 from hf_segkd.models import load_pretrained_backbone
-from hf_segkd.publication import spread, versions
+from hf_segkd.publishing.publication import spread, versions
 from hf_segkd.reports import evaluation_report, format_report, write_json
 from hf_segkd.trainer import DistillationTrainer
 

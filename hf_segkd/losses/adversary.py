@@ -63,8 +63,8 @@ class Adversary(nn.Module):
     student's optimizer, `zero_grad`, gradient clipping and DDP's gradient sync pass it by. An object outside the
     module tree would have to do all of the former by itself.
 
-    A step: the loss's forward, `learn` for each batch accumulated, `update`. `hf_segkd.adversary.AdversaryCallback`
-    does so in the trainer, and methods without an adversary never meet it.
+    A step: the loss's forward, `learn` for each batch accumulated, `update`. The trainer's `AdversaryCallback`
+    (`hf_segkd.training.adversary_callback`) does so, and methods without an adversary never meet it.
 
     Args:
         num_labels: Number of classes of the logits.

@@ -17,7 +17,7 @@ from tiny_runs import network, processor, scenes
 
 from hf_segkd.data.decoding import read_image
 from hf_segkd.inference import predict
-from hf_segkd.space import write_space
+from hf_segkd.publishing.space import write_space
 
 pytest.importorskip("gradio", reason="needs gradio (pip install hf-segkd[app])")
 

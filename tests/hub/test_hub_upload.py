@@ -4,7 +4,7 @@ import shutil
 import pytest
 from huggingface_hub import HfApi
 
-from hf_segkd.hub import planned_upload, upload
+from hf_segkd.publishing.hub import planned_upload, upload
 
 NAME = "tester/student"
 
@@ -228,6 +228,6 @@ def test_a_dry_run_lists_every_file_with_its_size_and_asks_nothing_of_the_hub(hu
         ["model.safetensors", "3,000", "LFS object"],
         ["onnx/model.onnx", "2,000", "LFS object"],
     ]
-    monkeypatch.setattr("hf_segkd.hub.LARGEST_PLAIN_FILE", 10)
+    monkeypatch.setattr("hf_segkd.publishing.hub.LARGEST_PLAIN_FILE", 10)
     assert planned_upload(folder, NAME).splitlines()[2].endswith("LFS object")  # the card, of more than 10 bytes
     assert hub.requests == []

@@ -9,7 +9,7 @@ from safetensors.torch import load
 from tiny_runs import arguments, network, processor, same, trainer, weights
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, TrainerCallback
 
-from hf_segkd import publishing_trainer
+from hf_segkd.publishing import publishing_trainer
 from hf_segkd.trainer import DistillationTrainer
 
 NAME = "tester/student"
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content")  # how huggingfac
 @pytest.fixture(autouse=True)
 def scratch(tmp_path, monkeypatch):
     """Where publications wait for their upload; with one row of pictures, which is faster."""
-    monkeypatch.setattr("hf_segkd.publication.NUM_PICTURES", 1)
+    monkeypatch.setattr("hf_segkd.publishing.publication.NUM_PICTURES", 1)
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -321,7 +321,7 @@ def test_a_run_without_push_to_hub_can_be_pushed_by_hand(hub, tmp_path):
 
 
 def test_images_whose_terms_are_not_known_are_not_published(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_segkd.publication.data_terms", lambda name: None)
+    monkeypatch.setattr("hf_segkd.publishing.publication.data_terms", lambda name: None)
     run = pushing(tmp_path / "run")
     run.push_to_hub()
     assert names(published(hub)[-1]) == STUDENT

@@ -14,9 +14,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from hf_segkd.comparisons import check_comparable, gain_in_words
 from hf_segkd.data.licences import data_terms
 from hf_segkd.losses import LOSSES
+from hf_segkd.publishing.comparisons import check_comparable, gain_in_words
 from hf_segkd.reports import mean_and_std, table
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")

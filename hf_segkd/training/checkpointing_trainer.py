@@ -18,9 +18,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, rotate_checkpoints
 from transformers.utils import logging
 
-from hf_segkd.checkpoints import check_files, differences, flush, num_bytes, run_settings, write_record
-from hf_segkd.interruption import Interruption, start_deaf_worker
-from hf_segkd.publishing_trainer import PublishingTrainer
+from hf_segkd.publishing.publishing_trainer import PublishingTrainer
+from hf_segkd.training.checkpoints import check_files, differences, flush, num_bytes, run_settings, write_record
+from hf_segkd.training.interruption import Interruption, start_deaf_worker
 
 logger = logging.get_logger(__name__)
 

@@ -22,9 +22,9 @@ from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import label_info
 from hf_segkd.data.licences import data_terms
 from hf_segkd.inference import predict
-from hf_segkd.model_card import CardFacts, class_series, public, render_card
 from hf_segkd.pictures import colour, comparison, per_class_chart
 from hf_segkd.profiling import count_macs
+from hf_segkd.publishing.model_card import CardFacts, class_series, public, render_card
 from hf_segkd.reports import write_json
 
 PICTURE_FILE = "comparison.png"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, OneFormerConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from hf_segkd.foreign_taps import Output, Tap, default_taps, described, recorded, resolve
+from hf_segkd.foreign.taps import Output, Tap, default_taps, described, recorded, resolve
 from hf_segkd.models.modeling_segmentation import SemanticSegmenterOutputWithFeatures, resize, segmentation_loss
 
 logger = logging.get_logger(__name__)
@@ -28,7 +28,7 @@ class ForeignNetwork(nn.Module):
     `output.logits` are the model's own: dense ones at its own resolution (SegFormer, UperNet, BEiT, DPT, MobileNetV2,
     MobileViT ...), or `query_log_probabilities` of a model that predicts masks and their classes (MaskFormer,
     Mask2Former, OneFormer, EoMT), which can be a teacher alone. Taps are maps that modules return. Those of
-    `hf_segkd.foreign_taps.DEFAULT_TAPS` are there without being named; the tap `logits` is the classifier's output
+    `hf_segkd.foreign.taps.DEFAULT_TAPS` are there without being named; the tap `logits` is the classifier's output
     there, before it is enlarged, and elsewhere `output.logits`.
 
     The model is put in evaluation mode and tried once on a random image. It stays the same object: its weights are

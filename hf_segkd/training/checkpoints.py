@@ -17,9 +17,9 @@ from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_segkd.adapted_teacher import AdaptedTeacher
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset
+from hf_segkd.teachers.adapted import AdaptedTeacher
 
 # Written last into a checkpoint: what the run was, and how long each file is.
 RECORD_FILE = "distillation.json"

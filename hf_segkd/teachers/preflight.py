@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-from hf_segkd.adapted_teacher import AdaptedTeacher
 from hf_segkd.data import AugmentedDataset, EvaluationDataset
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
-from hf_segkd.publication import spread
+from hf_segkd.publishing.publication import spread
+from hf_segkd.teachers.adapted import AdaptedTeacher
 
 logger = logging.get_logger(__name__)
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_segkd.class_map import ClassMap, match_classes
 from hf_segkd.foreign import with_taps
-from hf_segkd.inputs import normalisation, reverses_channels
 from hf_segkd.models.modeling_segmentation import SemanticSegmenterOutputWithFeatures
+from hf_segkd.teachers.class_map import ClassMap, match_classes
+from hf_segkd.training.inputs import normalisation, reverses_channels
 
 
 class Renormalisation(nn.Module):

@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Template
 from PIL import Image
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 APP = PACKAGE / "app"
 # What app.py imports of this package, which a Space cannot install by its name. `data` goes without its __init__.py,
 # which would need `datasets`: its two files stand alone.

@@ -18,14 +18,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress, logging
 
-from hf_segkd.adapted_teacher import AdaptedTeacher
 from hf_segkd.arguments import DistillationArguments
-from hf_segkd.checkpoints import RECORD_FILE
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
 from hf_segkd.foreign import ForeignNetwork
-from hf_segkd.hub import create_repository, prepare_branch, upload
-from hf_segkd.model_card import CardFacts, public, shareable
-from hf_segkd.publication import (
+from hf_segkd.publishing.hub import create_repository, prepare_branch, upload
+from hf_segkd.publishing.model_card import CardFacts, public, shareable
+from hf_segkd.publishing.publication import (
     NOT_ALWAYS_THERE,
     cost,
     default_settings,
@@ -36,6 +34,8 @@ from hf_segkd.publication import (
     write_publication,
 )
 from hf_segkd.reports import evaluation_report, write_json
+from hf_segkd.teachers.adapted import AdaptedTeacher
+from hf_segkd.training.checkpoints import RECORD_FILE
 
 logger = logging.get_logger(__name__)
 
@@ -75,7 +75,7 @@ class PublishingTrainer(Trainer):
 
         Raises:
             ValueError: If there is no image processor, which others need to use the student, or for the reasons of
-                `hf_segkd.hub.upload`.
+                `hf_segkd.publishing.hub.upload`.
             ConnectionError: If the Hub can not be reached.
         """
         if not self.is_world_process_zero():

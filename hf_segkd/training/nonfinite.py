@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_segkd.distiller import Distiller
-from hf_segkd.teacher import batch_statistics
+from hf_segkd.teachers.modes import batch_statistics
 from hf_segkd.types import Features
 
 

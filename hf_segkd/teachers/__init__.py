@@ -1,0 +1,1 @@
+"""Teachers: other pixels, other classes, the test before the first step, and how they run."""
