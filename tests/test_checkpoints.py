@@ -136,10 +136,43 @@ def test_a_damaged_file_is_named_with_the_checkpoint_to_take_instead(name, run):
         resume(run, "checkpoint-2")
 
 
-def test_a_damaged_state_of_the_trainer_is_named(run):
-    (run / "checkpoint-2" / "trainer_state.json").write_text('{"global_step": 2, "log_hi')
-    with pytest.raises(ValueError, match=r"trainer_state\.json can't be read"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("trainer_state.json", '{"global_step": 2, "log_hi', r"trainer_state\.json can't be read"),
+        ("config.json", '{"a":', r"config\.json can't be read"),
+        ("config.json", None, r"config\.json is missing"),
+        ("preprocessor_config.json", None, r"preprocessor_config\.json is missing"),
+        (RECORD_FILE, "{}", f"{RECORD_FILE} is not the record of a run"),
+        (RECORD_FILE, None, "checkpoint-2 can't be resumed: it holds no .* written last.* earlier version"),
+    ],
+)
+def test_json_that_is_missing_or_cut_short_is_named(name, content, message, run):
+    file = run / "checkpoint-2" / name
+    file.unlink() if content is None else file.write_text(content)
+    with pytest.raises(ValueError, match=f"{message}.*Resume from the one before: {run}/checkpoint-1"):
         resume(run, "checkpoint-2")
+
+
+@pytest.mark.parametrize("newest", [True, "last"])
+def test_the_newest_whole_checkpoint_is_resumed_and_those_passed_over_are_warned_about(newest, run, caplog):
+    shutil.copytree(run / "checkpoint-2", run / "checkpoint-10")
+    (run / "checkpoint-10" / "model.safetensors").unlink()
+    (run / "checkpoint-11").mkdir()
+    resumed = trainer(run, **SAVING)
+    resumed.train(resume_from_checkpoint=newest)
+    assert resumed.state.global_step == 2
+    passed_over = [record.message for record in caplog.records if "Passed over" in record.message]
+    assert ["checkpoint-11 can't be resumed: it is empty" in passed_over[0], len(passed_over)] == [True, 2]
+    assert f"{run}/checkpoint-10/model.safetensors is missing" in passed_over[1]
+
+
+def test_when_no_checkpoint_is_whole_all_reasons_are_told(run):
+    for step in (1, 2):
+        (run / f"checkpoint-{step}" / "optimizer.pt").unlink()
+    with pytest.raises(ValueError, match=r"No checkpoint in .* can be resumed:") as error:
+        trainer(run, **SAVING).train(resume_from_checkpoint="last")
+    assert [line.count("optimizer.pt is missing") for line in str(error.value).split("\n")] == [0, 1, 1]
 
 
 class Malicious:

@@ -14,7 +14,6 @@ from transformers import (
     SegformerImageProcessor,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_segkd.arguments import DistillationArguments, json_object, parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
@@ -118,7 +117,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         class_map=command.class_map,
     )
     processor_seconds = time.process_time()
-    result = trainer.train(resume_from_checkpoint=_checkpoint(arguments))
+    result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     processor_seconds = time.process_time() - processor_seconds
     trainer.evaluate()
     report = evaluation_report(trainer.confusion_matrix, labels, command.eval_split, len(evaluation))
@@ -215,13 +214,3 @@ def build_processor(image_size: list[int] | None) -> SegformerImageProcessor:
 def _whole_path(teacher: str | None) -> str | None:
     """The name of a teacher; that of a folder as nobody takes it for one on the Hub when the folder is gone."""
     return str(Path(teacher).resolve()) if teacher is not None and Path(teacher).is_dir() else teacher
-
-
-def _checkpoint(arguments: DistillationArguments) -> str | None:
-    """The checkpoint to resume from; `--resume_from_checkpoint last` takes the newest of the output folder."""
-    if arguments.resume_from_checkpoint != "last":
-        return arguments.resume_from_checkpoint
-    last = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
-    if last is None:
-        raise ValueError(f"--resume_from_checkpoint last: there is no checkpoint in {arguments.output_dir}.")
-    return last

@@ -15,11 +15,20 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
 from hf_segkd.publishing.publishing_trainer import PublishingTrainer
-from hf_segkd.training.checkpoints import check_files, differences, flush, num_bytes, run_settings, write_record
+from hf_segkd.training.checkpoints import (
+    check_files,
+    checkpoints_in,
+    differences,
+    flush,
+    newest_whole,
+    num_bytes,
+    run_settings,
+    write_record,
+)
 from hf_segkd.training.interruption import Interruption, start_deaf_worker
 
 logger = logging.get_logger(__name__)
@@ -51,7 +60,8 @@ class CheckpointingTrainer(PublishingTrainer):
         """As `Trainer` does, after a check that the run can go on from the checkpoint as if it had never stopped.
 
         Args:
-            resume_from_checkpoint: Folder of a checkpoint; True for the newest in the output folder.
+            resume_from_checkpoint: Folder of a checkpoint; True or "last" for that of the highest step in the output
+                folder which is whole.
             *args: As in `Trainer`.
             **kwargs: As in `Trainer`.
 
@@ -62,19 +72,17 @@ class CheckpointingTrainer(PublishingTrainer):
         folder = Path(self.args.output_dir)
         if self.args.should_save:
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-        last = get_last_checkpoint(folder) if folder.is_dir() else None
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last
-            if last is None:
-                raise ValueError(f"There is no checkpoint in {folder} to resume from.")
+        self.accelerator.wait_for_everyone()  # before one looks for checkpoints, or writes one
+        if resume_from_checkpoint in (True, "last"):
+            resume_from_checkpoint = str(newest_whole(folder))
         if resume_from_checkpoint:
             self._check_resumable(Path(resume_from_checkpoint))
-        elif last is not None:
+        elif earlier := checkpoints_in(folder):
             logger.warning(
-                f"{folder} holds checkpoints of an earlier run, up to {Path(last).name}: resuming from the last one "
+                f"{folder} holds checkpoints of an earlier run, up to {earlier[0].name}: resuming from the last one "
                 "takes that of the highest step, whichever run it is of. Choose another output_dir, or delete them."
             )
-        self.accelerator.wait_for_everyone()  # before a checkpoint is written
+        self.accelerator.wait_for_everyone()  # all have looked, before a checkpoint is written
         with self._interruption.listening():
             try:
                 return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -157,11 +165,11 @@ class CheckpointingTrainer(PublishingTrainer):
         except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch and safetensors have errors of their own
             free = shutil.disk_usage(unfinished.parent).free  # with what was written
             needed = num_bytes([self.model.state_dict(), self.optimizer.state_dict()])
-            last = get_last_checkpoint(unfinished.parent)
+            last = next(iter(checkpoints_in(unfinished.parent)), "missing: it was the first")
             raise OSError(
                 f"The checkpoint of step {self.state.global_step} could not be written: {error}\nIt takes about "
                 f"{needed / 1e6:.1f} MB; {free / 1e6:.1f} MB were free in {unfinished.parent} when it failed. What was "
-                f"written of it is deleted; the newest checkpoint is {last or 'missing: it was the first'}. Make room "
+                f"written of it is deleted; the newest checkpoint is {last}. Make room "
                 "(save_total_limit keeps fewer checkpoints) and resume."
             ) from error
         finally:

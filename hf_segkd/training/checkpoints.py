@@ -16,10 +16,13 @@ from torch.utils.data import Dataset
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME, logging
 
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset
 from hf_segkd.teachers.adapted import AdaptedTeacher
+
+logger = logging.get_logger(__name__)
 
 # Written last into a checkpoint: what the run was, and how long each file is.
 RECORD_FILE = "distillation.json"
@@ -93,40 +96,59 @@ def digest(module: nn.Module) -> str:
 
 def write_record(checkpoint: Path, settings: dict[str, Any]) -> None:
     """Write the record of a checkpoint whose other files are there."""
-    files = {file.name: file.stat().st_size for file in sorted(checkpoint.iterdir()) if file.suffix in _BINARY}
+    files = {
+        # The length of JSON, which tells itself whether it is whole, may change: paths are taken out for the Hub.
+        file.name: file.stat().st_size if file.suffix in _BINARY else None
+        for file in sorted(checkpoint.iterdir())
+        if file.suffix in {".json", *_BINARY}
+    }
     (checkpoint / RECORD_FILE).write_text(json.dumps({**settings, "files": files}, indent=2))
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The folders `checkpoint-STEP` in a folder, that of the highest step first; empty where there is no folder."""
+    numbered = {}
+    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        step = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        if step.isdecimal() and checkpoint.is_dir():
+            numbered[int(step)] = checkpoint
+    return [numbered[step] for step in sorted(numbered, reverse=True)]
+
+
+def newest_whole(folder: Path) -> Path:
+    """The checkpoint of the highest step that can be resumed; those after it are warned about.
+
+    Raises:
+        ValueError: If there is none; with the reasons.
+    """
+    reasons = []
+    for checkpoint in checkpoints_in(folder):
+        try:
+            _require_whole(checkpoint)
+        except ValueError as error:
+            logger.warning(f"{error} Passed over; the checkpoint before it is tried.")
+            reasons.append(f"\n- {error}")
+        else:
+            return checkpoint
+    if not reasons:
+        raise ValueError(f"There is no checkpoint in {folder} to resume from.")
+    raise ValueError(f"No checkpoint in {folder} can be resumed:{''.join(reasons)}")
 
 
 def check_files(checkpoint: Path) -> None:
     """Make sure that a checkpoint is whole, and that reading it can not run what somebody put into a pickle.
 
     Raises:
-        ValueError: If it is not; names the file.
+        ValueError: If it is not; names the file, and the checkpoint before this one.
     """
-    if not checkpoint.is_dir():
-        raise ValueError(f"There is no checkpoint folder {checkpoint}.")
-    if not (checkpoint / RECORD_FILE).is_file():
-        raise ValueError(
-            f"{checkpoint} holds no {RECORD_FILE}, the record of a run that can be resumed: it is a finished student, "
-            "or was not written by hf_segkd. Resume from a checkpoint-* folder, or pass the folder as the student "
-            "(--student) to start anew from its weights."
-        )
-    sizes = _read_json(checkpoint / RECORD_FILE)["files"]
-    if OPTIMIZER_NAME not in sizes:
-        raise ValueError(
-            f"{checkpoint} was saved with save_only_model, without the state of the optimizer: it can't be resumed. "
-            "Pass it as the student (--student) to start anew from its weights."
-        )
-    _read_json(checkpoint / TRAINER_STATE_NAME)
-    for name, size in sizes.items():
-        file = checkpoint / name
-        actual = file.stat().st_size if file.is_file() else None
-        if actual != size:
-            state = "is missing" if actual is None else f"has {actual} bytes of {size}"
-            raise ValueError(f"{file} {state}: the checkpoint is damaged.{_advice(checkpoint)}")
-    for file in sorted(checkpoint.iterdir()):
-        if file.suffix in _BINARY:
-            _check_readable(file)
+    try:
+        _require_whole(checkpoint)
+    except ValueError as error:
+        all_there = checkpoints_in(checkpoint.parent)
+        older = all_there[all_there.index(checkpoint) + 1 :] if checkpoint in all_there else []
+        if not older:
+            raise
+        raise ValueError(f"{error} Resume from the one before: {older[0]}.") from error
 
 
 def differences(checkpoint: Path, now: dict[str, Any]) -> list[str]:
@@ -139,7 +161,7 @@ def differences(checkpoint: Path, now: dict[str, Any]) -> list[str]:
     Raises:
         ValueError: If they differ in what must be the same, with all of that.
     """
-    then = _read_json(checkpoint / RECORD_FILE)
+    then = _read_record(checkpoint)
     refused, accepted = _differences_of_arguments(then["arguments"], now["arguments"])
     for name in (
         "images per step",
@@ -218,11 +240,58 @@ def _digest_of_names(images: datasets.Dataset) -> str:
     return hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _require_whole(checkpoint: Path) -> None:
+    if not checkpoint.is_dir():
+        raise ValueError(f"There is no checkpoint folder {checkpoint}.")
+    if not (checkpoint / RECORD_FILE).is_file():
+        raise ValueError(f"{checkpoint} can't be resumed: {_why_without_record(checkpoint)}")
+    sizes = _read_record(checkpoint)["files"]
+    if OPTIMIZER_NAME not in sizes:
+        raise ValueError(
+            f"{checkpoint} was saved with save_only_model, without the state of the optimizer: it can't be resumed. "
+            "Pass it as the student (--student) to start anew from its weights."
+        )
+    for name, size in {CONFIG_NAME: None, TRAINER_STATE_NAME: None, **sizes}.items():
+        file = checkpoint / name
+        actual = file.stat().st_size if file.is_file() else None
+        if actual is None or size not in (None, actual):
+            state = "is missing" if actual is None else f"has {actual} bytes of {size}"
+            raise ValueError(f"{file} {state}: the checkpoint is damaged.")
+    for file in sorted(checkpoint.iterdir()):
+        if file.suffix in _BINARY:
+            _check_readable(file)
+        elif file.suffix == ".json":
+            _read_json(file)
+
+
+def _why_without_record(checkpoint: Path) -> str:
+    if not any(checkpoint.iterdir()):
+        return "it is empty."
+    if (checkpoint / TRAINER_STATE_NAME).is_file() or checkpoint.name.startswith(PREFIX_CHECKPOINT_DIR):
+        return (
+            f"it holds no {RECORD_FILE}, which is written last. So it is not whole, or it was written by an earlier "
+            "version of hf_segkd or by something else, and nothing tells whether it is whole. If it holds weights, "
+            "pass it as the student (--student) to start anew from them."
+        )
+    return (
+        f"it holds no {RECORD_FILE}, the record of a run: it is a finished student, or was not written by hf_segkd. "
+        "Resume from a checkpoint-* folder, or pass the folder as the student (--student) to start anew from its "
+        "weights."
+    )
+
+
+def _read_record(checkpoint: Path) -> dict[str, Any]:
+    record = _read_json(checkpoint / RECORD_FILE)
+    if not isinstance(record, dict) or not {"arguments", "files"} <= record.keys():
+        raise ValueError(f"{checkpoint / RECORD_FILE} is not the record of a run: the checkpoint is damaged.")
+    return record
+
+
+def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} can't be read: {error}.{_advice(file.parent)}") from error
+        raise ValueError(f"{file} can't be read: {error}. The checkpoint is damaged.") from error
 
 
 def _check_readable(file: Path) -> None:
@@ -238,17 +307,5 @@ def _check_readable(file: Path) -> None:
         reason = str(error).split("\n")[0]
         raise ValueError(
             f"{file} is not what was saved: it is damaged, or holds more than tensors and plain values, which is never "
-            f"run ({type(error).__name__}: {reason}).{_advice(file.parent)}"
+            f"run ({type(error).__name__}: {reason})."
         ) from error
-
-
-def _advice(checkpoint: Path) -> str:
-    """The checkpoint before this one, to take instead."""
-
-    def step(folder: Path) -> int:
-        number = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-        return int(number) if number.isdecimal() else -1
-
-    older = [folder for folder in checkpoint.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if step(folder) >= 0]
-    older = sorted((folder for folder in older if step(folder) < step(checkpoint)), key=step)
-    return f" Resume from the one before: {older[-1]}." if older else ""
