@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from hf_segkd.data.whole_images import whole_image
+
 
 def predict(model: nn.Module, processor: Any, image: Image.Image) -> torch.Tensor:
     """Class of each pixel of an image, (h, w) int64, as the pipeline and the evaluation give it.
@@ -17,9 +19,12 @@ def predict(model: nn.Module, processor: Any, image: Image.Image) -> torch.Tenso
         model: A network that gives logits for each pixel; one that predicts masks as a `ForeignNetwork`.
         processor: Its image processor.
         image: The image.
+
+    Raises:
+        ValueError: If the processor cuts off, splits or pads images.
     """
-    inputs = processor(images=image, return_tensors="pt").to(model.device)
+    pixel_values = whole_image(processor, image)[None].to(model.device)
     with torch.inference_mode():
-        logits = model(pixel_values=inputs["pixel_values"]).logits.float()
+        logits = model(pixel_values=pixel_values).logits.float()
     height, width = image.size[1], image.size[0]
     return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)[0].argmax(0)

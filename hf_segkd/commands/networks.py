@@ -21,10 +21,13 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
+from transformers.utils import logging
 
 from hf_segkd.arguments import nearest
 from hf_segkd.data import LabelInfo
 from hf_segkd.training.inputs import check_labels
+
+logger = logging.get_logger(__name__)
 
 
 def load_config(path: str) -> tuple[PreTrainedConfig, type]:
@@ -92,7 +95,8 @@ def load_network(path: str, labels: LabelInfo | None = None, *, pickled: bool = 
     """A network and its image processor from a folder or the Hub, in evaluation mode.
 
     MaskFormer, Mask2Former, OneFormer and EoMT are loaded too, as teachers: their output is masks with classes.
-    No code of a repository is run, neither that of its .py files nor that of a pickle.
+    No code of a repository is run, neither that of its .py files nor that of a pickle. The processor shows whole
+    images: one that keeps the centre alone is told not to.
 
     Args:
         path: Folder or Hub id.
@@ -113,6 +117,9 @@ def load_network(path: str, labels: LabelInfo | None = None, *, pickled: bool = 
         raise ValueError(f"The weights in {path!r} do not fit its config.json: {wrong}. It was not saved completely.")
     if labels is not None:
         check_labels(model, labels)
+    if getattr(processor, "do_center_crop", False):  # MobileViT's on the Hub do
+        logger.warning(f"{path}: the image processor cuts off all but the centre; that is switched off.")
+        processor.do_center_crop = False
     return model.eval(), processor
 
 

@@ -18,7 +18,7 @@ from hf_segkd.arguments import parse_arguments
 from hf_segkd.commands.exporting import REPORT as EXPORT_REPORT
 from hf_segkd.commands.exporting import SNIPPET
 from hf_segkd.commands.networks import load_network
-from hf_segkd.data import load_segmentation_dataset
+from hf_segkd.data import check_keeps_whole_images, load_segmentation_dataset
 from hf_segkd.foreign import with_taps
 from hf_segkd.publishing.hub import create_repository, planned_upload, upload
 from hf_segkd.publishing.model_card import CardFacts
@@ -257,6 +257,7 @@ def find_teacher(command: PublishingCommand, report: dict[str, Any] | None) -> T
         if looks_like_path(name) and not Path(name).is_dir():  # nobody's business, the Hub's neither
             raise ValueError(f"there is no folder {name}.")
         model, processor = load_network(name)
+        check_keeps_whole_images(processor)  # its pictures are of whole images
         network = with_taps(model), processor
     except ValueError as error:
         if command.teacher is not None:

@@ -7,6 +7,7 @@ from .photometric import PhotoMetricDistortion, RandomBlur
 from .torch_datasets import AugmentedDataset, EvaluationDataset, evaluation_collator, train_collator
 from .transforms import TrainTransform
 from .unlabelled import load_unlabelled_images, without_labels
+from .whole_images import check_keeps_whole_images, whole_image
 
 __all__ = [
     "AugmentedDataset",
@@ -16,11 +17,13 @@ __all__ = [
     "RandomBlur",
     "TrainTransform",
     "check_dataset",
+    "check_keeps_whole_images",
     "evaluation_collator",
     "label_info",
     "load_segmentation_dataset",
     "load_unlabelled_images",
     "train_collator",
     "voc_palette",
+    "whole_image",
     "without_labels",
 ]

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from .image_files import UnreadableImageError
 from .labels import IGNORE_INDEX
 from .transforms import TrainTransform
+from .whole_images import whole_image
 
 if TYPE_CHECKING:  # importing transformers takes longer than all the rest together
     from transformers import BaseImageProcessor
@@ -158,7 +159,7 @@ class EvaluationDataset(Dataset):
             size of the annotation.
         """
         row = self.dataset[index]
-        pixel_values = self.image_processor(images=row["image"], return_tensors="pt")["pixel_values"][0]
+        pixel_values = whole_image(self.image_processor, row["image"])
         return {"pixel_values": pixel_values, "labels": torch.from_numpy(np.array(row["annotation"])).long()}
 
 

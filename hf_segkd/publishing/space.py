@@ -13,8 +13,16 @@ from PIL import Image
 PACKAGE = Path(__file__).parents[1]
 APP = PACKAGE / "app"
 # What app.py imports of this package, which a Space cannot install by its name. `data` goes without its __init__.py,
-# which would need `datasets`: its two files stand alone.
-SOURCES = ("__init__.py", "auto.py", "inference.py", "data/image_files.py", "data/labels.py", "models/*.py")
+# which would need `datasets`: its three files stand alone.
+SOURCES = (
+    "__init__.py",
+    "auto.py",
+    "inference.py",
+    "data/image_files.py",
+    "data/labels.py",
+    "data/whole_images.py",
+    "models/*.py",
+)
 
 
 def write_space(

@@ -15,6 +15,7 @@ from hf_segkd.data import (
     EvaluationDataset,
     LabelInfo,
     TrainTransform,
+    check_keeps_whole_images,
     label_info,
     without_labels,
 )
@@ -34,9 +35,9 @@ def augmented(
     """Random crops of a data set as `args` and the image processor say; a torch data set stays as it is.
 
     Raises:
-        ValueError: If there is no processor, the size of crops is not known, the labels are not the model's, there
-            are fewer images than one step takes, or there are unlabelled images and the loss needs labels, or they have
-            no data set to be mixed with.
+        ValueError: If there is no processor, it does not keep whole images, the size of crops is not known, the labels
+            are not the model's, there are fewer images than one step takes, or there are unlabelled images and the loss
+            needs labels, or they have no data set to be mixed with.
     """
     for name, splits in (("train_dataset", dataset), ("unlabelled_dataset", unlabelled)):
         if isinstance(splits, datasets.DatasetDict):
@@ -79,7 +80,7 @@ def whole_images(dataset: Any, processor: Any, model: PreTrainedModel) -> Any:
     """Whole images of a data set as the image processor prepares them; a torch data set stays as it is.
 
     Raises:
-        ValueError: If there is no processor, or the labels are not the model's.
+        ValueError: If there is no processor, it does not keep whole images, or the labels are not the model's.
     """
     if isinstance(dataset, dict):
         return {name: whole_images(part, processor, model) for name, part in dataset.items()}
@@ -179,4 +180,5 @@ def _needed(processor: Any) -> Any:
             "processing_class is missing: an image processor (such as SegformerImageProcessor) holds the size, mean "
             "and std of the images."
         )
+    check_keeps_whole_images(processor)
     return processor
