@@ -152,9 +152,15 @@ def build_distiller(
     """The student and the loss that `args` asks for, with the parameters in `args.frozen` frozen.
 
     Raises:
-        ValueError: If teacher and method don't go together, the two networks are one object, the method compares
-            classes and they have none in common, a tap is missing, or `args.frozen` names nothing.
+        ValueError: If the student's weights are not float32, teacher and method don't go together, the two networks are
+            one object, the method compares classes and they have none in common, a tap is missing, or `args.frozen`
+            names nothing.
     """
+    if student.dtype != torch.float32:
+        raise ValueError(
+            f"The student's weights are {student.dtype}, and it is trained and scored in float32: load it with "
+            "dtype=torch.float32, or convert it with student.float(). To compute in 16 bits set bf16 or fp16."
+        )
     loss, common = _create_loss(student, teacher, args)
     distiller = Distiller(student, loss, args.ce_weight, common)
     _freeze(distiller.student, args.frozen)

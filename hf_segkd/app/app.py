@@ -88,7 +88,9 @@ class Network:
 
 def load_network(source: str) -> Network:
     """A network from a folder or the Hub; of safetensors files, and without running code of a repository."""
-    model = AutoModelForSemanticSegmentation.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
+    model = AutoModelForSemanticSegmentation.from_pretrained(
+        source, use_safetensors=True, trust_remote_code=False, dtype="float32"
+    )
     processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     processor.do_center_crop = False  # the classes are laid over the whole picture
     return Network(source, model.eval(), processor)

@@ -76,7 +76,7 @@ def main(args: list[str] | None = None) -> Path:
 def _save_as_safetensors(command: ConversionCommand, output: Path) -> Path:
     if command.network_config is not None:
         raise ValueError("network_config is for the other sources; a checkpoint of transformers has its config.json.")
-    model, processor = load_network(command.checkpoint, pickled=True)
+    model, processor = load_network(command.checkpoint, pickled=True, dtype="auto")
     model.save_pretrained(output)
     processor.save_pretrained(output)
     print(f"Wrote {type(model).__name__} with {model.num_parameters():,} parameters to {output}.")

@@ -37,7 +37,7 @@ def load_config(path: str) -> tuple[PreTrainedConfig, type]:
     return config, AutoModelForUniversalSegmentation if masks else AutoModelForSemanticSegmentation
 
 
-def load_model(path: str, *, pickled: bool = False) -> tuple[PreTrainedModel, dict[str, Any]]:
+def load_model(path: str, *, pickled: bool = False, dtype: str = "auto") -> tuple[PreTrainedModel, dict[str, Any]]:
     """A network without its image processor, and how its weights fitted; see `load_network`."""
     _, auto_class = load_config(path)
     return auto_class.from_pretrained(
@@ -45,6 +45,7 @@ def load_model(path: str, *, pickled: bool = False) -> tuple[PreTrainedModel, di
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # told with their names, which transformers' own error does not
         use_safetensors=not pickled,
+        dtype=dtype,
         weights_only=True,
         trust_remote_code=False,
     )
@@ -91,7 +92,9 @@ def explained(path: str, pickled: bool = False) -> Iterator[None]:
         ) from error
 
 
-def load_network(path: str, labels: LabelInfo | None = None, *, pickled: bool = False) -> tuple[PreTrainedModel, Any]:
+def load_network(
+    path: str, labels: LabelInfo | None = None, *, pickled: bool = False, dtype: str = "float32"
+) -> tuple[PreTrainedModel, Any]:
     """A network and its image processor from a folder or the Hub, in evaluation mode.
 
     MaskFormer, Mask2Former, OneFormer and EoMT are loaded too, as teachers: their output is masks with classes.
@@ -103,13 +106,14 @@ def load_network(path: str, labels: LabelInfo | None = None, *, pickled: bool = 
         labels: Classes the network must have.
         pickled: Take the weights from pytorch_model.bin, by PyTorch's reader that lets only tensors through, where
             False (default) takes them from safetensors files alone.
+        dtype: Number format of the weights; "auto" is the one they are saved in. Images are float32.
 
     Raises:
         ValueError: If there is no such network, it needs code or a pickle of its repository, a weight is missing, left
             over or of another shape, or the labels are others.
     """
     with explained(path, pickled):
-        model, info = load_model(path, pickled=pickled)
+        model, info = load_model(path, pickled=pickled, dtype=dtype)
         processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     wrong = {kind: sorted(map(str, info[kind])) for kind in kinds if info[kind]}

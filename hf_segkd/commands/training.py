@@ -102,7 +102,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         student = ForeignNetwork(student, command.student_taps)
     teacher, teacher_processor = None, None
     if command.teacher is not None:
-        teacher, teacher_processor = load_network(command.teacher)
+        teacher, teacher_processor = load_network(command.teacher, dtype="auto")
         if command.teacher_taps is not None:
             teacher = ForeignNetwork(teacher, command.teacher_taps)
     trainer = DistillationTrainer(

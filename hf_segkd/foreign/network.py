@@ -194,7 +194,8 @@ class ForeignNetwork(nn.Module):
             except (RuntimeError, ValueError) as error:
                 size, tried = tuple(pixel_values.shape[-2:]), _trial_size(self.model.config)
                 compiling = type(error).__module__.startswith("torch._dynamo")
-                if size == tried or compiling or isinstance(error, torch.OutOfMemoryError):
+                cast = pixel_values.dtype != self.model.dtype
+                if size == tried or compiling or cast or isinstance(error, torch.OutOfMemoryError):
                     raise
                 raise ValueError(
                     f"{type(self.model).__name__} works on images of {tried[0]} x {tried[1]} and not of {size[0]} x "

@@ -193,7 +193,8 @@ def test_a_space_holds_what_it_needs_of_the_package_and_no_more(tmp_path):
     write_space(tmp_path, student_id="ann/student", title="Scenes", examples=[Image.new("RGB", (5, 3))])
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     networks = {f"hf_segkd/models/{path.name}" for path in (ROOT / "hf_segkd" / "models").glob("*.py")}
-    sources = {f"hf_segkd/{name}.py" for name in ("__init__", "auto", "inference", "data/image_files", "data/labels")}
+    data = ("data/image_files", "data/labels", "data/whole_images")
+    sources = {f"hf_segkd/{name}.py" for name in ("__init__", "auto", "inference", *data)}
     own = {"app.py", "models.json", "requirements.txt", "README.md", "examples/0.png"}
     assert files == networks | sources | own
     assert (tmp_path / "app.py").read_bytes() == (ROOT / "app" / "app.py").read_bytes()
