@@ -53,7 +53,7 @@ def _deeplab(stages: dict[str, str], projection: str) -> dict[str, str]:
     return stages | {"decoder": projection, "decoder_pre": f"{projection}.normalization"}
 
 
-# Model type -> taps, by the names that the losses ask for (README, "Networks"). `decoder` is the map that enters the
+# Model type -> taps, by the names that the losses ask for (docs/networks.md). `decoder` is the map that enters the
 # classifier, before its dropout; `encoder` what pyramid pooling makes of the last stage. Where a `_pre` and the tap
 # itself are one map, there is no ReLU between them. What a model lacks (its backbone may be any) is left out.
 DEFAULT_TAPS: dict[str, dict[str, str]] = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def in_own_dtype(network: nn.Module, teacher_dtype: str = "auto") -> nn.Module:
+def in_own_dtype(network: nn.Module, teacher_dtype: str) -> nn.Module:
     """The network itself with its weights in a number format; if not float32, images are cast to it first.
 
     Args:
@@ -40,7 +40,7 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
     `SyncBatchNorm` takes the statistics of all processes.
 
     Args:
-        network: The network, in evaluation mode.
+        network: The network, in any mode.
     """
     norms = _batch_norms(network)
     modes = [(norm.training, norm.track_running_stats) for norm in norms]

@@ -9,20 +9,18 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+STEPS = 50  # optimizer steps without a change
+
 
 class ConstantTerms(TrainerCallback):
-    """Warns once of each distillation term whose logged mean stays at 0, or the same, for 50 steps.
+    """Warns once of each distillation term whose logged mean stays at 0, or the same, for `STEPS` steps.
 
     Such a run looks healthy, but the student learns from its labels alone: a term that compares a network with
     itself, features cut from the graph, a mask that leaves nothing. It reads the log, so it costs nothing; a constant
     other than 0 takes two logs to be seen. Terms of weight 0 are meant to do nothing.
-
-    Args:
-        steps: Optimizer steps without a change, from 1.
     """
 
-    def __init__(self, steps: int = 50) -> None:
-        self.steps = steps
+    def __init__(self) -> None:
         self.last_log = 0
         self.since: dict[str, tuple[int, float]] = {}  # term -> step after which it took its value, the value
         self.warned: set[str] = set()
@@ -45,7 +43,7 @@ class ConstantTerms(TrainerCallback):
                 self.since[name] = (start, mean)
                 if mean != 0:  # one mean tells nothing, but that of 0
                     continue
-            if state.global_step - start >= self.steps and name not in self.warned:
+            if state.global_step - start >= STEPS and name not in self.warned:
                 self.warned.add(name)
                 logger.warning(
                     f"The term {name} is {mean:g} in all logs of steps {start + 1} to {state.global_step}: the student "
