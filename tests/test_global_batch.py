@@ -6,13 +6,12 @@ from tiny_runs import uncoupled_trainer, weights
 
 from hf_segkd.losses import LOSSES
 
-# Methods that compare each image, or pixel, with the teacher alone. docs/multi_gpu.md says what couples the others.
+# Methods that compare each image, or pixel, with the teacher alone.
 UNCOUPLED = {
-    **{method: {} for method in ("none", "kd", "at", "ickd", "lad", "ifvd", "cwd")},
+    **{method: {} for method, loss in LOSSES.items() if not loss.couples_images},
+    **{"none": {}, "kd,cwd,lad": {}},
     "skds": {"adversarial_weight": 0},
-    "kd,cwd,lad": {},
 }
-COUPLED = {"sp", "ofd", "dist", "cirkd", "attnfd", "fakd_pd", "fakd_cwd"}
 
 
 def train(folder, method, batch_size, accumulation=1, method_kwargs=None, **options):
@@ -82,10 +81,6 @@ def test_an_image_without_labels_counts_nothing_among_labelled_ones(tmp_path):
         runs.append((run.state.log_history[0]["loss"], run.student.classifier.weight))
     assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-5)
     torch.testing.assert_close(*(weight for _, weight in runs), rtol=1e-4, atol=1e-6)
-
-
-def test_every_method_is_known_to_be_coupled_or_not():
-    assert set(UNCOUPLED) - {"none", "kd,cwd,lad"} == set(LOSSES) - COUPLED
 
 
 def test_twice_the_weight_makes_up_for_the_sum_of_ofd(tmp_path):

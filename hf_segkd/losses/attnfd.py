@@ -138,6 +138,7 @@ class AttnFDLoss(AbstractDistillationLoss):
 
     name: ClassVar[str] = "attnfd"
     matches: ClassVar[str] = "feature maps refined by attention"
+    couples_images: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         title="Attention-guided Feature Distillation for Semantic Segmentation",
         venue="arXiv 2024",

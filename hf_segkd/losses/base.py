@@ -37,6 +37,8 @@ class AbstractDistillationLoss(nn.Module, ABC):
         matches: What of the teacher it matches, in a few words.
         needs_labels: Whether the terms depend on the labels, with the options given: then the loss has nothing to say
             of unlabelled images.
+        couples_images: Whether what the loss says of an image depends on the other images of its batch, with the
+            default options: then a step depends on how its images are divided among batches and processes.
         uses_classifier_weight: Whether `student["classifier_weight"]`, the weight (k, c, 1, 1) or (k, c) of the
             student's last convolution, is wanted among the student's features, with its gradient.
         connector_epochs: In the first so many epochs only `connector_parameters()` learn, and afterwards all but
@@ -54,6 +56,7 @@ class AbstractDistillationLoss(nn.Module, ABC):
     paper: ClassVar[Paper]
     matches: ClassVar[str]
     needs_labels: ClassVar[bool] = False
+    couples_images: ClassVar[bool] = False
     uses_classifier_weight: ClassVar[bool] = False
     connector_epochs: int = 0
     divide_by_batch: bool = False

@@ -95,6 +95,7 @@ class CIRKDLoss(AbstractDistillationLoss):
     name: ClassVar[str] = "cirkd"
     matches: ClassVar[str] = "similarities between pixels, of one batch and to earlier images"
     needs_labels: ClassVar[bool] = True
+    couples_images: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         title="Cross-Image Relational Knowledge Distillation for Semantic Segmentation",
         venue="CVPR 2022",

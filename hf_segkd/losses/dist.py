@@ -77,6 +77,7 @@ class DISTLoss(AbstractDistillationLoss):
 
     name: ClassVar[str] = "dist"
     matches: ClassVar[str] = "correlation of class probabilities, per pixel and per class"
+    couples_images: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         title="Knowledge Distillation from A Stronger Teacher",
         venue="NeurIPS 2022",

@@ -49,6 +49,7 @@ class FAKDPDLoss(AbstractFAKDLoss):
     name: ClassVar[str] = "fakd_pd"
     matches: ClassVar[str] = "`kd` over augmented features, in closed form"
     needs_labels: ClassVar[bool] = True
+    couples_images: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -129,6 +130,7 @@ class FAKDCWDLoss(AbstractFAKDLoss):
     name: ClassVar[str] = "fakd_cwd"
     matches: ClassVar[str] = "`cwd` over augmented features, in closed form"
     needs_labels: ClassVar[bool] = True
+    couples_images: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -144,6 +144,7 @@ class OFDLoss(AbstractDistillationLoss):
 
     name: ClassVar[str] = "ofd"
     matches: ClassVar[str] = "feature maps before the ReLU, where the teacher is positive or the student too high"
+    couples_images: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         title="A Comprehensive Overhaul of Feature Distillation",
         venue="ICCV 2019",

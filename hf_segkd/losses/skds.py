@@ -109,6 +109,7 @@ class SKDSLoss(AbstractDistillationLoss):
 
     name: ClassVar[str] = "skds"
     matches: ClassVar[str] = "class probabilities, similarities of regions, a discriminator's score"
+    couples_images: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         title="Structured Knowledge Distillation for Semantic Segmentation",
         venue="CVPR 2019",

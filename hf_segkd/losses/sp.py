@@ -64,6 +64,7 @@ class SPLoss(AbstractDistillationLoss):
 
     name: ClassVar[str] = "sp"
     matches: ClassVar[str] = "which images of the batch resemble each other"
+    couples_images: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         title="Similarity-Preserving Knowledge Distillation",
         venue="ICCV 2019",
