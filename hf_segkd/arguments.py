@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from hf_segkd.training.processes import refuse_sharding
+from hf_segkd.words import did_you_mean
 
-# Smallest value of numbers that TrainingArguments takes without a look.
+# Smallest values of numbers; TrainingArguments takes its own without a look.
 LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("recipe_batch_size", "scale_base"), 1),
@@ -30,6 +29,7 @@ LEAST = {
 CHOICES = {
     "teacher_dtype": ("auto", "float32", "bfloat16", "float16"),
     "teacher_batch_norm": ("auto", "eval", "batch_stats"),
+    "bad_images": ("stop", "skip"),
 }
 
 
@@ -254,8 +254,6 @@ class DistillationArguments(TrainingArguments):
                 raise ValueError(f"{name} is one of {', '.join(choices)}; got {getattr(self, name)!r}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be below 1, such as 0.999, or 0 for no average; got {self.ema_decay}.")
-        if self.bad_images not in ("stop", "skip"):
-            raise ValueError(f"bad_images must be stop or skip, got {self.bad_images!r}.")
         if not 0 < self.unlabelled_ratio < math.inf:
             raise ValueError(
                 f"unlabelled_ratio must be above 0, got {self.unlabelled_ratio}; without unlabelled images leave their "
@@ -320,7 +318,7 @@ def parse_arguments(*types: type, args: list[str] | None = None) -> tuple[Any, .
     parsed, unknown = _parse(parser, [*_flags_of_yaml(config, known, parser), *flags])
     unknown = [flag for flag in unknown if flag.startswith("--")] or unknown
     if unknown:
-        parser.error(f"unknown flag {unknown[0]}.{nearest(unknown[0].lstrip('-').split('=')[0], known)}")
+        parser.error(f"unknown flag {unknown[0]}.{did_you_mean(unknown[0].lstrip('-').split('=')[0], known)}")
     return parsed
 
 
@@ -372,7 +370,7 @@ def _flags_of_yaml(path: str | None, known: set[str], parser: HfArgumentParser) 
     flags = []
     for key, value in values.items():
         if key not in known:
-            parser.error(f"{path}: unknown key {key!r}.{nearest(str(key), known)}")
+            parser.error(f"{path}: unknown key {key!r}.{did_you_mean(str(key), known)}")
         if value is None or value == []:
             continue
         if isinstance(value, list):
@@ -380,9 +378,3 @@ def _flags_of_yaml(path: str | None, known: set[str], parser: HfArgumentParser) 
         else:
             flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return flags
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A sentence that names the known word most like a wrong one, empty where none is like it."""
-    match = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean {match[0]}?" if match else ""

@@ -36,8 +36,8 @@ def test_a_list_given_as_flag_replaces_the_one_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("yaml", "flags", "message"),
     [
-        ("nmae: a\n", [], "unknown key 'nmae'. Did you mean name?"),
-        ("name: a\n", ["--raet", "2"], "unknown flag --raet. Did you mean rate?"),
+        ("nmae: a\n", [], "unknown key 'nmae'. Did you mean 'name'?"),
+        ("name: a\n", ["--raet", "2"], "unknown flag --raet. Did you mean 'rate'?"),
         ("name: a\nrate: fast\n", [], "invalid float value: 'fast'"),
         ("name: [a\n", [], "is not YAML"),
         ("- a\n", [], "must hold `key: value` lines"),

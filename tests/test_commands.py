@@ -157,7 +157,7 @@ def test_a_trained_student_is_a_starting_point(tmp_path, student):
         ({}, "either student"),
         ({"student_config": STUDENT, "dataset": "demmo"}, "demo"),
         ({"student_config": {**STUDENT, "output_strid": 8}}, "output_stride"),
-        ({"student_config": {"model_type": "segkd-pspnt"}}, "no model_type 'segkd-pspnt'. Did you mean segkd-pspnet"),
+        ({"student_config": {"model_type": "segkd-pspnt"}}, "no model_type 'segkd-pspnt'. Did you mean 'segkd-pspnet'"),
         ({"student_config": {**STUDENT, "id2label": {0: "a"}}}, "must not set id2label"),
         ({"student_config": {**STUDENT, "depth_multiplier": "x"}}, "student_config: "),
         ({"student_config": STUDENT, "image_size": [1, 1]}, "from 2"),

@@ -202,7 +202,7 @@ def test_the_command_trains_a_new_segformer_and_the_others_take_it(tmp_path):
 def test_a_config_that_no_student_has_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no student of model_type 'mask2former'"):
         training.main(flags(tmp_path, student_config={"model_type": "mask2former"}, method="none"))
-    with pytest.raises(ValueError, match=r"segformer has no field 'hidden_size'\. Did you mean hidden_sizes"):
+    with pytest.raises(ValueError, match=r"segformer has no field 'hidden_size'\. Did you mean 'hidden_sizes'"):
         training.main(flags(tmp_path, student_config={**SEGFORMER, "hidden_size": [8]}, method="none"))
 
 

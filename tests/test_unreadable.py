@@ -66,7 +66,7 @@ def test_an_evaluation_always_stops_for_a_score_over_fewer_images_is_another(fol
 
 
 def test_what_the_policy_can_not_do_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="bad_images must be stop or skip, got 'ignore'"):
+    with pytest.raises(ValueError, match="bad_images is one of stop, skip; got 'ignore'"):
         arguments(tmp_path, bad_images="ignore")
     with pytest.raises(ValueError, match="has to leave bad files out by itself"):
         DistillationTrainer(network(), arguments(tmp_path, bad_images="skip"), train_dataset=torch.arange(9))

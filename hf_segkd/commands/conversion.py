@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 
 from hf_segkd.arguments import json_object, parse_arguments
 from hf_segkd.commands.networks import build_config, load_network
-from hf_segkd.models import convert_attnfd_state_dict, convert_mmseg_state_dict
-from hf_segkd.models.pretrained_backbones import read_pickle
+from hf_segkd.models import convert_attnfd_state_dict, convert_mmseg_state_dict, read_checkpoint
 
 CONVERTERS = {"attnfd": convert_attnfd_state_dict, "mmsegmentation": convert_mmseg_state_dict}
-# The authors of AttnFD keep the best mIoU as a NumPy number in the file. Only these are let through: nothing that a
-# file could run code with.
-NUMPY_NUMBERS = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    np._core.multiarray.scalar,
-    np.dtype,
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
-]
 
 
 @dataclass(kw_only=True)
@@ -57,7 +43,7 @@ def main(args: list[str] | None = None) -> Path:
         raise ValueError(f"{output} exists already; give a new folder as output.")
     if command.source == "transformers":
         return _save_as_safetensors(command, output)
-    weights = CONVERTERS[command.source](read_checkpoint(Path(command.checkpoint)))
+    weights = CONVERTERS[command.source](read_checkpoint(command.checkpoint))
     values = {"num_labels": len(weights["classifier.weight"])}
     values |= json_object(command.network_config, "network_config")
     model = AutoModelForSemanticSegmentation.from_config(build_config(values, "network_config"))
@@ -81,19 +67,3 @@ def _save_as_safetensors(command: ConversionCommand, output: Path) -> Path:
     processor.save_pretrained(output)
     print(f"Wrote {type(model).__name__} with {model.num_parameters():,} parameters to {output}.")
     return output
-
-
-def read_checkpoint(path: Path) -> Mapping[str, Tensor]:
-    """The "state_dict" in the file, or what it holds where there is none, without running code from it.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds anything but tensors and plain values, or no dict of them.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    with torch.serialization.safe_globals(NUMPY_NUMBERS):
-        content = read_pickle(path)
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, where a checkpoint holds names and tensors.")
-    return content.get("state_dict", content)

@@ -8,15 +8,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
-import numpy as np
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
 from hf_segkd.arguments import parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.commands.networks import load_network
-from hf_segkd.data import EvaluationDataset, label_info
+from hf_segkd.data import EvaluationDataset, evenly_spread, label_info
 from hf_segkd.export import run_onnx
 from hf_segkd.export.graph import OPSET, DenseNetwork, save_onnx, save_program, trace
 from hf_segkd.export.latency import file_mb, latency_report, onnx_variant, pytorch_variants
@@ -266,11 +264,6 @@ def dense_network(model: PreTrainedModel, argmax: bool) -> DenseNetwork:
             "logits for each pixel are. Distil a student from it and export that."
         )
     return DenseNetwork(model, argmax)
-
-
-def evenly_spread(dataset: datasets.Dataset, number: int) -> datasets.Dataset:
-    """So many rows from all over a data set, since neighbours are often frames of one film."""
-    return dataset.select(np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int))
 
 
 def worst_of(first: Parity, second: Parity) -> Parity:

@@ -23,9 +23,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import logging
 
-from hf_segkd.arguments import nearest
 from hf_segkd.data import LabelInfo
 from hf_segkd.training.inputs import check_labels
+from hf_segkd.words import did_you_mean
 
 logger = logging.get_logger(__name__)
 
@@ -142,7 +142,7 @@ def build_config(values: dict[str, Any], flag: str, **given: Any) -> PreTrainedC
     model_type = values.pop("model_type", "segkd-deeplabv3plus")
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"{flag}: transformers knows no model_type {model_type!r}.{nearest(model_type, CONFIG_MAPPING)}"
+            f"{flag}: transformers knows no model_type {model_type!r}.{did_you_mean(model_type, CONFIG_MAPPING)}"
         )
     if twice := sorted(values.keys() & given.keys()):
         raise ValueError(f"{flag} must not set {', '.join(twice)}: that comes from the data set.")
@@ -153,5 +153,5 @@ def build_config(values: dict[str, Any], flag: str, **given: Any) -> PreTrainedC
     # transformers' own would keep a misspelt field as it is, and take the default of the right one.
     known = {*type(config)().to_dict(), *config.attribute_map, "num_labels"}
     if unknown := [name for name in values if name not in known]:
-        raise ValueError(f"{flag}: {model_type} has no field {unknown[0]!r}.{nearest(unknown[0], known)}")
+        raise ValueError(f"{flag}: {model_type} has no field {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
     return config

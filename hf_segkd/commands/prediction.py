@@ -12,12 +12,11 @@ from tqdm.auto import tqdm
 from hf_segkd.arguments import parse_arguments
 from hf_segkd.commands.networks import load_network
 from hf_segkd.data import voc_palette
+from hf_segkd.data.folder import IMAGE_SUFFIXES
 from hf_segkd.data.image_files import read_rgb
 from hf_segkd.foreign import with_taps
 from hf_segkd.inference import predict
 from hf_segkd.pictures import legend, overlay
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass
@@ -66,13 +65,13 @@ def image_files(paths: list[str]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            files += sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+            files += sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
         elif path.is_file():
             files.append(path)
         else:
             raise ValueError(f"There is no file or folder {path}.")
     if not files:
-        raise ValueError(f"No images ({', '.join(SUFFIXES)}) in {', '.join(paths)}.")
+        raise ValueError(f"No images ({', '.join(IMAGE_SUFFIXES)}) in {', '.join(paths)}.")
     stems = [file.stem for file in files]
     if twice := {stem for stem in stems if stems.count(stem) > 1}:
         raise ValueError(f"Several images are called {sorted(twice)[0]!r}; their pictures would overwrite each other.")

@@ -18,10 +18,10 @@ from transformers import (
 from hf_segkd.arguments import DistillationArguments, json_object, parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.commands.networks import build_config, load_network
-from hf_segkd.data import LabelInfo, check_dataset, label_info, load_unlabelled_images
+from hf_segkd.data import LabelInfo, check_dataset, evenly_spread, label_info, load_unlabelled_images
 from hf_segkd.foreign import ForeignNetwork
 from hf_segkd.models import load_pretrained_backbone
-from hf_segkd.publishing.publication import spread, versions
+from hf_segkd.publishing.publication import versions
 from hf_segkd.reports import evaluation_report, format_report, write_json
 from hf_segkd.trainer import DistillationTrainer
 
@@ -171,7 +171,7 @@ def load_splits(command: TrainingCommand, bad_images: str) -> tuple[datasets.Dat
     if command.max_train_samples is not None:
         train = train.select(range(min(command.max_train_samples, len(train))))
     if command.max_eval_samples is not None:
-        evaluation = spread(evaluation, command.max_eval_samples)
+        evaluation = evenly_spread(evaluation, command.max_eval_samples)
     if command.check_data:
         check_dataset(train, num_samples=8, bad_images=bad_images)
         check_dataset(evaluation, num_samples=8)

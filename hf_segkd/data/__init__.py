@@ -1,6 +1,6 @@
 """Data sets for semantic segmentation: loading, checking, joint augmentation, evaluation."""
 
-from .decoding import check_dataset, label_info
+from .decoding import check_dataset, evenly_spread, label_info
 from .labels import LabelInfo, voc_palette
 from .loading import load_segmentation_dataset
 from .photometric import PhotoMetricDistortion, RandomBlur
@@ -19,6 +19,7 @@ __all__ = [
     "check_dataset",
     "check_keeps_whole_images",
     "evaluation_collator",
+    "evenly_spread",
     "label_info",
     "load_segmentation_dataset",
     "load_unlabelled_images",

@@ -135,6 +135,12 @@ def label_info(dataset: datasets.Dataset) -> LabelInfo:
     return transform.scheme.info
 
 
+def evenly_spread(dataset: datasets.Dataset, number: int) -> datasets.Dataset:
+    """So many rows from all over a data set, since neighbours are often frames of one film; all where it has fewer."""
+    number = min(number, len(dataset))
+    return dataset.select(np.linspace(0, len(dataset) - 1, number).round().astype(int))
+
+
 def check_dataset(
     dataset: datasets.Dataset, num_samples: int | None = None, bad_images: Literal["stop", "skip"] = "stop"
 ) -> None:
@@ -154,10 +160,10 @@ def check_dataset(
         raise ValueError("The data set is empty.")
     if num_samples is not None and num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-    num_read = min(num_samples or len(dataset), len(dataset))
-    for index in np.linspace(0, len(dataset) - 1, num_read).round().astype(int):
+    rows = evenly_spread(dataset, num_samples or len(dataset))
+    for index in range(len(rows)):
         try:
-            dataset[int(index)]
+            rows[index]
         except UnreadableImageError:
             if bad_images != "skip":
                 raise

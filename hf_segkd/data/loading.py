@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 from collections.abc import Callable
 from functools import partial
 
 import datasets
+
+from hf_segkd.words import did_you_mean
 
 from .ade20k import load_ade20k
 from .cityscapes import load_cityscapes
@@ -59,8 +60,7 @@ def load_segmentation_dataset(
         ValueError: If the name, the split or an option is unknown, or files are missing or do not pair up.
     """
     if name not in LOADERS:
-        nearest = difflib.get_close_matches(name, LOADERS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"Unknown data set {name!r}, did you mean {nearest!r}? There are: {', '.join(LOADERS)}.")
+        raise ValueError(f"Unknown data set {name!r}.{did_you_mean(name, LOADERS)} There are: {', '.join(LOADERS)}.")
     loader, place = LOADERS[name], data_dir
     if hub_id is not None:
         if data_dir is not None or name == "demo":

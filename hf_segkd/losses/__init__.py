@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 
 from hf_segkd.losses.at import ATLoss
@@ -21,6 +20,7 @@ from hf_segkd.losses.ofd import OFDLoss
 from hf_segkd.losses.skds import SKDSLoss
 from hf_segkd.losses.sp import SPLoss
 from hf_segkd.types import NetworkSpec
+from hf_segkd.words import did_you_mean
 
 LOSSES: dict[str, type[AbstractDistillationLoss]] = {
     loss.name: loss
@@ -60,12 +60,12 @@ def create_loss(name: str, student: NetworkSpec, teacher: NetworkSpec, **kwargs)
         return _combine([part.strip() for part in name.split(",")], student, teacher, kwargs)
     if name not in LOSSES:
         raise ValueError(
-            f"Unknown distillation method {name!r}.{_nearest(name, LOSSES)} There are: {', '.join(LOSSES)}."
+            f"Unknown distillation method {name!r}.{did_you_mean(name, LOSSES)} There are: {', '.join(LOSSES)}."
         )
     known = [p for p in inspect.signature(LOSSES[name]).parameters if p not in ("student", "teacher")]
     for key in kwargs:
         if key not in known:
-            raise ValueError(f"{name} has no argument {key!r}.{_nearest(key, known)} It takes: {', '.join(known)}.")
+            raise ValueError(f"{name} has no argument {key!r}.{did_you_mean(key, known)} It takes: {', '.join(known)}.")
     return LOSSES[name](student, teacher, **kwargs)
 
 
@@ -80,11 +80,6 @@ def _combine(names: list[str], student: NetworkSpec, teacher: NetworkSpec, kwarg
             )
     losses = [create_loss(name, student, teacher, **kwargs.get(name, {})) for name in names]
     return CombinedLoss(student, teacher, losses)
-
-
-def _nearest(word: str, known) -> str:
-    match = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {match[0]!r}?" if match else ""
 
 
 __all__ = ["LOSSES", "AbstractDistillationLoss", "NetworkSpec", "create_loss"]

@@ -27,6 +27,7 @@ _HOME = {
     "convert_mmseg_hrnet_state_dict": "convert_mmseg_hrnet",
     "convert_mmseg_state_dict": "convert_mmseg",
     "load_pretrained_backbone": "pretrained_backbones",
+    "read_checkpoint": "convert_checkpoint",
 }
 __all__ = sorted(_HOME)
 

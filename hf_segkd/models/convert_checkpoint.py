@@ -2,8 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from .pretrained_backbones import read_pickle
 
 # Prefix in the authors' DeepLab -> prefix here, outside the backbone. Numbers are places in an nn.Sequential.
 HEAD_PREFIXES = {
@@ -39,17 +44,39 @@ MOBILENET_STEM = re.compile(r"backbone\.features\.0\.[01]\.")
 MOBILENET_LAYER = re.compile(r"backbone\.features\.(\d+)\.conv\.(\d+)\.(\w+)")
 RESNET_LAYER = re.compile(r"backbone\.(conv1|bn1|layer[1-4])\.")
 
+# The authors of AttnFD keep the best mIoU as a NumPy number in the file. Only these are let through: nothing that a
+# file could run code with.
+NUMPY_NUMBERS = [
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    np._core.multiarray.scalar,
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+]
+
+
+def read_checkpoint(path: str | Path) -> Mapping[str, Tensor]:
+    """The "state_dict" in the file, or what it holds where there is none, without running code from it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds anything but tensors and plain values, or no dict of them.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    with torch.serialization.safe_globals(NUMPY_NUMBERS):
+        content = read_pickle(Path(path))
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, where a checkpoint holds names and tensors.")
+    return content.get("state_dict", content)
+
 
 def convert_attnfd_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames the weights of the AttnFD authors' DeepLab to those of `DeepLabV3PlusForSemanticSegmentation`.
 
     The MobileNetV2 of that code needs `pad_before_expansion=True, late_dilation=True` to give its numbers.
 
-        checkpoint = torch.load("checkpoint.pth.tar", map_location="cpu", weights_only=False)  # a file you trust
-        model.load_state_dict(convert_attnfd_state_dict(checkpoint["state_dict"]))
-
-    (The authors' files hold a NumPy number beside the weights, so `weights_only=True` refuses them, and without it a
-    file can run code. `hf-segkd convert_checkpoint` lets such numbers through and nothing else.)
+        model.load_state_dict(convert_attnfd_state_dict(read_checkpoint("checkpoint.pth.tar")))
 
     Args:
         state_dict: The authors' "state_dict". Its attention modules and the second names of the MobileNetV2's layers

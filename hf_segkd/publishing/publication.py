@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 import hf_segkd
 from hf_segkd import models
 from hf_segkd.arguments import DistillationArguments
-from hf_segkd.data import label_info
+from hf_segkd.data import evenly_spread, label_info
 from hf_segkd.data.licences import data_terms
 from hf_segkd.inference import predict
 from hf_segkd.pictures import colour, comparison, per_class_chart
@@ -138,13 +138,7 @@ def samples_to_show(dataset: datasets.Dataset, count: int | None = None) -> tupl
         return None, f"The terms of {title} are not known to allow its images here, so none are shown."
     if count == 0:
         return None, None
-    return spread(dataset, NUM_PICTURES if count is None else count), None
-
-
-def spread(dataset: datasets.Dataset, count: int) -> datasets.Dataset:
-    """So many images of a data set, evenly spread over it."""
-    count = min(count, len(dataset))
-    return dataset.select(np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist())
+    return evenly_spread(dataset, NUM_PICTURES if count is None else count), None
 
 
 def describe(model: PreTrainedModel) -> str:

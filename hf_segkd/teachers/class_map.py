@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hf_segkd.losses.base import at_least_float32
+from hf_segkd.words import did_you_mean
 
 logger = logging.get_logger(__name__)
 
@@ -252,7 +252,6 @@ def _index(label: Any, names: list[str], side: str, file: str | Path) -> int:
     if keys.count(_key(label)) > 1:
         raise ValueError(f"{file}: the {side} has several classes {label!r}; give the index.")
     if _key(label) not in keys:
-        nearest = difflib.get_close_matches(_key(label), keys, n=1)
-        hint = f" Did you mean {names[keys.index(nearest[0])]!r}?" if nearest else ""
+        hint = did_you_mean(label, names)
         raise ValueError(f"{file}: the {side} has no class {label!r}.{hint} It has: {', '.join(names)}.")
     return keys.index(_key(label))

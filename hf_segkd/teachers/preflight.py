@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-from hf_segkd.data import AugmentedDataset, EvaluationDataset
+from hf_segkd.data import AugmentedDataset, EvaluationDataset, evenly_spread
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
-from hf_segkd.publishing.publication import spread
 from hf_segkd.teachers.adapted import AdaptedTeacher
 
 logger = logging.get_logger(__name__)
@@ -56,7 +55,7 @@ class Preflight(TrainerCallback):
             return
         student = self.trainer.accelerator.unwrap_model(self.trainer.model).network
         common = range(student.config.num_labels) if class_map is None else class_map.common
-        some = EvaluationDataset(spread(images.dataset, args.preflight_images), images.image_processor)
+        some = EvaluationDataset(evenly_spread(images.dataset, args.preflight_images), images.image_processor)
         self._judge(*self._scores(some, teacher, student, list(common)), len(some))
 
     def _scores(

@@ -200,7 +200,7 @@ def test_pascal_context_without_its_list_says_so(tmp_path):
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'cityscapes'"):
+    with pytest.raises(ValueError, match="Did you mean 'cityscapes'"):
         load_segmentation_dataset("cityscape")
 
 
