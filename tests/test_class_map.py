@@ -77,6 +77,18 @@ def test_a_file_that_is_no_map_of_these_classes_is_refused(text, message, tmp_pa
         yaml_map(tmp_path, text, names("lorry", "road", "tree", "tree", "sky"))
 
 
+def test_half_precision_is_left_before_probabilities_add_up(tmp_path):
+    found = yaml_map(tmp_path, "a: road\nb: road\nc: sky", names("a", "b", "c", "d", "e"))
+    half = LOGITS.to(torch.bfloat16)
+    assert torch.equal(found.merge(half), found.merge(half.float()))
+
+
+@pytest.mark.parametrize("labels", [{1: "road", 2: "car", 3: "sky"}, {"0": "road", "1": "car", "2": "sky"}])
+def test_names_that_do_not_count_from_0_are_refused(labels):
+    with pytest.raises(ValueError, match="has the keys"):
+        match_classes(None, labels, STUDENT)
+
+
 def test_maps_that_can_not_be_are_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no file"):
         match_classes(str(tmp_path / "nowhere.yaml"), STUDENT, STUDENT)
@@ -118,6 +130,17 @@ def test_classes_that_agree_in_nothing_have_no_map():
     defaults = {count: names(*(f"LABEL_{index}" for index in range(count))) for count in (3, 4)}
     assert match_classes(None, defaults[4], defaults[3]) is None
     assert match_classes(None, names("sky", "a"), STUDENT) is None  # one class has no distribution
+
+
+def test_a_name_at_another_index_keeps_classes_from_being_paired_by_index(caplog):
+    assert match_classes(None, names("sky", "Auto", "Strasse"), STUDENT) is None
+    assert "sky is not at one index" in caplog.text
+    assert "class_map" in caplog.text
+
+
+def test_how_the_words_of_a_name_are_joined_does_not_count():
+    teacher, student = names("traffic_sign", "Traffic-Light"), names("traffic light", "traffic  sign")
+    assert match_classes(None, teacher, student).targets == (1, 0)
 
 
 def test_a_map_tells_what_it_pairs(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class ClassMap:
 
     @classmethod
     def from_names(cls, teacher: Mapping[int, str], student: Mapping[int, str]) -> ClassMap:
-        """Pair classes of one name; case and surrounding blanks don't count.
+        """Pair classes of one name; case, surrounding blanks and what is between words (blank, _, -) don't count.
 
         Args:
             teacher: The teacher's `config.id2label`.
@@ -161,12 +162,13 @@ class ClassMap:
             logits: (b, k, h, w), k classes of the teacher.
 
         Returns:
-            (b, m, h, w), m common classes.
+            (b, m, h, w), m common classes; in float32 at least, for the sums of half precision.
         """
+        logits = at_least_float32(logits)
         merged = logits[:, [group[0] for group in self.groups]]
         for index, group in enumerate(self.groups):
             if len(group) > 1:
-                merged[:, index] = at_least_float32(logits[:, list(group)]).logsumexp(1).to(logits)
+                merged[:, index] = logits[:, list(group)].logsumexp(1)
         return merged
 
     def spread(self, merged: Tensor) -> Tensor:
@@ -189,12 +191,13 @@ def match_classes(
 
     Args:
         class_map: A map; "names" or "index"; a YAML file (see `ClassMap.from_yaml`); or None: by name where at least
-            two names are common, else by index where the numbers of classes agree.
+            two names are common, else by index where the numbers of classes agree and no name is common at another
+            index.
         teacher: The teacher's `config.id2label`.
         student: The student's.
 
     Returns:
-        The map; None where none was asked for and neither names nor numbers agree.
+        The map; None where none was asked for and neither names nor numbers agree, or a name contradicts the order.
 
     Raises:
         ValueError: If the map that was asked for does not fit the two networks.
@@ -221,12 +224,24 @@ def match_classes(
         return found
     if len(taught) != len(learnt):
         return None
+    keys = [_key(name) for name in taught]
+    if moved := [name for index, name in enumerate(learnt) if _key(name) in keys and keys[index] != _key(name)]:
+        logger.warning(
+            f"The classes are not paired: {moved[0]} is not at one index in the teacher's {taught} and the student's "
+            f"{learnt}. Say which teaches which with class_map."
+        )
+        return None
     if not nameless:
         logger.warning(f"The teacher calls its labels {taught}, the student {learnt}; they are paired by index.")
     return ClassMap.from_indices(teacher, student)
 
 
 def _names(id2label: Mapping[int, str]) -> list[str]:
+    if set(id2label) != set(range(len(id2label))):
+        raise ValueError(
+            f"config.id2label names the classes 0, 1, 2 ... by integers, and has the keys {list(id2label)[:5]}; its "
+            "network can be paired with no other before that is mended."
+        )
     return [id2label[index] for index in range(len(id2label))]
 
 
@@ -235,7 +250,7 @@ def _are_defaults(names: list[str]) -> bool:
 
 
 def _key(name: str) -> str:
-    return name.strip().lower()
+    return re.sub(r"[\s_-]+", " ", name.strip().lower())
 
 
 def _index(label: Any, names: list[str], side: str, file: str | Path) -> int:
