@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from foreign_models import SIDE, build, no_scipy  # noqa: F401
-from tiny_runs import SIZE, arguments, network, same, scenes, trainer, weights
+from tiny_runs import SIZE, arguments, network, processor, same, scenes, trainer, weights
 from torch import nn
+from torch.utils.data import Dataset
 from transformers import SegformerImageProcessor, TrainerCallback
 
 from hf_segkd.teachers.class_map import ClassMap
+from hf_segkd.teachers.preflight import _centre
 from hf_segkd.trainer import DistillationTrainer
 
 NAMES = list(network().config.id2label.values())
@@ -180,20 +182,82 @@ def test_a_run_that_goes_on_is_not_tried_again(tmp_path):
     assert run.state.global_step == 3
 
 
+class Crops(Dataset):
+    """A user's own data set, of which nobody knows the size of the crops."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return {"pixel_values": torch.zeros(3, SIDE, SIDE), "labels": torch.zeros(SIDE, SIDE, dtype=torch.long)}
+
+
 @pytest.mark.usefixtures("no_scipy")
-def test_a_teacher_of_one_size_is_tried_on_images_of_the_crops_size(tmp_path):
-    teacher = build(foreign_models.eomt, **NAMED)
-    run = trainer(
-        tmp_path, teacher=teacher, method="kd", preflight_images=2, crop_size=[SIDE, SIDE], max_steps=1,
-        allow_weak_teacher=True,
+@pytest.mark.parametrize("data", ["ours", "own"])
+@pytest.mark.parametrize("side", ["teacher", "student"])
+def test_networks_of_one_size_are_tried_on_the_centres_of_images(side, data, tmp_path):
+    make = {"teacher": foreign_models.eomt, "student": foreign_models.dpt}[side]
+    networks = {"teacher": network(width=12, seed=1), "student": network(), side: build(make, **NAMED)}
+    sizes = []
+    run = DistillationTrainer(
+        networks["student"],
+        arguments(tmp_path, method="kd", preflight_images=2, max_steps=1, crop_size=[SIDE, SIDE],
+                  allow_weak_teacher=True),
+        teacher=networks["teacher"],
+        train_dataset=scenes() if data == "ours" else Crops(),
+        eval_dataset=scenes("val", 7),
+        processing_class=processor(),
     )  # fmt: skip
+    networks["teacher"].register_forward_pre_hook(
+        lambda _, __, inputs: sizes.append(inputs["pixel_values"]), with_kwargs=True
+    )
     run.train()
     assert 0 <= scores(run)[0] <= 1
+    image = run.eval_dataset[0]["pixel_values"]
+    left = (image.shape[2] - SIDE) // 2
+    tried = [pixels for pixels in sizes if pixels.shape[2:] == (SIDE, SIDE)]
+    assert torch.equal(tried[0], image[None, :, :, left : left + SIDE])
+
+
+@pytest.mark.usefixtures("no_scipy")
+def test_networks_that_take_no_validation_image_are_not_tried(tmp_path, messages):
+    class Choosy(Knowing):
+        def forward(self, pixel_values, output_features=False):
+            if not output_features:
+                raise ValueError("The sizes are wrong.")
+            return super().forward(pixel_values, output_features)
+
+    run_with(tmp_path, Choosy()).train()
+    (text,) = [text for text in messages["warning"] if "not tried" in text]
+    assert "4 of 4 validation images neither whole nor as a crop. The sizes are wrong." in text
+
+
+def test_the_centre_of_an_image_and_its_labels_fit():
+    labels = torch.arange(12).view(3, 4)
+    pixels = labels.float().expand(1, 3, 3, 4)
+    for size in ((2, 2), (7, 2), (2, 9), (6, 6)):
+        cut, cut_labels = _centre(pixels, labels, size, 255)
+        assert cut.shape == (1, 3, *size)
+        inside = cut_labels != 255
+        assert torch.equal(cut[0, 0][inside], cut_labels[inside].float())
+        assert inside.sum() == min(size[0], 3) * min(size[1], 4)
+    large, fitting = _centre(pixels, labels.repeat_interleave(3, 0).repeat_interleave(3, 1), (2, 2), 255)
+    assert torch.equal(large[0, 0], fitting.float())
 
 
 def test_without_images_or_common_classes_there_is_nothing_to_compare(tmp_path, messages):
     strangers = network(width=12, seed=1, id2label=dict(enumerate("abcdefg")), label2id=None)
     trainer(tmp_path, teacher=strangers, method="at", preflight_images=4, max_steps=1).train()
-    run = run_with(tmp_path, Knowing((1, 0, 3, 2)), eval_dataset={"one": scenes("val", 7)})
+    run = run_with(tmp_path, Knowing((1, 0, 3, 2)))
+    run.eval_dataset = None
     run.train()
     assert [text.split(":")[0] for text in messages["info"]] == ["The teacher is not tried"] * 2
+    for images in (Crops(), {"one": Crops()}):
+        run_with(tmp_path, Knowing((1, 0, 3, 2)), eval_dataset=images).train()
+    assert sum("The teacher is not tried" in text for text in messages["warning"]) == 2
+
+
+def test_of_several_evaluation_sets_the_first_that_shows_images_is_taken(tmp_path):
+    images = {"own": Crops(), "one": scenes("val", 7)}
+    with pytest.raises(ValueError, match="is not better"):
+        run_with(tmp_path, Knowing((1, 0, 3, 2)), eval_dataset=images).train()

@@ -192,7 +192,7 @@ class ForeignNetwork(nn.Module):
             try:
                 output = self.model(pixel_values=pixel_values, **inputs)
             except (RuntimeError, ValueError) as error:
-                size, tried = tuple(pixel_values.shape[-2:]), _trial_size(self.model.config)
+                size, tried = tuple(pixel_values.shape[-2:]), trial_size(self.model.config)
                 compiling = type(error).__module__.startswith("torch._dynamo")
                 cast = pixel_values.dtype != self.model.dtype
                 if size == tried or compiling or cast or isinstance(error, torch.OutOfMemoryError):
@@ -213,7 +213,7 @@ class ForeignNetwork(nn.Module):
 
     def _trial_image(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        image = torch.randn(1, 3, *_trial_size(self.model.config), generator=generator)
+        image = torch.randn(1, 3, *trial_size(self.model.config), generator=generator)
         return image.to(device=self.model.device, dtype=self.model.dtype)
 
     @torch.no_grad()
@@ -318,7 +318,8 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _trial_size(config: PreTrainedConfig) -> tuple[int, int]:
+def trial_size(config: PreTrainedConfig) -> tuple[int, int]:
+    """Height and width of an image that a network takes: the one in its config, where there is one."""
     size = getattr(config, "image_size", None) or TRIAL_SIZE
     return (size, size) if isinstance(size, int) else tuple(size)
 
