@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from foreign_models import build, no_scipy  # noqa: F401
-from test_commands import STUDENT, flags
+from tiny_commands import STUDENT, flags
 from tiny_runs import SIZE, arguments, network, processor, scenes
 from transformers import MobileViTImageProcessor, SegformerImageProcessor
 

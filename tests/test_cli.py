@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,26 +47,25 @@ def test_a_command_takes_the_flags_of_its_script(name, capsys, monkeypatch):
     assert stop.value.code == 2
 
 
-def run_script(*args, **environment):
-    done = subprocess.run(
-        [sys.executable, *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
-    return done.returncode, done.stderr
+MISTAKE = ["--model", "nowhere", "--images", "none.png", "--output", "out"]
+TOLD = "error: There is no file or folder none.png.\n(HF_SEGKD_TRACEBACK=1 shows where it was raised.)\n"
 
 
-def test_a_mistake_ends_with_one_line_and_exit_code_1_and_its_traceback_is_there_for_who_asks():
-    mistake = (SCRIPTS / "predict.py", "--model", "nowhere", "--images", "none.png", "--output", "out")
-    told = "error: There is no file or folder none.png.\n(HF_SEGKD_TRACEBACK=1 shows where it was raised.)\n"
-    code, shown = run_script(*mistake)
-    assert (code, shown[-len(told) :]) == (1, told)
-    assert "Traceback" not in shown
-    code, shown = run_script(*mistake, HF_SEGKD_TRACEBACK="1")
-    assert code == 1
-    assert "Traceback" in shown
+def test_a_mistake_ends_with_one_line_and_exit_code_1():
+    command = [sys.executable, SCRIPTS / "predict.py", *MISTAKE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr[-len(TOLD) :]) == (1, TOLD)
+    assert "Traceback" not in done.stderr
+
+
+def test_the_traceback_of_a_mistake_is_there_for_who_asks(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["hf-segkd"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["predict", *MISTAKE])
+    assert (stop.value.code, capsys.readouterr().err) == (1, TOLD)
+    monkeypatch.setenv("HF_SEGKD_TRACEBACK", "1")
+    with pytest.raises(ValueError, match=r"no file or folder none\.png"):
+        cli.main(["predict", *MISTAKE])
 
 
 @pytest.mark.parametrize("error", [ValueError, FloatingPointError])

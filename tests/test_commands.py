@@ -10,6 +10,7 @@ import pytest
 from local_hub import LocalHub
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_commands import OPTIONS, STUDENT, flags
 from tiny_runs import SIZE, network, processor, scenes
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
@@ -18,28 +19,6 @@ from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.commands.networks import load_network
 
 ROOT = Path(__file__).parents[1]
-OPTIONS = {"image_size": list(SIZE), "num_classes": 4, "num_images": 8}
-BASE = {
-    "dataset": "demo",
-    "dataset_options": OPTIONS,
-    "image_size": list(SIZE),
-    "max_steps": 2,
-    "per_device_train_batch_size": 4,
-    "per_device_eval_batch_size": 3,
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "preflight_images": 0,  # teachers have random weights
-    "use_cpu": True,
-}
-STUDENT = {"backbone": "mobilenet_v2", "depth_multiplier": 0.1, "aspp_channels": 8, "decoder_channels": 8}
-
-
-def flags(folder, **values):
-    """A YAML file (JSON is YAML) and the flags that read it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "recipe.yaml"
-    path.write_text(json.dumps({**BASE, **values}))
-    return ["--config", str(path), "--output_dir", str(folder)]
 
 
 @pytest.fixture(scope="module")

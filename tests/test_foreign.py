@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from foreign_models import DENSE, ONEFORMER_INPUTS, QUERY, SIDE, build, no_scipy  # noqa: F401
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_commands import OPTIONS, STUDENT, flags
+from tiny_commands import OPTIONS, STUDENT, flags
 from tiny_runs import NUM_CLASSES, network, processor, same, scenes, trainer, weights
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel

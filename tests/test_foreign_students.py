@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from foreign_models import DENSE, QUERY, SIDE, build, no_scipy  # noqa: F401
-from test_commands import OPTIONS, flags
-from test_two_processes import spawn
+from several_processes import spawn
+from tiny_commands import OPTIONS, flags
 from tiny_runs import NUM_CLASSES, network, same, scenes, trainer, weights
 from transformers import AutoModelForSemanticSegmentation, TrainerCallback, UperNetForSemanticSegmentation
 

@@ -1,34 +1,26 @@
 import json
 import math
-import os
-import socket
-import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import network, same, scenes, trainer, weights
-from transformers import TrainerCallback
+from several_processes import GLOO, spawn
+from tiny_runs import StopAfter, network, same, scenes, trainer, weights
 
 NAN, INF = math.nan, math.inf
 
 
-def spoil(run, step, change, process=None):
+def spoil(run, step, change):
     """Let `change` alter the batch of the optimizer step that is the `step`-th, counted from 1."""
     prepare = run._prepare_inputs
 
     def prepare_and_change(inputs):
         inputs = prepare(inputs)
-        if run.state.global_step + 1 == step and process in (None, run.args.process_index):
+        if run.state.global_step + 1 == step:
             change(inputs)
         return inputs
 
     run._prepare_inputs = prepare_and_change
-
-
-class _StopAfterTwo(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= 2
 
 
 def one_pixel_nan(inputs):
@@ -45,7 +37,7 @@ def stopped(run, *patterns):
 
 def test_a_nan_in_an_image_stops_the_run_with_its_name_and_leaves_weights_and_batch(tmp_path):
     after_two = trainer(tmp_path / "two", method="cwd", max_steps=4)
-    after_two.add_callback(_StopAfterTwo())
+    after_two.add_callback(StopAfter(2))
     after_two.train()
     run = trainer(tmp_path, method="cwd", max_steps=4)
     spoil(run, 3, one_pixel_nan)
@@ -155,11 +147,8 @@ def test_logits_that_are_not_finite_are_not_scored(tmp_path):
         run.evaluate()
 
 
-def stop_together(rank, port, folder):
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in environment.items()})
-    torch.set_num_threads(1)
-    run = trainer(folder, method="kd", per_device_train_batch_size=3, ddp_backend="gloo", max_steps=4)
+def stop_together(rank, folder):
+    run = trainer(folder, method="kd", per_device_train_batch_size=3, max_steps=4, **GLOO)
     # A term of weight 0 whose gradient is finite: nothing but the guard tells the other process.
     terms = run.model.loss.terms
     bad = torch.tensor(NAN if rank == 1 else 0.0)
@@ -173,21 +162,11 @@ def stop_together(rank, port, folder):
         run.train()
     except FloatingPointError as error:
         (folder / f"{rank}.txt").write_text(f"{run.state.global_step} {error}")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_stop_together_and_the_one_with_the_nan_says_why(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]  # a free one
-    context = torch.multiprocessing.spawn(stop_together, (port, tmp_path), nprocs=2, join=False)
-    end = time.monotonic() + 120
-    while not context.join(timeout=5) and time.monotonic() < end:
-        pass
-    hanging = [process for process in context.processes if process.is_alive()]
-    for process in hanging:
-        process.kill()
-    assert hanging == []
+    spawn(2, tmp_path, stop_together, seconds=120)
     first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
     assert first == "1 Step 2: a term is not finite on another process, which says what and why."
     assert second.startswith("1 Step 2: the term kd is nan. ")

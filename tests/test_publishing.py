@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import ModelCard
 from local_hub import LocalHub
 from PIL import Image
-from test_commands import OPTIONS, STUDENT, flags
+from tiny_commands import OPTIONS, STUDENT, flags
 from tiny_runs import SIZE, network, processor, scenes
 from transformers import (
     AutoModelForSemanticSegmentation,

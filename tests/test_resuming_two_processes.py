@@ -3,11 +3,10 @@
 import json
 import os
 import signal
-import socket
 
 import pytest
-import torch
-from test_resuming import differing, resume
+from resumed_runs import differing, resume
+from several_processes import spawn
 from tiny_runs import trainer
 from transformers import TrainerCallback
 
@@ -31,10 +30,7 @@ class TermToTheSecond(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run_everything(rank, port, folder):
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in environment.items()})
-    torch.set_num_threads(1)
+def run_everything(rank, folder):
     for method in METHODS:
         chosen = options(method)
         straight = trainer(folder / method / "straight", **chosen)
@@ -49,16 +45,11 @@ def run_everything(rank, port, folder):
         run.train()
     except SystemExit as exit_:
         (folder / f"exit-{rank}.json").write_text(json.dumps([exit_.code, run.state.global_step]))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]  # a free one
-    torch.multiprocessing.spawn(run_everything, (port, folder), nprocs=2)
-    return folder
+    return spawn(2, tmp_path_factory.mktemp("two"), run_everything)
 
 
 @pytest.mark.slow

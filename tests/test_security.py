@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from local_hub import LocalHub
-from test_commands import OPTIONS, STUDENT, flags
+from tiny_commands import OPTIONS, STUDENT, flags
 from tiny_runs import arguments, network, processor, same, scenes, weights
 
 import hf_segkd

@@ -13,6 +13,7 @@ from hf_segkd.losses import LOSSES
 from hf_segkd.trainer import LOSS_STATE_FILE, DistillationTrainer
 
 
+@pytest.mark.usefixtures("_small_discriminator")
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("method", LOSSES)
 def test_every_method_trains_the_student_and_its_own_parameters_and_leaves_the_teacher_alone(method, bf16, tmp_path):

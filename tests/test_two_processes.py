@@ -1,10 +1,8 @@
 """What two processes must agree on, with every method. One pair of processes runs them all: starting costs most."""
 
-import os
-import socket
-
 import pytest
 import torch
+from several_processes import GLOO, spawn
 from test_global_batch import UNCOUPLED, assert_same_training, train
 from tiny_runs import network, same, trainer, weights
 from transformers import AutoModelForSemanticSegmentation
@@ -14,24 +12,7 @@ from hf_segkd.losses import LOSSES
 # Beside those without any coupling: what these take from a batch they take from the batches of all processes.
 SHARED = {method: {} for method in ("sp", "fakd_pd", "fakd_cwd")}
 ALIKE = {**UNCOUPLED, **SHARED}
-GLOO = {"ddp_backend": "gloo"}
 PREFLIGHT = {"preflight_images": 5, "allow_weak_teacher": True}
-
-
-def start(rank, world_size, port, folder, job):
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in environment.items()})
-    torch.set_num_threads(1)
-    job(rank, folder)
-    torch.distributed.destroy_process_group()
-
-
-def spawn(world_size, folder, job):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]  # a free one
-    torch.multiprocessing.spawn(start, (world_size, port, folder, job), nprocs=world_size)
-    return folder
 
 
 def jobs_of_two(rank, folder):

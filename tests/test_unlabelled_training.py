@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from test_two_processes import GLOO, spawn
+from several_processes import GLOO, spawn
 from tiny_runs import SIZE, StopAfter, arguments, network, processor, same, scenes, weights, without_batch_coupling
 
 from hf_segkd.commands import training

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from test_two_processes import spawn
+from several_processes import spawn
 from tiny_runs import SIZE, StopAfter, arguments, network, processor, same, scenes, weights
 
 from hf_segkd.commands import training

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from loss_cases import STUDENT, TEACHER, make_features, make_labels, reference
+from several_processes import spawn
 from torch import distributed as dist
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -550,16 +551,15 @@ def distributed(loss):
     return torch.nn.parallel.DistributedDataParallel(loss)
 
 
-def gloo_worker(rank, address, folder):
-    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
+def job(rank, folder):
+    dist.init_process_group("gloo")
     loss, terms = one_run([parts[rank] for parts in shares()], distributed)
     torch.save((loss.memory.state_dict(), terms), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_hold_the_same_queues_those_of_one_process_with_all_the_images(tmp_path):
-    torch.multiprocessing.spawn(gloo_worker, (tmp_path / "address", tmp_path), nprocs=2)
+    spawn(2, tmp_path, job)
     (state, terms), (other, other_terms) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(value, other[name]) for name, value in state.items())
     assert {len(s["pixels.vectors"]) for s in (state, other)} == {5}

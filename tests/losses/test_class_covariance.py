@@ -3,6 +3,7 @@ import threading
 import fakd_case as case
 import pytest
 import torch
+from several_processes import spawn
 from torch import distributed as dist
 
 from hf_segkd.losses.class_covariance import ClassCovariance, sort_by_class
@@ -137,18 +138,17 @@ def test_two_ranks_hold_the_statistics_of_all_pixels(kind, monkeypatch):
         assert_state(state, pooled(shares[0] + shares[1], kind))
 
 
-def gloo_worker(rank, address, folder):
-    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
+def job(rank, folder):
+    dist.init_process_group("gloo")
     statistics = ClassCovariance(4, 3).double()
     for rows, labels in batches(6)[rank::2]:
         statistics.update(rows, labels)
     torch.save(statistics.state_dict(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_hold_the_statistics_of_all_pixels(tmp_path):
-    torch.multiprocessing.spawn(gloo_worker, (tmp_path / "address", tmp_path), nprocs=2)
+    spawn(2, tmp_path, job)
     for rank in (0, 1):
         statistics = ClassCovariance(4, 3).double()
         statistics.load_state_dict(torch.load(tmp_path / f"{rank}.pt"))

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from loss_cases import STUDENT, TEACHER, make_features, make_labels, reference
+from several_processes import spawn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from transformers.utils import logging
@@ -102,17 +103,16 @@ def value_and_gradient(images, teacher, labels, model, **kwargs):
     return [value.detach(), *(parameter.grad for parameter in model.parameters())]
 
 
-def gloo_worker(rank, address, folder):
-    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
+def job(rank, folder):
+    dist.init_process_group("gloo")
     share = [tensor[2 * rank : 2 * rank + 2] for tensor in batch_of_four()]
     torch.save(value_and_gradient(*share, DistributedDataParallel(network())), f"{folder}/{rank}.pt")
     torch.save(value_and_gradient(*share, network(), gather=False), f"{folder}/alone{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_have_value_and_gradient_of_the_whole_batch(tmp_path):
-    torch.multiprocessing.spawn(gloo_worker, (tmp_path / "address", tmp_path), nprocs=2)
+    spawn(2, tmp_path, job)
     expected = value_and_gradient(*batch_of_four(), network())
     for rank in (0, 1):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=1e-9, atol=1e-12)
