@@ -5,7 +5,7 @@ import pytest
 import torch
 from foreign_models import build, segformer
 from PIL import Image
-from test_commands import OPTIONS, flags
+from tiny_commands import OPTIONS, flags
 from tiny_runs import SIZE, network, processor, scenes, trainer
 
 from hf_segkd.commands import evaluation, prediction, training
