@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import sys
 
+import foreign_models
 import pytest
 import torch
 from tiny_runs import arguments, network, processor, scenes, trainer
-from transformers import AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 
+from hf_segkd.foreign import ForeignNetwork
 from hf_segkd.trainer import DistillationTrainer
-from hf_segkd.training.checkpoints import RECORD_FILE, digest
+from hf_segkd.training.checkpoints import RECORD_FILE
+from hf_segkd.training.run_settings import digest
 
 SAVING = {"method": "kd", "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
 
@@ -62,7 +65,7 @@ def test_another_teacher_student_or_other_images_are_refused(finished):
     with pytest.raises(ValueError, match=f"taught by a teacher .* have {digest(teacher)}"):
         resume(finished, teacher=teacher)
     other = trainer(finished, student=network(aspp_dropout=0.2), **SAVING)
-    with pytest.raises(ValueError, match=r"of a student with aspp_dropout 0\.\d \(this run: 0.2\)\n"):
+    with pytest.raises(ValueError, match=r"whose student has aspp_dropout 0\.\d \(this run: 0.2\)\n"):
         other.train(resume_from_checkpoint=True)
     for images, message in ((scenes(num_images=8), "training images: 12"), (scenes("val"), "names of the training")):
         other = DistillationTrainer(
@@ -74,6 +77,80 @@ def test_another_teacher_student_or_other_images_are_refused(finished):
         )
         with pytest.raises(ValueError, match=message):
             other.train(resume_from_checkpoint=True)
+
+
+def with_pixels(folder, teacher=None, teacher_mean=None, **processor_options):
+    def made(**options):
+        return SegformerImageProcessor(size={"height": 32, "width": 48}, do_reduce_labels=False, **options)
+
+    return DistillationTrainer(
+        network(),
+        arguments(folder, **SAVING),
+        teacher=network(width=12, seed=1) if teacher is None else teacher,
+        teacher_processor=None if teacher_mean is None else made(image_mean=teacher_mean),
+        train_dataset=scenes(),
+        processing_class=made(**processor_options),
+    )
+
+
+def test_a_teacher_of_other_strides_or_with_other_pixels_is_refused_by_what_differs(finished):
+    backbone = {**network().config.backbone_config.to_dict(), "width": 12, "strides": [1, 2, 2, 2]}
+    with pytest.raises(
+        ValueError, match=r"whose teacher's config has backbone_config.strides \[1, 2, 2, 1\] \(this .* 2\]\)\n"
+    ):
+        with_pixels(finished, network(width=12, seed=1, backbone_config=backbone)).train("last")
+    with pytest.raises(ValueError, match=r"trained with teacher's pixels: None, this run has \{'scale'"):
+        with_pixels(finished, teacher_mean=[0.0, 0.0, 0.0]).train("last")
+
+
+def test_other_pixels_of_the_student_are_warned_about(run, caplog):
+    with_pixels(run, image_mean=[0.0, 0.0, 0.0]).train(True)
+    warnings = [record.message for record in caplog.records if "The run goes on" in record.message]
+    assert len(warnings) == 1
+    assert "whose image processor has image_mean [0.485, 0.456, 0.406] (this run: [0.0, 0.0, 0.0])" in warnings[0]
+
+
+def test_other_taps_of_foreign_networks_are_refused(tmp_path):
+    def of_taps(student, teacher):
+        return trainer(
+            tmp_path,
+            student=ForeignNetwork(segformer(), {"mine": f"segformer.stages.{student}.patch_embeddings.proj"}),
+            teacher=ForeignNetwork(segformer(), {"mine": f"segformer.stages.{teacher}.patch_embeddings.proj"}),
+            **{**SAVING, "max_steps": 1, "method": "at", "method_kwargs": {"taps": ["mine"]}},
+        )
+
+    labels = {"id2label": network().config.id2label, "label2id": network().config.label2id}
+
+    def segformer():
+        torch.manual_seed(0)
+        return foreign_models.segformer(**labels)
+
+    path = r"mine 'segformer.stages.0.patch_embeddings.proj' \(this run: 'segformer.stages.1.patch_embeddings.proj'\)\n"
+    of_taps(0, 0).train()
+    of_taps(0, 0).train(True)
+    for changed, taps in (("student", (1, 0)), ("teacher", (0, 1))):
+        with pytest.raises(ValueError, match=f"whose {changed}'s taps has {path}"):
+            of_taps(*taps).train(True)
+
+
+def test_a_learning_rate_that_is_scaled_otherwise_is_refused(tmp_path):
+    scaled = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "scale_lr": True}
+    trainer(tmp_path, recipe_batch_size=8, **scaled).train()
+    with pytest.raises(ValueError, match=r"trained with scaled learning rate: 0\.005, this run has 0\.02"):
+        trainer(tmp_path, recipe_batch_size=2, **scaled).train(True)
+
+
+def test_the_student_of_a_checkpoint_and_records_of_other_versions_are_resumed(run, caplog):
+    student = AutoModelForSemanticSegmentation.from_pretrained(run / "checkpoint-1")
+    trainer(run, student=student, **SAVING).train(str(run / "checkpoint-1"))
+    file = run / "checkpoint-1" / RECORD_FILE
+    record = json.loads(file.read_text())
+    del record["class map"], record["processes"], record["student"]["chunk_size_feed_forward"]
+    record["student"]["of_another_version"] = 1
+    record["student"]["backbone_config"] = {"model_type": "segkd-resnet", "width": 8, "dtype": None, "dropped": 1}
+    file.write_text(json.dumps(record))
+    resume(run)
+    assert not [record for record in caplog.records if "The run goes on" in record.message]
 
 
 def test_all_that_differs_is_in_one_error(finished):
@@ -90,8 +167,8 @@ def test_other_settings_that_can_be_followed_are_warned_about_and_the_rest_is_no
         assert sum(expected in warning for warning in warnings) == 1
 
 
-def test_the_same_settings_are_not_warned_about(run, caplog):
-    resume(run)
+def test_the_same_settings_and_those_without_bearing_are_not_warned_about(run, caplog):
+    resume(run, num_train_epochs=7, torch_empty_cache_steps=5, average_tokens_across_devices=False, bad_images="skip")
     assert not [record for record in caplog.records if "The run goes on" in record.message]
 
 

@@ -13,6 +13,7 @@ from resumed_runs import differing, resume
 from tiny_runs import same, trainer, weights
 
 from hf_segkd.losses import LOSSES
+from hf_segkd.trainer import DistillationTrainer
 from hf_segkd.training.checkpoints import RECORD_FILE
 
 
@@ -119,3 +120,21 @@ def test_checkpoints_at_the_end_of_epochs_and_the_best_one_are_resumed_exactly(t
     assert found <= {"trainer_state.json"}  # which holds the seconds that evaluations took
     assert resumed.state.best_model_checkpoint == straight.state.best_model_checkpoint
     assert same(weights(resumed.student), weights(straight.student))
+
+
+def test_a_moved_run_keeps_its_best_checkpoint_and_ends_with_it(tmp_path, monkeypatch):
+    options = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1, "eval_steps": 1}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "mean_iou", "save_total_limit": 2}
+    scores = {1: 0.4, 2: 0.1, 3: 0.2, 4: 0.3}
+    monkeypatch.setattr(
+        DistillationTrainer,
+        "_evaluate",
+        lambda run, *args, **kwargs: {"eval_mean_iou": scores[run.state.global_step]},
+    )
+    trainer(tmp_path / "here", max_steps=3, **options).train()
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    best = weights(type(network()).from_pretrained(tmp_path / "there" / "checkpoint-1"))
+    resumed = resume(tmp_path / "there", True, max_steps=4, **options)
+    assert resumed.state.best_model_checkpoint == str(tmp_path / "there" / "checkpoint-1")
+    assert same(weights(resumed.student), best)
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["checkpoint-1", "checkpoint-4"]

@@ -14,7 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
@@ -22,14 +24,13 @@ from hf_segkd.publishing.publishing_trainer import PublishingTrainer
 from hf_segkd.training.checkpoints import (
     check_files,
     checkpoints_in,
-    differences,
     flush,
     newest_whole,
     num_bytes,
-    run_settings,
     write_record,
 )
 from hf_segkd.training.interruption import Interruption, start_deaf_worker
+from hf_segkd.training.run_settings import differences, run_settings
 
 logger = logging.get_logger(__name__)
 
@@ -55,6 +56,8 @@ class CheckpointingTrainer(PublishingTrainer):
             )
         self._interruption = Interruption()
         self.add_callback(self._interruption)
+        self._best = _BestCheckpoint()
+        self.add_callback(self._best)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `Trainer` does, after a check that the run can go on from the checkpoint as if it had never stopped.
@@ -75,6 +78,7 @@ class CheckpointingTrainer(PublishingTrainer):
         self.accelerator.wait_for_everyone()  # before one looks for checkpoints, or writes one
         if resume_from_checkpoint in (True, "last"):
             resume_from_checkpoint = str(newest_whole(folder))
+        self._best.resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         if resume_from_checkpoint:
             self._check_resumable(Path(resume_from_checkpoint))
         elif earlier := checkpoints_in(folder):
@@ -100,8 +104,11 @@ class CheckpointingTrainer(PublishingTrainer):
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        teacher = None if self.teacher is None else self.accelerator.unwrap_model(self.teacher)
-        return run_settings(self.args, self.train_dataset, self.student, teacher)
+        teacher = self.teacher
+        if teacher is not None:
+            teacher = self.accelerator.unwrap_model(teacher, keep_torch_compile=False)
+        student = self.accelerator.unwrap_model(self.model).network  # with its taps
+        return run_settings(self.args, self.train_dataset, student, teacher, self.processing_class)
 
     def _run_epoch(self, *args: Any, train_dataloader: Any, **kwargs: Any) -> None:
         """As `Trainer`, but no step more when the checkpoint that was resumed is that of the last step."""
@@ -176,3 +183,25 @@ class CheckpointingTrainer(PublishingTrainer):
             self._saving = False
             if self.args.should_save:
                 shutil.rmtree(unfinished, ignore_errors=True)
+
+
+class _BestCheckpoint(TrainerCallback):
+    """Finds the best checkpoint beside the one that is resumed, wherever the run's folder was moved to.
+
+    `Trainer` saves its path, and keeps it from being deleted by comparing paths as they are written.
+    """
+
+    resumed: Path | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.resumed is None:
+            return
+        best = TrainerState.load_from_json(str(self.resumed / TRAINER_STATE_NAME)).best_model_checkpoint
+        if best is None:
+            return
+        folder, output = self.resumed.parent, Path(args.output_dir)
+        here = (output if output.is_dir() and output.samefile(folder) else folder) / Path(best).name
+        if here.is_dir():
+            if state.best_model_checkpoint is None:
+                logger.warning(f"The best checkpoint is not lost: the run's folder was moved, it is {here} now.")
+            state.best_model_checkpoint = str(here)
