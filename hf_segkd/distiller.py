@@ -102,13 +102,13 @@ class Distiller(nn.Module):
         return {"loss": loss, "terms": {name: value.detach() for name, value in terms.items()}}
 
     def _of_common_classes(self, features: Features, labels: Tensor) -> tuple[Features, Tensor]:
-        """The features and the labels as the loss knows the classes."""
+        """The features and the labels as the loss knows the classes; pixels of others have the label behind them."""
         features = {**features, "logits": features["logits"].index_select(1, self.common)}
         if "classifier_weight" in features:
             features["classifier_weight"] = features["classifier_weight"].index_select(0, self.common)
         index = torch.searchsorted(self.common, labels).clamp(max=len(self.common) - 1)
         ignored = (labels == self.config.semantic_loss_ignore_index) | (self.common[index] != labels)
-        return features, index.masked_fill(ignored, self.config.semantic_loss_ignore_index)
+        return features, index.masked_fill(ignored, len(self.common))
 
     @property
     def network(self) -> PreTrainedModel | ForeignNetwork:
@@ -232,7 +232,8 @@ def _seeded_loss(learnt: NetworkSpec, taught: NetworkSpec, args: DistillationArg
 
 
 def _with_classes(spec: NetworkSpec, count: int) -> NetworkSpec:
-    return replace(spec, num_labels=count, channels={**spec.channels, "logits": count})
+    # The student's own ignored label may be one of the common classes' numbers.
+    return replace(spec, num_labels=count, ignore_index=count, channels={**spec.channels, "logits": count})
 
 
 def _without_logits(spec: NetworkSpec, num_labels: int) -> NetworkSpec:

@@ -265,3 +265,19 @@ def test_the_card_of_a_student_shows_the_masks_of_an_adapted_teacher_in_the_stud
         processing_class=processor(),
     )
     assert list(stranger._networks()) == ["student"]
+
+
+@pytest.mark.parametrize("method", ["cirkd"])
+def test_an_ignored_label_below_the_number_of_common_classes_changes_nothing(method, tmp_path):
+    teacher = adapted(with_head_of(network(width=12, seed=1), [1, 3, 2], [NAMES[1], NAMES[3], NAMES[2]]), network())
+    assert teacher.class_map.common == (1, 2, 3)
+    results = []
+    for ignored in (255, 0):
+        labels = LABELS.masked_fill((LABELS == 0) | (LABELS == 255), ignored)
+        student = network(semantic_loss_ignore_index=ignored)
+        results.append(distiller_terms(student, teacher, tmp_path, method, labels))
+    (terms, gradient), (its_terms, its_gradient) = results
+    assert terms.keys() == its_terms.keys()
+    for name, value in terms.items():
+        torch.testing.assert_close(its_terms[name], value)
+    torch.testing.assert_close(its_gradient, gradient)
