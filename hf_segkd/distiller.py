@@ -163,6 +163,8 @@ def build_distiller(
         )
     loss, common = _create_loss(student, teacher, args)
     distiller = Distiller(student, loss, args.ce_weight, common)
+    if isinstance(student, ForeignNetwork):
+        student.release()
     _freeze(distiller.student, args.frozen)
     if loss is not None and loss.uses_classifier_weight:
         _ = distiller.network.classifier  # an error now, not at the first step
@@ -211,14 +213,16 @@ def _create_loss(
     if not isinstance(teacher, AdaptedTeacher) or (classes is not None and classes.is_complete):
         return _seeded_loss(learnt, taught, args), None
     # A method that compares features alone wants all classes of the student, whatever those of the teacher are.
-    try:
-        return _seeded_loss(learnt, _without_logits(taught, learnt.num_labels), args), None
-    except ValueError as error:
-        if classes is None:
-            raise ValueError(
-                f"{error} Its logits can't be compared: fewer than two of its {taught.num_labels} classes have names "
-                f"of the student's {learnt.num_labels}. Say which teaches which with class_map (--class_map FILE.yaml)."
-            ) from error
+    loss = _seeded_loss(learnt, _with_classes(taught, learnt.num_labels), args)
+    if "logits" not in loss.teacher_taps:
+        return loss, None
+    if classes is None:
+        raise ValueError(
+            f"Method {args.method!r} compares logits, and it is not known which of the teacher's {taught.num_labels} "
+            f"classes are which of the student's {learnt.num_labels}: fewer than two have one name, and their order "
+            "does not tell. Say which teaches which with class_map (--class_map FILE.yaml), or choose a method that "
+            "compares features."
+        )
     common = len(classes.common)
     return _seeded_loss(_with_classes(learnt, common), _with_classes(taught, common), args), classes.common
 
@@ -236,11 +240,6 @@ def _with_classes(spec: NetworkSpec, count: int) -> NetworkSpec:
     return replace(spec, num_labels=count, ignore_index=count, channels={**spec.channels, "logits": count})
 
 
-def _without_logits(spec: NetworkSpec, num_labels: int) -> NetworkSpec:
-    others = {tap: channels for tap, channels in spec.channels.items() if tap != "logits"}
-    return replace(spec, num_labels=num_labels, channels=others)
-
-
 def _freeze(model: PreTrainedModel, beginnings: list[str]) -> None:
     for beginning in beginnings:
         matching = [p for name, p in model.named_parameters() if name.startswith(beginning)]
@@ -249,3 +248,7 @@ def _freeze(model: PreTrainedModel, beginnings: list[str]) -> None:
             raise ValueError(f"frozen: no parameter begins with {beginning!r}. The student's parts are {children}.")
         for parameter in matching:
             parameter.requires_grad_(False)
+    if beginnings and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"frozen: {beginnings} are all of the student's parts, and nothing would learn. Leave one out."
+        )

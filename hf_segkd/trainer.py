@@ -103,6 +103,8 @@ class DistillationTrainer(CheckpointingTrainer):
         refuse_what_can_not_work(args)
         warn_if_alone(args)
         model = with_taps(model)
+        if teacher is None and (teacher_processor is not None or class_map is not None):
+            raise ValueError("teacher_processor and class_map say how a teacher is read, and there is no teacher.")
         if teacher is not None and without_taps(teacher) is not without_taps(model):
             teacher = adapted(
                 in_own_dtype(teacher, args.teacher_dtype),

@@ -202,7 +202,7 @@ def test_methods_on_features_need_no_common_class_and_those_on_logits_say_what_t
     terms, _ = distiller_terms(network(), stranger, tmp_path, "ifvd")  # the labels are the student's
     expected, _ = distiller_terms(network(), network(width=12, seed=1, **named(*"abcdefg")).eval(), tmp_path, "ifvd")
     assert terms["ifvd"] == expected["ifvd"] > 0
-    with pytest.raises(ValueError, match=r"its 7 classes have names of the student's 4.*--class_map FILE\.yaml"):
+    with pytest.raises(ValueError, match=r"teacher's 7 classes are which of the student's 4.*--class_map FILE\.yaml"):
         distiller_terms(student, stranger, tmp_path, "kd")
 
 
@@ -281,3 +281,14 @@ def test_an_ignored_label_below_the_number_of_common_classes_changes_nothing(met
     for name, value in terms.items():
         torch.testing.assert_close(its_terms[name], value)
     torch.testing.assert_close(its_gradient, gradient)
+
+
+@pytest.mark.parametrize("given", [{"teacher_processor": PROCESSORS["BGR"]}, {"class_map": "names"}])
+def test_what_says_how_a_teacher_is_read_is_refused_without_one(given, tmp_path):
+    with pytest.raises(ValueError, match="there is no teacher"):
+        DistillationTrainer(network(), arguments(tmp_path), processing_class=processor(), **given)
+
+
+def test_one_mean_and_one_std_count_for_all_three_colours():
+    alike = SegformerImageProcessor(image_mean=[0.5] * 3, image_std=[0.2] * 3)
+    assert Renormalisation(SegformerImageProcessor(image_mean=0.5, image_std=0.2), alike).is_identity

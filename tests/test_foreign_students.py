@@ -238,3 +238,23 @@ def test_two_processes_train_every_dense_model_and_end_with_the_same_weights(tmp
         first, second = (torch.load(tmp_path / f"{make.__name__}-{rank}.pt") for rank in (0, 1))
         assert same(first, second)
         assert not same(first, weights(student(make)))
+
+
+def test_what_an_earlier_trainer_froze_learns_where_another_reads_it(tmp_path):
+    taps = {"unread": "mobilenet_v2.conv_1x1"}
+    model = student(foreign_models.mobilenet_v2)
+    unread = model.mobilenet_v2.conv_1x1.convolution.weight
+    teacher = ForeignNetwork(student(foreign_models.mobilenet_v2, seed=1), taps)
+    options = {"teacher": teacher, "method": "at", "method_kwargs": {"taps": ["unread"]}, **CROP}
+    trainer(tmp_path, student=model, **CROP)
+    assert not unread.requires_grad
+    trainer(tmp_path, student=ForeignNetwork(model, taps), **options)
+    assert unread.requires_grad
+    trainer(tmp_path, student=model, **CROP)
+    trainer(tmp_path, student=ForeignNetwork(model, taps), frozen=["mobilenet_v2.conv_1x1"], **options)
+    assert not unread.requires_grad
+
+
+def test_a_student_that_is_frozen_as_a_whole_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="nothing would learn"):
+        trainer(tmp_path, student=student(), frozen=["segformer", "decode_head"], **CROP)

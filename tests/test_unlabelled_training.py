@@ -172,3 +172,11 @@ def test_an_evaluation_needs_labels(tmp_path):
         run.evaluate(without_labels(scenes()))
     with pytest.raises(ValueError, match="An evaluation needs labels"):
         run.evaluate(Unlabelled())
+
+
+def test_unlabelled_images_that_are_no_data_set_of_images_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="unlabelled_dataset is a list"):
+        DistillationTrainer(
+            network(), arguments(tmp_path, method="kd"), teacher=network(width=12, seed=1), train_dataset=scenes(),
+            unlabelled_dataset=[1, 2], processing_class=processor(),
+        )  # fmt: skip

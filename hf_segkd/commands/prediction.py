@@ -18,6 +18,8 @@ from hf_segkd.foreign import with_taps
 from hf_segkd.inference import predict
 from hf_segkd.pictures import legend, overlay
 
+MAX_CLASSES = 256  # of a mask of bytes
+
 
 @dataclass
 class PredictionCommand:
@@ -42,6 +44,8 @@ def main(args: list[str] | None = None) -> list[Path]:
     device = "cuda" if torch.cuda.is_available() and not command.use_cpu else "cpu"
     model, processor = load_network(command.model)
     model = with_taps(model.to(device))  # also masks with classes become logits
+    if model.config.num_labels > MAX_CLASSES:
+        raise ValueError(f"{command.model} has {model.config.num_labels} classes; masks hold at most {MAX_CLASSES}.")
     palette = voc_palette(model.config.num_labels)
     written = []
     for file in tqdm(files, unit="image"):

@@ -207,7 +207,12 @@ def _stacked(values: list[Tensor] | list[str]) -> Tensor | list[str]:
 
 
 def _check_range(samples: Sequence[Sample], num_labels: int | None, ignore_index: int) -> None:
-    """Raise for the labels of a data set that does not check them itself."""
+    """Raise for the labels of a data set that does not check them itself, or that only some of its samples have."""
+    if len({frozenset(sample) for sample in samples}) > 1:
+        raise ValueError(
+            f"The samples of a batch hold different things: {' and '.join(sorted({str(sorted(s)) for s in samples}))}. "
+            f"Give images without labels labels of {ignore_index} all over."
+        )
     if num_labels is None:
         return
     for sample in samples:

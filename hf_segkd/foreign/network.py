@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ logger = logging.get_logger(__name__)
 TRIAL_SIZE = 64
 # OneFormer's processor turns the task "semantic" into this sentence.
 ONEFORMER_TASK = "the task is semantic"
+# Model -> names of the parameters that `become_student` froze; not kept with the wrapper, of which each trainer may
+# make its own.
+_UNUSED: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
 
 
 class ForeignNetwork(nn.Module):
@@ -176,11 +180,17 @@ class ForeignNetwork(nn.Module):
         unused = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
         for name in unused:
             trained[name].requires_grad_(False)
+        _UNUSED[self.model] = unused
         if unused:
             logger.warning(
                 f"Nothing that {type(self.model).__name__} is trained on depends on {len(unused)} of its parameters; "
                 f"they are frozen: {', '.join(unused)}."
             )
+
+    def release(self) -> None:
+        """Let the parameters learn again that `become_student` froze, for a trainer that reads other taps."""
+        for name in _UNUSED.pop(self.model, []):
+            self.model.get_parameter(name).requires_grad_(True)
 
     def _run(self, pixel_values: Tensor, paths: Iterable[str]) -> tuple[Tensor, dict[str, Output]]:
         """Logits, and what the modules at these paths returned."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -42,6 +43,11 @@ def augmented(
     for name, splits in (("train_dataset", dataset), ("unlabelled_dataset", unlabelled)):
         if isinstance(splits, datasets.DatasetDict):
             raise ValueError(f"{name} holds the splits {', '.join(splits)}; pass one of them.")
+    if not isinstance(unlabelled, datasets.Dataset | None):
+        raise ValueError(
+            f"unlabelled_dataset is a {type(unlabelled).__name__}, and it takes a data set of load_unlabelled_images "
+            "or another datasets.Dataset with a column image."
+        )
     if isinstance(dataset, datasets.Dataset):
         if "annotation" in dataset.column_names:
             check_labels(model, label_info(dataset))
@@ -139,8 +145,8 @@ def label_names(model: PreTrainedModel) -> list[str]:
 def normalisation(processor: Any) -> dict[str, Any]:
     """`image_mean`, `image_std` and `rescale_factor` that the processor applies to pixels of 0 to 255."""
     return {
-        "image_mean": list(processor.image_mean) if processor.do_normalize else [0.0, 0.0, 0.0],
-        "image_std": list(processor.image_std) if processor.do_normalize else [1.0, 1.0, 1.0],
+        "image_mean": _of_channels(processor.image_mean) if processor.do_normalize else [0.0, 0.0, 0.0],
+        "image_std": _of_channels(processor.image_std) if processor.do_normalize else [1.0, 1.0, 1.0],
         "rescale_factor": processor.rescale_factor if processor.do_rescale else 1.0,
     }
 
@@ -172,6 +178,10 @@ def _train_transform(args: DistillationArguments, processor: Any, model: PreTrai
         reverse_channels=reverses_channels(processor),
         **normalisation(processor),
     )
+
+
+def _of_channels(value: float | Sequence[float]) -> list[float]:
+    return [value] * 3 if isinstance(value, int | float) else list(value)
 
 
 def _needed(processor: Any) -> Any:

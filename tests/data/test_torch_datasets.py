@@ -108,3 +108,12 @@ def test_evaluation_batches_are_stacked_where_sizes_agree_and_lists_otherwise(tm
     whole = EvaluationDataset(photos, SegformerImageProcessor(do_resize=False))
     batch = evaluation_collator([whole[1], whole[2]])
     assert [image.shape for image in batch["pixel_values"]] == [(3, 12, 16), (3, 20, 16)]
+
+
+@pytest.mark.parametrize("collate", [train_collator, evaluation_collator])
+def test_samples_of_which_only_some_have_labels_are_refused(collate):
+    image = torch.zeros(3, 2, 2)
+    samples = [{"pixel_values": image, "labels": torch.zeros(2, 2).long()}, {"pixel_values": image}]
+    for some in (samples, samples[::-1]):
+        with pytest.raises(ValueError, match="labels of 255 all over"):
+            collate(some)

@@ -1,8 +1,9 @@
 import pytest
 from PIL import Image
-from tiny_runs import arguments, network, scenes
+from tiny_runs import arguments, network, processor, scenes
 from transformers import DPTImageProcessor, EomtImageProcessor, MobileViTImageProcessor
 
+from hf_segkd.commands import prediction
 from hf_segkd.commands.networks import load_network
 from hf_segkd.data import EvaluationDataset
 from hf_segkd.inference import predict
@@ -38,3 +39,12 @@ def test_a_loaded_network_is_scored_on_whole_images_though_its_processor_would_k
     assert not loaded.do_center_crop
     assert "switched off" in caplog.text
     assert EvaluationDataset(scenes("val", 1), loaded)[0]["pixel_values"].shape == (3, 32, 48)
+
+
+def test_masks_of_more_classes_than_a_byte_tells_apart_are_refused(tmp_path):
+    network(id2label={index: str(index) for index in range(257)}, label2id=None).save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    places = ["--images", str(tmp_path / "image.png"), "--output", str(tmp_path / "pictures")]
+    with pytest.raises(ValueError, match="has 257 classes"):
+        prediction.main(["--model", str(tmp_path), *places])
