@@ -20,9 +20,9 @@ def callbacks_of(run):
     return [callback for callback in run.callback_handler.callbacks if isinstance(callback, AdversaryCallback)]
 
 
-def test_ten_steps_train_the_student_and_the_discriminator_and_leave_the_teacher_alone(tmp_path):
+def test_three_steps_train_the_student_and_the_discriminator_and_leave_the_teacher_alone(tmp_path):
     teacher = network(width=12, seed=1)
-    run = trainer(tmp_path, teacher=teacher, method="skds", max_steps=10, per_device_train_batch_size=2)
+    run = trainer(tmp_path, teacher=teacher, method="skds", max_steps=3, per_device_train_batch_size=2)
     before = [weights(module) for module in (run.student, adversary_of(run).discriminator, teacher)]
     run.train()
     student, discriminator, teacher = (

@@ -38,8 +38,11 @@ def test_an_unknown_name_is_an_attribute_error():
     [
         "import hf_segkd; from transformers import AutoConfig, AutoModelForSemanticSegmentation, AutoImageProcessor",
         "from transformers import AutoConfig, AutoModelForSemanticSegmentation, AutoImageProcessor; import hf_segkd",
-        "import transformers, hf_segkd; from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, "
-        "AutoConfig",
+        pytest.param(
+            "import transformers, hf_segkd; "
+            "from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, AutoConfig",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["ours first", "theirs first", "in between"],
 )

@@ -30,12 +30,12 @@ def codes(folder):
     return json.loads((folder / "codes.json").read_text())
 
 
-def test_forty_steps_are_seventeen_a_kill_and_twenty_three(killed, tmp_path):
-    assert codes(killed)["forty"] == -9
-    trainer(tmp_path, **killed_runs.FORTY).train()
-    resume(killed / "forty", True, **killed_runs.FORTY)
-    for step in (34, 40):
-        assert differing(tmp_path / f"checkpoint-{step}", killed / "forty" / f"checkpoint-{step}") == []
+def test_sixteen_steps_are_seven_a_kill_and_nine(killed, tmp_path):
+    assert codes(killed)["sixteen"] == -9
+    trainer(tmp_path, **killed_runs.SIXTEEN).train()
+    resume(killed / "sixteen", True, **killed_runs.SIXTEEN)
+    for step in (14, 16):
+        assert differing(tmp_path / f"checkpoint-{step}", killed / "sixteen" / f"checkpoint-{step}") == []
 
 
 def test_a_killed_run_with_workers_accumulation_and_two_methods_is_resumed_exactly_twice(killed, tmp_path):

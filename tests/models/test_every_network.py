@@ -440,7 +440,7 @@ def test_it_tells_trainer_fsdp_and_peft_what_they_ask(case):
             network.gradient_checkpointing_enable()
 
 
-@the_others_slow("deeplabv3plus_resnet", "pspnet")
+@the_others_slow("deeplabv3plus_resnet")
 def test_compiled_as_one_graph_it_gives_the_same(case):
     torch._dynamo.reset()
     model = case.build().train()
