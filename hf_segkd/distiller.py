@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.foreign import ForeignNetwork, without_taps
 from hf_segkd.losses import AbstractDistillationLoss, create_loss
-from hf_segkd.teachers.adapted import AdaptedTeacher
+from hf_segkd.teachers.adapted import class_map_of
 from hf_segkd.types import Features, NetworkSpec
 
 
@@ -209,8 +209,8 @@ def _create_loss(
     if without_taps(teacher) is without_taps(student):
         raise ValueError("Teacher and student are the same object; the teacher would be trained. Load it twice.")
     learnt, taught = network_spec(student), network_spec(teacher)
-    classes = teacher.class_map if isinstance(teacher, AdaptedTeacher) else None
-    if not isinstance(teacher, AdaptedTeacher) or (classes is not None and classes.is_complete):
+    classes = class_map_of(teacher)
+    if classes is not None and classes.is_complete:
         return _seeded_loss(learnt, taught, args), None
     # A method that compares features alone wants all classes of the student, whatever those of the teacher are.
     loss = _seeded_loss(learnt, _with_classes(taught, learnt.num_labels), args)

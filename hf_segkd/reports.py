@@ -13,6 +13,10 @@ from torch import Tensor
 from hf_segkd.data import LabelInfo
 from hf_segkd.metrics import scores_from_confusion_matrix
 
+# What a run leaves beside the student that it saves: all arguments, and the scores.
+ARGUMENTS_FILE = "training_args.json"
+SCORES_FILE = "evaluation.json"
+
 
 def evaluation_report(matrix: Tensor, labels: LabelInfo, split: str, num_images: int) -> dict[str, Any]:
     """Scores of a confusion matrix with names: fractions of 1, None for a class that neither truth nor network has."""
@@ -66,6 +70,11 @@ def write_json(report: dict[str, Any], path: Path) -> None:
     """Write a report for people and programs to read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text())
 
 
 def mean_and_std(values: Sequence[float], digits: int = 2) -> str:

@@ -25,6 +25,7 @@ from hf_segkd.foreign import ForeignNetwork, with_taps, without_taps
 from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
+from hf_segkd.reports import ARGUMENTS_FILE
 from hf_segkd.teachers.adapted import adapted
 from hf_segkd.teachers.class_map import ClassMap
 from hf_segkd.teachers.modes import batch_statistics, in_own_dtype, require_batch_norms
@@ -43,8 +44,6 @@ logger = logging.get_logger(__name__)
 
 # The loss's own weights and statistics, beside the student in a checkpoint; only resuming reads them.
 LOSS_STATE_FILE = "distillation.safetensors"
-# What a run was started with. JSON, where Trainer would write a pickle.
-ARGUMENTS_FILE = "training_args.json"
 
 
 class DistillationTrainer(CheckpointingTrainer):
@@ -385,6 +384,7 @@ class DistillationTrainer(CheckpointingTrainer):
             self._average.save(directory)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(directory)
+        # JSON, where Trainer would write a pickle.
         (directory / ARGUMENTS_FILE).write_text(self.args.to_json_string())
         loss = self.accelerator.unwrap_model(self.model).loss
         if loss is not None and is_checkpoint:

@@ -52,7 +52,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
             processing_class=processor,
         )
         trainer.evaluate()
-    report = evaluation_report(trainer.confusion_matrix, labels, command.split, len(dataset))
+    report = evaluation_report(trainer.confusion_matrix, labels, str(dataset.split), len(dataset))
     report |= {"model": command.model, "data": command.source(command.split)}
     if trainer.is_world_process_zero():
         print(format_report(report))

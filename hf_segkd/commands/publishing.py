@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ from hf_segkd.publishing.model_card import CardFacts
 from hf_segkd.publishing.publication import (
     EXPORTS,
     NOT_ALWAYS_THERE,
-    SCORES_FILE,
     cost,
     default_settings,
     describe,
@@ -36,9 +34,9 @@ from hf_segkd.publishing.publication import (
     write_publication,
 )
 from hf_segkd.publishing.space import write_space
+from hf_segkd.reports import ARGUMENTS_FILE, SCORES_FILE, read_json
 from hf_segkd.teachers.adapted import adapted
 from hf_segkd.teachers.class_map import ClassMap, match_classes
-from hf_segkd.trainer import ARGUMENTS_FILE
 
 
 @dataclass(kw_only=True)
@@ -222,8 +220,8 @@ def scores(folder: Path, evaluation: str) -> dict[str, Any]:
             f"There is no {evaluation} in {folder}. Score the network with `hf-segkd evaluate --model {folder} "
             f"--output {folder / name}` and the flags of its data set, and publish with `--evaluation {name}`."
         )
-    report = json.loads(training.read_text()) if training.is_file() else {}
-    return {**report, **json.loads(file.read_text())}
+    report = read_json(training) if training.is_file() else {}
+    return {**report, **read_json(file)}
 
 
 def with_method(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
@@ -245,7 +243,7 @@ def with_method(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
 def training_settings(folder: Path) -> dict[str, Any]:
     """The training arguments in a run's folder; empty where there are none."""
     file = folder / ARGUMENTS_FILE
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def find_teacher(command: PublishingCommand, report: dict[str, Any] | None) -> Teacher | None:
@@ -409,7 +407,7 @@ def copy_exports(folder: Path, publication: Path) -> None:
 
 def _export_reports(folder: Path) -> dict[str, dict[str, Any]]:
     files = {name: folder / name / EXPORT_REPORT for name in EXPORTS}
-    reports = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+    reports = {name: read_json(file) for name, file in files.items() if file.is_file()}
     for name, report in reports.items():
         for export in report["exports"]:
             if Path(export["file"]).name != export["file"]:  # the folder may be somebody else's

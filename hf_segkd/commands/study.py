@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from hf_segkd.reports import SCORES_FILE, read_json
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Run:
     @property
     def report_file(self) -> Path:
         """What the run leaves when it is done."""
-        return self.output_dir / "evaluation.json"
+        return self.output_dir / SCORES_FILE
 
     @property
     def log_file(self) -> Path:
@@ -44,7 +45,7 @@ class Run:
 
     def report(self) -> dict:
         """What the run measured."""
-        return json.loads(self.report_file.read_text())
+        return read_json(self.report_file)
 
 
 def run_all(runs: Sequence[Run], jobs: int) -> None:

@@ -22,7 +22,7 @@ from hf_segkd.data import LabelInfo, check_dataset, evenly_spread, label_info, l
 from hf_segkd.foreign import ForeignNetwork
 from hf_segkd.models import load_pretrained_backbone
 from hf_segkd.publishing.publication import versions
-from hf_segkd.reports import evaluation_report, format_report, write_json
+from hf_segkd.reports import SCORES_FILE, format_report, write_json
 from hf_segkd.trainer import DistillationTrainer
 
 
@@ -120,25 +120,15 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     processor_seconds = time.process_time() - processor_seconds
     trainer.evaluate()
-    report = evaluation_report(trainer.confusion_matrix, labels, command.eval_split, len(evaluation))
-    report |= {
-        "method": arguments.method,
-        "method_kwargs": arguments.method_kwargs,
+    report = trainer.report() | {
         "teacher": _whole_path(command.teacher),
-        "class_map": trainer.class_targets,
-        "seed": arguments.seed,
-        "steps": trainer.state.global_step,
-        "batch_size": arguments.images_per_step,
-        "ema_decay": arguments.ema_decay,
-        **trainer.image_counts,
-        "num_processes": arguments.world_size,
         "train_seconds": result.metrics["train_runtime"],
         "train_processor_seconds": processor_seconds,
         "versions": versions(),
         "data": command.source(command.eval_split),
     }
     if trainer.is_world_process_zero():
-        write_json(report, Path(arguments.output_dir, "evaluation.json"))
+        write_json(report, Path(arguments.output_dir, SCORES_FILE))
         print(format_report(report))
     trainer.save_state()
     save(trainer)

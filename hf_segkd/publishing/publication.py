@@ -25,11 +25,10 @@ from hf_segkd.inference import predict
 from hf_segkd.pictures import colour, comparison, per_class_chart
 from hf_segkd.profiling import count_macs
 from hf_segkd.publishing.model_card import CardFacts, class_series, public, render_card
-from hf_segkd.reports import write_json
+from hf_segkd.reports import SCORES_FILE, write_json
 
 PICTURE_FILE = "comparison.png"
 CHART_FILE = "per_class_iou.png"
-SCORES_FILE = "evaluation.json"
 # Written by the export command into the network's folder; they go along.
 EXPORTS = ("onnx", "torch_export")
 # What goes along with --self_contained.

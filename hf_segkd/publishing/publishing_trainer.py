@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +21,7 @@ from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
 from hf_segkd.foreign import ForeignNetwork
 from hf_segkd.publishing.hub import create_repository, prepare_branch, upload
-from hf_segkd.publishing.model_card import CardFacts, public, shareable
+from hf_segkd.publishing.model_card import CardFacts, shareable
 from hf_segkd.publishing.publication import (
     NOT_ALWAYS_THERE,
     cost,
@@ -33,13 +32,11 @@ from hf_segkd.publishing.publication import (
     versions,
     write_publication,
 )
-from hf_segkd.reports import evaluation_report, write_json
-from hf_segkd.teachers.adapted import AdaptedTeacher
+from hf_segkd.reports import ARGUMENTS_FILE, evaluation_report, read_json, write_json
+from hf_segkd.teachers.adapted import AdaptedTeacher, class_map_of
 from hf_segkd.training.checkpoints import RECORD_FILE
 
 logger = logging.get_logger(__name__)
-
-ARGUMENTS_FILE = "training_args.json"  # beside every student that is saved
 
 
 class PublishingTrainer(Trainer):
@@ -201,25 +198,28 @@ class PublishingTrainer(Trainer):
     def _evaluation_images(self) -> datasets.Dataset | None:
         return self.eval_dataset.dataset if isinstance(self.eval_dataset, EvaluationDataset) else None
 
+    @property
+    def bare_teacher(self) -> nn.Module | None:
+        """The teacher without what accelerate and torch.compile wrap it in; None without one."""
+        return None if self.teacher is None else self.accelerator.unwrap_model(self.teacher, keep_torch_compile=False)
+
     def _teacher_network(self) -> PreTrainedModel | ForeignNetwork | None:
         """The teacher as it is without its student."""
-        teacher = None if self.teacher is None else self.accelerator.unwrap_model(self.teacher)
+        teacher = self.bare_teacher
         return teacher.network if isinstance(teacher, AdaptedTeacher) else teacher
 
     @property
-    def class_targets(self) -> tuple[int | None, ...] | None:
+    def _class_targets(self) -> tuple[int | None, ...] | None:
         """For each class of the teacher the student's that it teaches; None without a teacher or common classes."""
-        teacher = None if self.teacher is None else self.accelerator.unwrap_model(self.teacher)
-        if isinstance(teacher, AdaptedTeacher):
-            return None if teacher.class_map is None else teacher.class_map.targets
-        return None if teacher is None else tuple(range(teacher.config.num_labels))
+        class_map = None if self.teacher is None else class_map_of(self.bare_teacher)
+        return None if class_map is None else class_map.targets
 
     def _networks(self) -> dict[str, tuple[nn.Module, Any]]:
         """What the pictures compare: both see the student's pixels, and speak of its classes where they can."""
         networks = {"student": (self.student, self.processing_class)}
-        if self.class_targets is None:
+        if self._class_targets is None:
             return networks
-        return {"teacher": (self.accelerator.unwrap_model(self.teacher), self.processing_class), **networks}
+        return {"teacher": (self.bare_teacher, self.processing_class), **networks}
 
     @cached_property
     def _costs(self) -> list[dict[str, Any]]:
@@ -228,7 +228,7 @@ class PublishingTrainer(Trainer):
         return [cost(name, network, size) for name, network in networks.items() if network is not None]
 
     def _facts(self, pictures_note: str | None) -> CardFacts:
-        report, teacher = self._report(), self._teacher_network()
+        report, teacher = self.report(), self._teacher_network()
         origin = "" if teacher is None else teacher.name_or_path
         taught_by = teacher.model if isinstance(teacher, ForeignNetwork) else teacher
         return CardFacts(
@@ -250,27 +250,36 @@ class PublishingTrainer(Trainer):
             versions=versions(),
             pictures_note=pictures_note,
             self_contained=self.args.hub_self_contained,
-            needs_package=type(self.student).__module__.startswith("hf_segkd."),
         )
 
-    def _report(self) -> dict[str, Any] | None:
-        """Scores of the student as it is now, if it was evaluated on images that are known."""
+    def report(self) -> dict[str, Any] | None:
+        """Scores of the student as it is now with how it was trained, if it was evaluated on images that are known.
+
+        `steps` are those that were trained, the budget that comparisons go by; `best_step` is there where training
+        went back to the weights of an earlier one.
+        """
         if not (isinstance(self._scored_images, EvaluationDataset) and self._confusion_matrix.numel()):
             return None
         images = self._scored_images.dataset
         report = evaluation_report(self._confusion_matrix, label_info(images), str(images.split or "eval"), len(images))
-        return report | {
+        report |= {
             "method": self.args.method,
-            "method_kwargs": public(self.args.method_kwargs),
+            "method_kwargs": self.args.method_kwargs,
+            "class_map": self._class_targets,
             "seed": self.args.seed,
-            "steps": self._steps_of_student(),
+            "steps": self.state.global_step,
             "batch_size": self.args.images_per_step,
+            "num_processes": self.args.world_size,
             "ema_decay": self.args.ema_decay,
-            **self.image_counts,
+            **self._image_counts,
         }
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None and not self.is_in_train:
+            report["best_step"] = int(Path(best).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
+        return report
 
     @property
-    def image_counts(self) -> dict[str, Any]:
+    def _image_counts(self) -> dict[str, Any]:
         """What a report tells of the training images, where the trainer knows them."""
         images = self.train_dataset
         if not isinstance(images, AugmentedDataset):
@@ -284,13 +293,6 @@ class PublishingTrainer(Trainer):
             "unreadable_images": len(self.unreadable_images),
         }
 
-    def _steps_of_student(self) -> int:
-        """Steps after which the student had its present weights: after training maybe those of the best checkpoint."""
-        best = self.state.best_model_checkpoint
-        if self.args.load_best_model_at_end and best is not None and not self.is_in_train:
-            return int(Path(best).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
-        return self.state.global_step
-
 
 def _name_of(images: Any) -> str:
     """Name of a training set, where it has one; images without labels have none."""
@@ -303,7 +305,7 @@ def _hide_this_machine(checkpoint: Path) -> None:
     for name in (ARGUMENTS_FILE, RECORD_FILE, TRAINER_STATE_NAME):
         file = checkpoint / name
         if file.is_file():  # there is no state with save_only_model
-            write_json(shareable(json.loads(file.read_text())), file)
+            write_json(shareable(read_json(file)), file)
 
 
 def _tell_failure(push: Future[str]) -> None:

@@ -147,6 +147,13 @@ def adapted(
     return AdaptedTeacher(network, renormalisation, classes)
 
 
+def class_map_of(teacher: nn.Module) -> ClassMap | None:
+    """From the classes of a teacher that `adapted` gave to the student's; None where they have nothing in common."""
+    if isinstance(teacher, AdaptedTeacher):
+        return teacher.class_map
+    return ClassMap.from_indices(teacher.config.id2label, teacher.config.id2label)
+
+
 def _constants(processor: Any) -> tuple[Tensor, Tensor, float]:
     """Mean, std and rescale factor; the mean and std in float64."""
     values = normalisation(processor)

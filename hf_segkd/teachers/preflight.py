@@ -16,7 +16,7 @@ from transformers.utils import logging
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, evenly_spread
 from hf_segkd.foreign import trial_size
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
-from hf_segkd.teachers.adapted import AdaptedTeacher
+from hf_segkd.teachers.adapted import class_map_of
 
 logger = logging.get_logger(__name__)
 
@@ -54,15 +54,13 @@ class Preflight(TrainerCallback):
                 "student?"
             )
             return
-        adapted = self.trainer.accelerator.unwrap_model(teacher)
-        class_map = adapted.class_map if isinstance(adapted, AdaptedTeacher) else None
-        if isinstance(adapted, AdaptedTeacher) and class_map is None:
+        class_map = class_map_of(self.trainer.bare_teacher)
+        if class_map is None:
             logger.info("The teacher is not tried: it has no classes in common with the student.")
             return
         student = self.trainer.accelerator.unwrap_model(self.trainer.model).network
-        common = range(student.config.num_labels) if class_map is None else class_map.common
         some = EvaluationDataset(evenly_spread(images.dataset, args.preflight_images), images.image_processor)
-        scores = self._scores(some, teacher, student, list(common))
+        scores = self._scores(some, teacher, student, list(class_map.common))
         if scores is not None:
             self._judge(*scores, len(some))
 

@@ -104,11 +104,8 @@ class CheckpointingTrainer(PublishingTrainer):
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        teacher = self.teacher
-        if teacher is not None:
-            teacher = self.accelerator.unwrap_model(teacher, keep_torch_compile=False)
         student = self.accelerator.unwrap_model(self.model).network  # with its taps
-        return run_settings(self.args, self.train_dataset, student, teacher, self.processing_class)
+        return run_settings(self.args, self.train_dataset, student, self.bare_teacher, self.processing_class)
 
     def _run_epoch(self, *args: Any, train_dataloader: Any, **kwargs: Any) -> None:
         """As `Trainer`, but no step more when the checkpoint that was resumed is that of the last step."""

@@ -60,6 +60,7 @@ def test_a_push_is_the_student_with_card_scores_and_pictures_and_nothing_else(hu
     report = json.loads(commit.files["evaluation.json"])
     assert report["mean_iou"] == pytest.approx(scores["eval_mean_iou"])
     assert (report["method"], report["seed"], report["steps"], report["num_images"]) == ("kd", 42, 3, 7)
+    assert report["class_map"] == list(range(4))
     assert "license: mit" in commit.files["README.md"].decode()
     assert not list(scratch.iterdir())
 
@@ -163,7 +164,7 @@ def test_the_best_student_is_not_published_with_the_last_ones_scores(hub, tmp_pa
     assert not SCORES & names(published(hub)[-1])
 
 
-def test_the_best_student_has_the_steps_of_its_checkpoint(hub, tmp_path):
+def test_the_best_student_has_the_budget_of_its_run_and_the_step_of_its_checkpoint(hub, tmp_path):
     class TheSecondIsBest(TrainerCallback):
         def on_evaluate(self, args, state, control, metrics, **kwargs):
             metrics["eval_second_mean_iou"] = float(state.global_step == 2)
@@ -182,7 +183,13 @@ def test_the_best_student_has_the_steps_of_its_checkpoint(hub, tmp_path):
     run.evaluate()
     run.push_to_hub()
     commits = published(hub)
-    assert [json.loads(commit.files["evaluation.json"])["steps"] for commit in commits] == [1, 2, 3, 2]
+    reports = [json.loads(commit.files["evaluation.json"]) for commit in commits]
+    assert [(report["steps"], report.get("best_step")) for report in reports] == [
+        (1, None),
+        (2, None),
+        (3, None),
+        (3, 2),
+    ]
     assert commits[3].files["model.safetensors"] == commits[1].files["model.safetensors"]
 
 
