@@ -2,7 +2,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from hf_segkd.arguments import DistillationArguments, parse_arguments
+from hf_segkd.arguments import DistillationArguments
+from hf_segkd.command_line import parse_arguments
 
 
 @dataclass

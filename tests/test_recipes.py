@@ -12,7 +12,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 import hf_segkd.recipes
-from hf_segkd.arguments import DistillationArguments, parse_arguments
+from hf_segkd.arguments import DistillationArguments
+from hf_segkd.command_line import parse_arguments
 from hf_segkd.commands.training import TrainingCommand, build_processor, build_student, load_splits, main
 from hf_segkd.data import label_info
 from hf_segkd.data.labels import voc_palette

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 
-from hf_segkd.arguments import json_object, parse_arguments
+from hf_segkd.command_line import json_object, parse_arguments
 from hf_segkd.commands.networks import build_config, load_network
 from hf_segkd.models import convert_attnfd_state_dict, convert_mmseg_state_dict, read_checkpoint
 

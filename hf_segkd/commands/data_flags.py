@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from hf_segkd.arguments import json_object
+from hf_segkd.command_line import json_object
 from hf_segkd.data import load_segmentation_dataset
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_segkd.arguments import DistillationArguments, parse_arguments
+from hf_segkd.arguments import DistillationArguments
+from hf_segkd.command_line import parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.commands.networks import load_network
 from hf_segkd.data import label_info

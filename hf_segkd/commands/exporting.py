@@ -11,7 +11,7 @@ from typing import Any, Literal
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
-from hf_segkd.arguments import parse_arguments
+from hf_segkd.command_line import parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.commands.networks import load_network
 from hf_segkd.data import EvaluationDataset, evenly_spread, label_info

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import OneFormerConfig, PreTrainedModel
 
-from hf_segkd.arguments import parse_arguments
+from hf_segkd.command_line import parse_arguments
 from hf_segkd.commands.networks import explained, load_config, load_model
 from hf_segkd.foreign import ForeignNetwork, with_taps
 from hf_segkd.foreign.taps import Tap, recorded

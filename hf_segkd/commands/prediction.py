@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_segkd.arguments import parse_arguments
+from hf_segkd.command_line import parse_arguments
 from hf_segkd.commands.networks import load_network
 from hf_segkd.data import voc_palette
 from hf_segkd.data.folder import IMAGE_SUFFIXES

@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_segkd.arguments import parse_arguments
+from hf_segkd.command_line import parse_arguments
 from hf_segkd.commands.exporting import REPORT as EXPORT_REPORT
 from hf_segkd.commands.exporting import SNIPPET
 from hf_segkd.commands.networks import load_network

@@ -15,7 +15,8 @@ from transformers import (
     set_seed,
 )
 
-from hf_segkd.arguments import DistillationArguments, json_object, parse_arguments
+from hf_segkd.arguments import DistillationArguments
+from hf_segkd.command_line import json_object, parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.commands.networks import build_config, load_network
 from hf_segkd.data import LabelInfo, check_dataset, evenly_spread, label_info, load_unlabelled_images
