@@ -57,6 +57,11 @@ def test_runs_of_another_method_or_with_other_arguments_are_refused():
         check(runs=[student(75, method_kwargs={"weight": 3})], reference=student(75, method_kwargs={}))
 
 
+def test_runs_whose_teachers_classes_were_paired_otherwise_are_refused():
+    with pytest.raises(ValueError, match=r"A run has class_map = \[0, None\], the published network \[0, 1\]"):
+        check(runs=[student(75, 1, class_map=[0, None])], reference=student(75, class_map=[0, 1]))
+
+
 def test_runs_with_other_unlabelled_images_are_refused_and_a_baseline_has_none():
     mixed = {"unlabelled_images": 500, "unlabelled_ratio": 1.0}
     with pytest.raises(ValueError, match="A run has unlabelled_images = 0, the published network 500"):

@@ -13,7 +13,7 @@ PROTOCOL = ("dataset", "split", "num_images", "classes", "labelled pixels of eac
 BUDGET = (*PROTOCOL, "steps", "batch_size", "train_images", "ema_decay")
 # Unlabelled images are of the method: the baseline, which learns from labels alone, has no use for them. The card says
 # that the others had them.
-METHOD = (*BUDGET, "unlabelled_images", "unlabelled_ratio", "method", "method_kwargs")
+METHOD = (*BUDGET, "unlabelled_images", "unlabelled_ratio", "method", "method_kwargs", "class_map")
 
 
 def check_comparable(
@@ -30,8 +30,8 @@ def check_comparable(
     Raises:
         ValueError: If a report is of another data set, split, number of images, classes or truth (pixels of each
             class); of students also if it is of another number of steps, batch size, number of training images or
-            average of the weights; of runs also if it is of another method or other unlabelled images; if a seed occurs
-            twice; or if a baseline does not say that it was trained on the labels alone.
+            average of the weights; of runs also if it is of another method, class map or other unlabelled images; if a
+            seed occurs twice; or if a baseline does not say that it was trained on the labels alone.
     """
     teachers = [] if teacher is None else [teacher]
     for what, reports, keys in (
