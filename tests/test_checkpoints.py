@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import foreign_models
 import pytest
@@ -347,3 +348,21 @@ def test_old_checkpoints_are_deleted_once_the_new_one_is_whole_and_the_best_one_
     assert run.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
     state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
+
+
+def test_a_checkpoint_that_made_room_for_one_which_never_came_goes_back_to_its_place(run, monkeypatch):
+    (run / "unfinished").mkdir()
+    (run / "checkpoint-2").rename(run / "unfinished" / "checkpoint-2-replaced")  # and then the process was killed
+    assert resume(run, "checkpoint-2").state.global_step == 2
+    assert not (run / "unfinished").exists()
+    rename = Path.rename
+
+    def broken(path, target):
+        if path.parent.name == "unfinished" and path.name == "checkpoint-2":
+            raise OSError("no more moves")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", broken)
+    with pytest.raises(OSError, match=f"no more moves[^$]*the newest checkpoint is {run}/checkpoint-2"):
+        resume(run, "checkpoint-1")
+    assert {path.name for path in run.iterdir()} == {"checkpoint-1", "checkpoint-2"}

@@ -131,3 +131,12 @@ def test_wrong_decays_and_checkpoints_without_averages_are_refused(tmp_path):
     trainer(tmp_path, **OPTIONS | {"ema_decay": 0.0, "max_steps": 2}).train()
     with pytest.raises(ValueError, match=r"holds no ema\.safetensors"):
         trainer(tmp_path, **OPTIONS).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_the_average_of_a_second_run_of_a_trainer_begins_with_the_weights_of_then(tmp_path):
+    run = trainer(tmp_path, ema_decay=0.3, max_steps=1, learning_rate=1e-9)
+    run.train()
+    other = network(seed=5)
+    run.student.load_state_dict(other.state_dict())
+    run.train()
+    torch.testing.assert_close(parameters(run.student), parameters(other))

@@ -140,6 +140,19 @@ def test_a_batch_that_can_not_be_saved_still_stops_the_run_by_name(tmp_path):
     stopped(run, "The input is not finite", "They could not be saved in")
 
 
+def test_batches_of_several_sizes_that_make_no_one_file_still_stop_the_run_by_name(tmp_path):
+    run = trainer(tmp_path, method="kd", per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    run.model.loss.terms = lambda student, teacher, labels: {"kd": (student["logits"].sum() * 0).sqrt()}
+    sizes = iter([32, 16])
+
+    def other_size(inputs):
+        height = next(sizes)
+        inputs.update(pixel_values=inputs["pixel_values"][:, :, :height], labels=inputs["labels"][:, :height])
+
+    spoil(run, 1, other_size)
+    stopped(run, "the gradient is not finite", "They could not be saved in")
+
+
 def test_logits_that_are_not_finite_are_not_scored(tmp_path):
     run = trainer(tmp_path)
     run.student.backbone.bn1.running_var[0] = NAN

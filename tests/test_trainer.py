@@ -406,3 +406,28 @@ def test_labels_in_another_order_are_refused_and_other_names_warned_about(tmp_pa
     foreign = scenes().with_format(None)
     with pytest.raises(ValueError, match="carries no label information"):
         DistillationTrainer(network(), arguments(tmp_path), train_dataset=foreign, processing_class=processor())
+
+
+def test_a_data_loader_of_a_subclass_own_is_trained_on(tmp_path):
+    class WithOwnLoader(DistillationTrainer):
+        def get_train_dataloader(self):
+            return torch.utils.data.DataLoader(self.train_dataset, batch_size=4, collate_fn=self.data_collator)
+
+    run = WithOwnLoader(
+        network(),
+        arguments(tmp_path, max_steps=4, save_strategy="steps", save_steps=2),
+        train_dataset=scenes(),
+        processing_class=processor(),
+    )
+    assert run.train().global_step == 4
+
+
+def test_a_stream_of_images_is_refused(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(())
+
+    with pytest.raises(ValueError, match=r"train_dataset is a stream \(Stream\), whose length is not known"):
+        DistillationTrainer(
+            network(), arguments(tmp_path, max_steps=4), train_dataset=Stream(), processing_class=processor()
+        )

@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from hf_segkd.publishing.publishing_trainer import PublishingTrainer
 from hf_segkd.training.checkpoints import (
+    RECORD_FILE,
     check_files,
     checkpoints_in,
     flush,
@@ -29,13 +30,15 @@ from hf_segkd.training.checkpoints import (
     num_bytes,
     write_record,
 )
-from hf_segkd.training.interruption import Interruption, start_deaf_worker
+from hf_segkd.training.interruption import EXIT_CODE, Interruption, start_deaf_worker
 from hf_segkd.training.run_settings import differences, run_settings
 
 logger = logging.get_logger(__name__)
 
 # Where a checkpoint is written, in the output folder; once it is whole it is moved to its place.
 UNFINISHED = "unfinished"
+# End of the name of a checkpoint that makes room for one of the same step, in the same folder.
+REPLACED = "-replaced"
 
 
 class CheckpointingTrainer(PublishingTrainer):
@@ -74,7 +77,7 @@ class CheckpointingTrainer(PublishingTrainer):
         """
         folder = Path(self.args.output_dir)
         if self.args.should_save:
-            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+            _tidy(folder / UNFINISHED)
         self.accelerator.wait_for_everyone()  # before one looks for checkpoints, or writes one
         if resume_from_checkpoint in (True, "last"):
             resume_from_checkpoint = str(newest_whole(folder))
@@ -89,10 +92,26 @@ class CheckpointingTrainer(PublishingTrainer):
         self.accelerator.wait_for_everyone()  # all have looked, before a checkpoint is written
         with self._interruption.listening():
             try:
-                return super().train(resume_from_checkpoint, *args, **kwargs)
+                output = super().train(resume_from_checkpoint, *args, **kwargs)
             except SystemExit:
                 self.callback_handler.on_train_end(self.args, self.state, self.control)  # trackers write what they have
                 raise
+            if self._interruption.told(self.args):
+                self._save_finished_run()
+                raise SystemExit(EXIT_CODE)
+        return output
+
+    def _save_finished_run(self) -> None:
+        """For SIGTERM after the last step: its checkpoint, unless it is there, or the best student is in its place."""
+        self._interruption.stopping = True
+        last = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if not (last / RECORD_FILE).is_file() and not self.args.load_best_model_at_end:
+            self._save_checkpoint(self.model, trial=None)
+        if self.is_world_process_zero():
+            logger.warning(
+                f"SIGTERM came after the run's last step, {self.state.global_step}. --resume_from_checkpoint last "
+                f"evaluates and saves the student. Exiting with code {EXIT_CODE}."
+            )
 
     def _check_resumable(self, checkpoint: Path) -> None:
         check_files(checkpoint)
@@ -112,7 +131,9 @@ class CheckpointingTrainer(PublishingTrainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        if train_dataloader.base_dataloader._iterator is not None:
+        # One that a subclass gives may be no accelerate's, and is then its own.
+        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
+        if isinstance(loader, DataLoader) and loader._iterator is not None:
             # Workers that live on (dataloader_persistent_workers) get no new seed from the generator that dropout
             # draws from too. New ones, after a resume, do; so it is drawn for the living as well.
             torch.empty((), dtype=torch.int64).random_()
@@ -136,7 +157,8 @@ class CheckpointingTrainer(PublishingTrainer):
         run_folder.mkdir(parents=True, exist_ok=True)
         checkpoint, unfinished = run_folder / name, run_folder / UNFINISHED / name
         with self._aside(unfinished.parent):
-            super()._save_checkpoint(model, trial)
+            with self._in_full():
+                super()._save_checkpoint(model, trial)
             if self.state.best_model_checkpoint == str(unfinished):
                 self.state.best_model_checkpoint = str(checkpoint)
             self.accelerator.wait_for_everyone()  # all processes have written their part
@@ -145,7 +167,7 @@ class CheckpointingTrainer(PublishingTrainer):
                 write_record(unfinished, self._settings)
                 flush(unfinished, *unfinished.rglob("*"))
                 if checkpoint.exists():  # of an earlier run, or the same step saved for two reasons
-                    checkpoint.rename(unfinished.with_name("replaced"))
+                    checkpoint.rename(unfinished.with_name(name + REPLACED))
                 unfinished.rename(checkpoint)
                 flush(run_folder)
                 shutil.rmtree(unfinished.parent)
@@ -155,6 +177,16 @@ class CheckpointingTrainer(PublishingTrainer):
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(run_folder), self.args.save_total_limit, best, use_mtime=True)
+
+    @contextlib.contextmanager
+    def _in_full(self) -> Iterator[None]:
+        """Inside, `save_only_model` is off when SIGTERM asked for the checkpoint, from which the run shall go on."""
+        only_model = self.args.save_only_model
+        self.args.save_only_model = only_model and not self._interruption.stopping
+        try:
+            yield
+        finally:
+            self.args.save_only_model = only_model
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self._saving:  # when it is whole
@@ -168,6 +200,8 @@ class CheckpointingTrainer(PublishingTrainer):
             yield
         except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch and safetensors have errors of their own
             free = shutil.disk_usage(unfinished.parent).free  # with what was written
+            if self.args.should_save:
+                _tidy(unfinished)
             needed = num_bytes([self.model.state_dict(), self.optimizer.state_dict()])
             last = next(iter(checkpoints_in(unfinished.parent)), "missing: it was the first")
             raise OSError(
@@ -179,7 +213,16 @@ class CheckpointingTrainer(PublishingTrainer):
         finally:
             self._saving = False
             if self.args.should_save:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                _tidy(unfinished)
+
+
+def _tidy(unfinished: Path) -> None:
+    """Delete what is unfinished; a checkpoint that had made room for one which never came goes back to its place."""
+    for replaced in unfinished.glob(f"*{REPLACED}"):
+        checkpoint = unfinished.with_name(replaced.name.removesuffix(REPLACED))
+        if not checkpoint.exists():
+            replaced.rename(checkpoint)
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 class _BestCheckpoint(TrainerCallback):

@@ -40,7 +40,8 @@ class StudentAverage(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """The average of a new run begins with the weights that all processes begin with."""
-        if self.updates == 0:
+        if state.global_step == 0:  # also when the trainer had another run before
+            self.updates = 0
             self._copy(self._parameters, self._averages)
 
     def on_optimizer_step(self, args, state, control, optimizer, **kwargs):

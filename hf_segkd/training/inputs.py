@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -43,6 +43,12 @@ def augmented(
     for name, splits in (("train_dataset", dataset), ("unlabelled_dataset", unlabelled)):
         if isinstance(splits, datasets.DatasetDict):
             raise ValueError(f"{name} holds the splits {', '.join(splits)}; pass one of them.")
+        if isinstance(splits, datasets.IterableDataset | IterableDataset):
+            raise ValueError(
+                f"{name} is a stream ({type(splits).__name__}), whose length is not known and which can't be resumed "
+                "at an image. Pass a data set with a length: datasets.load_dataset without streaming, or a torch data "
+                "set with __len__ and __getitem__."
+            )
     if not isinstance(unlabelled, datasets.Dataset | None):
         raise ValueError(
             f"unlabelled_dataset is a {type(unlabelled).__name__}, and it takes a data set of load_unlabelled_images "

@@ -27,18 +27,20 @@ SECONDS_OF_ONE_SIGNAL = 1.0
 class Interruption(TrainerCallback):
     """Ends a run on SIGTERM with a checkpoint of the step in work and exit code 143; a second SIGTERM kills at once.
 
-    An evaluation that is due at that step is left out, for there may be no time. With several processes all stop at
-    the same step, whichever of them got the signal: one number is reduced at each step. In a thread other than the
-    main one Python takes no signals, and SIGTERM does what it did before.
+    The checkpoint holds all that resuming needs, whatever `save_only_model` says. An evaluation that is due at that
+    step is left out, for there may be no time. With several processes all stop at the same step, whichever of them
+    got the signal: one number is reduced at each step. In a thread other than the main one Python takes no signals,
+    and SIGTERM does what it did before.
     """
 
     def __init__(self) -> None:
         self._received: float | None = None
-        self._stopping = False
+        self.stopping = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, SIGTERM is waited for."""
+        """Inside, SIGTERM is waited for; one that an earlier run was told by is forgotten."""
+        self._received, self.stopping = None, False
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -58,13 +60,17 @@ class Interruption(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Ask for a checkpoint when one of the processes was told to end."""
-        if self._told(args):
-            self._stopping = True
+        if self.told(args):
+            self.stopping = True
             control.should_save, control.should_evaluate, control.should_training_stop = True, False, True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """The same, for a signal that came during the evaluation or the saving of the epoch's last step."""
+        self.on_step_end(args, state, control)
 
     def on_save(self, args, state, control, **kwargs):
         """Exit when the checkpoint is written."""
-        if self._stopping:
+        if self.stopping:
             if state.is_world_process_zero:
                 logger.warning(
                     f"SIGTERM: the checkpoint of step {state.global_step} is in {args.output_dir}, go on from it with "
@@ -72,7 +78,8 @@ class Interruption(TrainerCallback):
                 )
             raise SystemExit(EXIT_CODE)
 
-    def _told(self, args: TrainingArguments) -> bool:
+    def told(self, args: TrainingArguments) -> bool:
+        """Whether one of the processes was told to end; call it on all."""
         told = self._received is not None
         if args.world_size == 1:
             return told

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -116,7 +117,6 @@ class NonFiniteGuard:
         process = f"-process-{self.accelerator.process_index}" if several else ""
         folder = output_dir / f"nonfinite-step-{step}{process}"
         names = set.intersection(*(set(batch.tensors) for batch in batches))
-        tensors = {name: torch.cat([batch.tensors[name] for batch in batches]).cpu() for name in names}
         report = {
             "step": step,
             "what": what,
@@ -129,9 +129,10 @@ class NonFiniteGuard:
         files = ", ".join(report["files"]) or "not known (the data set gives no image_ids)"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            tensors = {name: torch.cat([batch.tensors[name] for batch in batches]).cpu() for name in names}
             save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "batch.safetensors")
             (folder / "report.json").write_text(json.dumps(report, indent=2))
-        except OSError as error:
+        except (OSError, RuntimeError, SafetensorError) as error:  # images of several sizes make no one tensor
             return f"Its images: {files}. They could not be saved in {folder}: {error}"
         return (
             f"Its images: {files}. The batch is in {folder}; look at it with "
