@@ -16,6 +16,7 @@ from tiny_runs import NUM_CLASSES, network, processor, same, scenes, trainer, we
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from torch._inductor.exc import InductorError
 from transformers import (
     EomtImageProcessor,
     Mask2FormerImageProcessor,
@@ -360,3 +361,14 @@ def test_a_model_of_queries_without_scipy_says_how_to_get_it(tmp_path, monkeypat
     monkeypatch.setattr(module, "requires_backends", refuse)
     with pytest.raises(ValueError, match="which needs scipy: pip install scipy"):
         load_network(str(tmp_path))
+
+
+def test_a_model_that_can_not_be_compiled_is_not_said_to_take_one_size(monkeypatch):
+    network = foreign(foreign_models.segformer)
+
+    def forward(**inputs):
+        raise InductorError(TypeError("cannot determine truth value"), None)
+
+    monkeypatch.setattr(network.model, "forward", forward)
+    with pytest.raises(ValueError, match=r"can't translate Segformer.*without torch_compile"):
+        network(IMAGES)

@@ -202,6 +202,11 @@ class ForeignNetwork(nn.Module):
             try:
                 output = self.model(pixel_values=pixel_values, **inputs)
             except (RuntimeError, ValueError) as error:
+                if type(error).__module__.startswith("torch._inductor"):
+                    raise ValueError(
+                        f"torch.compile can't translate {type(self.model).__name__}; train it without torch_compile. "
+                        f"{error}"
+                    ) from error
                 size, tried = tuple(pixel_values.shape[-2:]), trial_size(self.model.config)
                 compiling = type(error).__module__.startswith("torch._dynamo")
                 cast = pixel_values.dtype != self.model.dtype
