@@ -1,0 +1,114 @@
+"""What training, evaluation and export left in a run's folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hf_segkd.commands.exporting import REPORT as EXPORT_REPORT
+from hf_segkd.commands.exporting import SNIPPET
+from hf_segkd.publishing.publication import EXPORTS, weights_sha256
+from hf_segkd.reports import ARGUMENTS_FILE, SCORES_FILE, read_json
+
+
+def run_report(folder: Path, evaluation: str) -> dict[str, Any]:
+    """The scores in a run's folder, with what its training says of itself (method, seed, steps ...).
+
+    Raises:
+        ValueError: If the file is not there, or nothing in the folder names the method.
+    """
+    return with_method(folder, scores(folder, evaluation))
+
+
+def scores(folder: Path, evaluation: str) -> dict[str, Any]:
+    """The scores in any network's folder, with what training wrote beside them, if it was trained here.
+
+    Raises:
+        ValueError: If the file is not there.
+    """
+    training, file = folder / SCORES_FILE, folder / evaluation
+    if not file.is_file():
+        # Another name than training's, whose file says more than scores and must stay.
+        name = "val.json" if evaluation == SCORES_FILE else evaluation
+        raise ValueError(
+            f"There is no {evaluation} in {folder}. Score the network with `hf-segkd evaluate --model {folder} "
+            f"--output {folder / name}` and the flags of its data set, and publish with `--evaluation {name}`."
+        )
+    report = read_json(training) if training.is_file() else {}
+    return {**report, **read_json(file)}
+
+
+def with_method(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """A report with method and seed, from the training arguments in the folder where it lacks them.
+
+    Raises:
+        ValueError: If neither names the method: what was distilled must not pass for trained on the labels alone.
+    """
+    settings = training_settings(folder)
+    told = {name: settings[name] for name in ("method", "method_kwargs", "seed") if name in settings} | report
+    if "method" not in told:
+        raise ValueError(
+            f"Nothing in {folder} says how the network was trained: there is no {ARGUMENTS_FILE} with a method, and "
+            "the scores name none. Give a run's folder as training leaves it."
+        )
+    return told
+
+
+def training_settings(folder: Path) -> dict[str, Any]:
+    """The training arguments in a run's folder; empty where there are none."""
+    file = folder / ARGUMENTS_FILE
+    return read_json(file) if file.is_file() else {}
+
+
+def read_exports(folder: Path) -> dict[str, Any] | None:
+    """What the export command left in the network's folder, of all formats together.
+
+    Raises:
+        ValueError: If an export was made from other weights than the folder's, or does not say from which.
+    """
+    reports = _export_reports(folder)
+    if not reports:
+        return None
+    weights = weights_sha256(folder)
+    for name, report in reports.items():
+        if report.get("weights_sha256") is None:
+            raise ValueError(
+                f"{folder / name} does not say which weights it was made from. Export again, or remove it."
+            )
+        if report["weights_sha256"] != weights:
+            raise ValueError(
+                f"{folder / name} was exported from other weights than {folder} holds now. Export again, or remove it."
+            )
+    found = [_with_folder(report, name) for name, report in reports.items()]
+    latencies = [report["latency"] for report in found if report["latency"] is not None]
+    return {
+        "exports": [export for report in found for export in report["exports"]],
+        "latency": latencies[0] if latencies else None,
+        "versions": found[0]["versions"],
+    }
+
+
+def copy_exports(folder: Path, publication: Path) -> None:
+    """Copy the files that the export command wrote, and no others that lie beside them."""
+    for name, report in _export_reports(folder).items():
+        (publication / name).mkdir()
+        for file in [export["file"] for export in report["exports"]] + [EXPORT_REPORT]:
+            shutil.copy(folder / name / file, publication / name / file)
+        if (folder / name / SNIPPET).is_file():  # of ONNX files only
+            shutil.copy(folder / name / SNIPPET, publication / name / SNIPPET)
+
+
+def _export_reports(folder: Path) -> dict[str, dict[str, Any]]:
+    files = {name: folder / name / EXPORT_REPORT for name in EXPORTS}
+    reports = {name: read_json(file) for name, file in files.items() if file.is_file()}
+    for name, report in reports.items():
+        for export in report["exports"]:
+            if Path(export["file"]).name != export["file"]:  # the folder may be somebody else's
+                raise ValueError(f"{files[name]} names the file {export['file']!r}, which is not beside it.")
+    return reports
+
+
+def _with_folder(report: dict[str, Any], folder: str) -> dict[str, Any]:
+    exports = [export | {"file": f"{folder}/{export['file']}"} for export in report["exports"]]
+    return report | {"exports": exports}
