@@ -111,6 +111,7 @@ def test_a_run_goes_on_from_its_last_checkpoint(tmp_path, teacher):
     training.main(flags(tmp_path, **options))
     report = training.main([*flags(tmp_path, **options), "--max_steps", "3", "--resume_from_checkpoint", "last"])
     assert report["steps"] == 3
+    assert report["resumed_from_step"] == 2  # since which its seconds are counted
     with pytest.raises(ValueError, match="no checkpoint in"):
         training.main([*flags(tmp_path / "new", **options), "--resume_from_checkpoint", "last"])
 

@@ -147,6 +147,8 @@ def test_the_card_tells_of_images_that_could_not_be_read():
     assert "could not be read" not in render_card(full(report=student(75, unreadable_images=0)))
     card = render_card(full(report=student(75, unreadable_images=3)))
     assert "512 images.\n3 of the training images could not be read and were left out.\n" in card
+    card = render_card(full(report=student(75, unreadable_images=3, resumed_from_step=40)))
+    assert "were left out, counted since the run was resumed at step 40.\n" in card
 
 
 def test_the_card_tells_of_images_without_labels():

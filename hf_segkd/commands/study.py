@@ -95,7 +95,8 @@ def _finish(run: Run, returncode: int) -> None:
     report = run.report()
     print(
         f"{run.output_dir.name}: mIoU {100 * report['mean_iou']:.2f} % on {report['split']}, "
-        f"{report['train_seconds']:.0f} s of training",
+        f"{report['train_seconds']:.0f} s of training"
+        + (f" since step {report['resumed_from_step']}" if report.get("resumed_from_step") else ""),
         flush=True,
     )
 

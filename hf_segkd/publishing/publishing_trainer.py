@@ -57,6 +57,7 @@ class PublishingTrainer(Trainer):
         self._scored_images: Any = None
         self._private = False
         self.unreadable_images: list[str] = []  # known when training has ended
+        self.resumed_from_step: int | None = None  # since which unreadable images, and seconds, are counted
         self._uploads = ThreadPoolExecutor(max_workers=1)  # one, so that commits come in the order of the pushes
         super().__init__(*args, **kwargs)
 
@@ -256,7 +257,7 @@ class PublishingTrainer(Trainer):
         """Scores of the student as it is now with how it was trained, if it was evaluated on images that are known.
 
         `steps` are those that were trained, the budget that comparisons go by; `best_step` is there where training
-        went back to the weights of an earlier one.
+        went back to the weights of an earlier one. Unreadable images are counted since `resumed_from_step`.
         """
         if not (isinstance(self._scored_images, EvaluationDataset) and self._confusion_matrix.numel()):
             return None
@@ -272,6 +273,7 @@ class PublishingTrainer(Trainer):
             "num_processes": self.args.world_size,
             "ema_decay": self.args.ema_decay,
             **self._image_counts,
+            "resumed_from_step": self.resumed_from_step,
         }
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None and not self.is_in_train:

@@ -82,8 +82,11 @@ class CheckpointingTrainer(PublishingTrainer):
         if resume_from_checkpoint in (True, "last"):
             resume_from_checkpoint = str(newest_whole(folder))
         self._best.resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self.resumed_from_step = None
         if resume_from_checkpoint:
             self._check_resumable(Path(resume_from_checkpoint))
+            state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME))
+            self.resumed_from_step = state.global_step
         elif earlier := checkpoints_in(folder):
             logger.warning(
                 f"{folder} holds checkpoints of an earlier run, up to {earlier[0].name}: resuming from the last one "
