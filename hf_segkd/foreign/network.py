@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Container, Iterable, Mapping
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, OneFormerConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from hf_segkd.foreign.taps import Output, Tap, default_taps, described, recorded, resolve
+from hf_segkd.foreign.outputs import dense_logits, task_inputs, trial_size
+from hf_segkd.foreign.taps import Output, Tap, default_taps, recorded, resolve
 from hf_segkd.models.modeling_segmentation import SemanticSegmenterOutputWithFeatures, resize, segmentation_loss
 
 logger = logging.get_logger(__name__)
 
-# Height and width of the image a network is tried on when its config asks for no size.
-TRIAL_SIZE = 64
-# OneFormer's processor turns the task "semantic" into this sentence.
-ONEFORMER_TASK = "the task is semantic"
 # Model -> names of the parameters that `become_student` froze; not kept with the wrapper, of which each trainer may
 # make its own.
 _UNUSED: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
@@ -71,7 +67,7 @@ class ForeignNetwork(nn.Module):
         if getattr(self.config, "semantic_loss_ignore_index", None) is None:
             self.config.semantic_loss_ignore_index = getattr(self.config, "loss_ignore_index", 255)
         self.tap_norms: dict[str, tuple[Tensor, Tensor]] = {}
-        self.inputs = dict(_task_inputs(model) if inputs is None else inputs)
+        self.inputs = dict(task_inputs(model) if inputs is None else inputs)
         self._auxiliary = ["auxiliary_head"] if getattr(model, "auxiliary_head", None) is not None else []
         self._overwritten: set[str] = set()
         named = {tap: resolve(model, tap, value) for tap, value in (taps or {}).items()}
@@ -217,7 +213,7 @@ class ForeignNetwork(nn.Module):
                     f"{size[1]}: {error}. Some models take one size (EoMT) or squares (DPT): set crop_size to it."
                 ) from error
         self._predicts_masks = getattr(output, "class_queries_logits", None) is not None
-        return _logits(self.model, output), outputs
+        return dense_logits(self.model, output), outputs
 
     def _features(self, logits: Tensor, outputs: Mapping[str, Output]) -> dict[str, Tensor]:
         return {"logits": logits} | {name: outputs[tap.path].maps[tap.index or 0] for name, tap in self.taps.items()}
@@ -262,34 +258,6 @@ class ForeignNetwork(nn.Module):
         return {tap: feature.shape[1] for tap, feature in features.items()}
 
 
-def query_log_probabilities(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Log probability of each class at each pixel, from queries that each have a mask and a class.
-
-    The processors' `post_process_semantic_segmentation` scores class k at pixel p by
-    s_kp = sum over q of softmax(class_logits)_qk * sigmoid(mask_logits)_qp, without the last class, which says that a
-    query found nothing. Here it is log(s_kp / sum over k of s_kp): the order of the classes is the same, a softmax
-    gives the normalised scores, and a temperature T makes them p^(1/T), as it does with dense logits.
-
-    With r_qk the softmax over the real classes alone and a_q the probability that the query found something,
-    s_kp / sum_k s_kp = sum over q of r_qk * softmax over q of (log a_q + log sigmoid(mask_logits)_qp): nothing is
-    divided by a sum that may vanish. A class of probability 0 gets the log of the smallest normal float32, -87.3.
-
-    Args:
-        class_logits: (b, q, k + 1), "nothing" last.
-        mask_logits: (b, q, h, w).
-
-    Returns:
-        (b, k, h, w) in fp32 (fp64 from fp64).
-    """
-    with torch.autocast(device_type=mask_logits.device.type, enabled=False):
-        class_logits, mask_logits = _at_least_float32(class_logits), _at_least_float32(mask_logits)
-        real = class_logits[..., :-1]
-        found = real.logsumexp(-1) - class_logits.logsumexp(-1)
-        shares = (found[..., None, None] + nn.functional.logsigmoid(mask_logits)).softmax(1)
-        probabilities = torch.einsum("bqk,bqhw->bkhw", real.softmax(-1), shares)
-        return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
-
-
 def with_taps(model: nn.Module) -> nn.Module:
     """The network itself if it names its taps, as those of hf_segkd do, else as a `ForeignNetwork`."""
     return ForeignNetwork(model) if getattr(model, "tap_channels", None) is None else model
@@ -314,44 +282,3 @@ def _problem(tap: Tap, output: Output | None) -> str | None:
     if (tap.index or 0) >= len(output.maps):
         return f"it gives {len(output.maps)} maps, numbered from 0."
     return None
-
-
-def _logits(model: nn.Module, output: Any) -> Tensor:
-    if getattr(output, "class_queries_logits", None) is not None:
-        return query_log_probabilities(output.class_queries_logits, output.masks_queries_logits)
-    logits = getattr(output, "logits", None)
-    if not isinstance(logits, Tensor) or logits.ndim != 4:
-        raise ValueError(
-            f"{type(model).__name__} gives neither logits (b, k, h, w) nor class_queries_logits and "
-            f"masks_queries_logits; its logits are {described(logits)}. A teacher or student must be a model of "
-            "AutoModelForSemanticSegmentation, or MaskFormer, Mask2Former, OneFormer or EoMT."
-        )
-    return logits
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def trial_size(config: PreTrainedConfig) -> tuple[int, int]:
-    """Height and width of an image that a network takes: the one in its config, where there is one."""
-    size = getattr(config, "image_size", None) or TRIAL_SIZE
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def _task_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    """OneFormer's task as its processor writes it: token ids (1, length), 0 behind the end; nothing for others."""
-    if not isinstance(model.config, OneFormerConfig):
-        return {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model.name_or_path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            "OneFormer is told its task in words, and no tokenizer was found beside the model. Pass "
-            "ForeignNetwork(model, inputs={'task_inputs': ...}) with the task_inputs of OneFormerProcessor for "
-            "['semantic'], or save the processor beside the model."
-        ) from error
-    tokens = tokenizer(
-        ONEFORMER_TASK, padding="max_length", max_length=model.config.task_seq_len, truncation=True, return_tensors="pt"
-    )
-    return {"task_inputs": tokens["input_ids"] * tokens["attention_mask"]}
