@@ -12,7 +12,7 @@ from tiny_commands import OPTIONS, STUDENT, flags
 from tiny_runs import arguments, network, processor, same, scenes, weights
 
 import hf_segkd
-from hf_segkd.commands import conversion, evaluation, prediction, publishing, training
+from hf_segkd.commands import conversion, evaluation, prediction, publishing, run_folder, training
 from hf_segkd.commands.networks import load_network
 from hf_segkd.models import load_pretrained_backbone
 
@@ -121,7 +121,7 @@ def test_an_export_report_names_no_file_elsewhere(saved, tmp_path):
     (saved / "onnx").mkdir()
     (saved / "onnx" / "export.json").write_text(json.dumps({"exports": [{"file": "../../secret.txt"}]}))
     with pytest.raises(ValueError, match=r"names the file '\.\./\.\./secret\.txt', which is not beside it"):
-        publishing._export_reports(saved)
+        run_folder.read_exports(saved)
 
 
 def test_no_code_of_ours_could_load_a_pickle_or_trust_a_repository():
