@@ -14,7 +14,7 @@ from transformers import OneFormerConfig, PreTrainedModel
 
 from hf_segkd.command_line import parse_arguments
 from hf_segkd.commands.networks import explained, load_config, load_model
-from hf_segkd.foreign import ForeignNetwork, with_taps
+from hf_segkd.foreign import ForeignNetwork, trial_size, with_taps
 from hf_segkd.foreign.taps import Tap, recorded
 from hf_segkd.reports import table
 
@@ -62,7 +62,7 @@ def main(args: list[str] | None = None) -> list[Candidate]:
         flags = ["--model", *flags]
     (command,) = parse_arguments(InspectionCommand, args=flags)
     model = load(command)
-    size = tuple(command.image_size or _size_of(model))
+    size = tuple(command.image_size or trial_size(model.config, DEFAULT_SIZE))
     parameter = next(model.parameters())
     image = torch.zeros(1, 3, *size, dtype=parameter.dtype, device=parameter.device)
     network = _with_any_task(model)
@@ -160,11 +160,6 @@ def _with_any_task(model: PreTrainedModel) -> torch.nn.Module:
         task = torch.zeros(1, model.config.task_seq_len, dtype=torch.int64)
         return ForeignNetwork(model, inputs={"task_inputs": task})
     return with_taps(model)
-
-
-def _size_of(model: PreTrainedModel) -> tuple[int, int]:
-    size = getattr(model.config, "image_size", None) or DEFAULT_SIZE
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _times(shape: tuple[int, ...]) -> str:

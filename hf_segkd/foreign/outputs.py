@@ -63,9 +63,9 @@ def dense_logits(model: nn.Module, output: Any) -> Tensor:
     return logits
 
 
-def trial_size(config: PreTrainedConfig) -> tuple[int, int]:
-    """Height and width of an image that a network takes: the one in its config, where there is one."""
-    size = getattr(config, "image_size", None) or TRIAL_SIZE
+def trial_size(config: PreTrainedConfig, default: int = TRIAL_SIZE) -> tuple[int, int]:
+    """Height and width of an image that a network takes: the one in its config, else `default` squared."""
+    size = getattr(config, "image_size", None) or default
     return (size, size) if isinstance(size, int) else tuple(size)
 
 

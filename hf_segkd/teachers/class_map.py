@@ -216,7 +216,7 @@ def match_classes(
         return ClassMap.from_indices(teacher, student)
     if class_map is not None:
         return ClassMap.from_yaml(class_map, teacher, student)
-    nameless = _are_defaults(taught) or _are_defaults(learnt)
+    nameless = are_default_names(taught) or are_default_names(learnt)
     if not nameless and len({_key(name) for name in taught} & {_key(name) for name in learnt}) >= FEWEST_CLASSES:
         found = ClassMap.from_names(teacher, student)
         if not found.is_identity:
@@ -245,7 +245,8 @@ def _names(id2label: Mapping[int, str]) -> list[str]:
     return [id2label[index] for index in range(len(id2label))]
 
 
-def _are_defaults(names: list[str]) -> bool:
+def are_default_names(names: list[str]) -> bool:
+    """Whether the classes are called LABEL_0, LABEL_1 ..., as transformers calls those without names."""
     return names == [f"LABEL_{index}" for index in range(len(names))]
 
 

@@ -21,6 +21,7 @@ from hf_segkd.data import (
     without_labels,
 )
 from hf_segkd.losses import LOSSES, AbstractDistillationLoss
+from hf_segkd.teachers.class_map import are_default_names
 
 logger = logging.get_logger(__name__)
 
@@ -145,7 +146,7 @@ def check_labels(model: PreTrainedModel, labels: LabelInfo) -> None:
 def label_names(model: PreTrainedModel) -> list[str]:
     """Label names in order; empty where they are only the defaults LABEL_0, LABEL_1 ..."""
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    return [] if names == [f"LABEL_{index}" for index in range(len(names))] else names
+    return [] if are_default_names(names) else names
 
 
 def normalisation(processor: Any) -> dict[str, Any]:
