@@ -83,6 +83,11 @@ def test_every_file_and_make_target_is_there(page):
     assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)) <= set(targets)
 
 
+def test_the_readme_lists_every_page():
+    listed = set(re.findall(r"\]\((docs/\w+\.md)\)", (ROOT / "README.md").read_text().split("## More")[1]))
+    assert listed == {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")}
+
+
 @page_names
 def test_every_python_block_compiles_and_what_it_imports_is_there(page):
     for block in blocks(page, "python"):
