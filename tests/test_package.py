@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,17 @@ def test_importing_the_package_loads_neither_torch_nor_transformers_and_is_quick
         "assert seconds < 0.2, seconds"
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_every_module_has_a_place_in_the_order_of_imports():
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    places = set(
+        setup["importlinter:contract:layers"]["layers"].replace("|", " ").replace("(", "").replace(")", "").split()
+    )
+    for file in sorted(ROOT.glob("hf_segkd/*/*.py")) + sorted(ROOT.glob("hf_segkd/*.py")):
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        assert file.stem == "__init__" or not places.isdisjoint({name, name.rpartition(".")[0]}), name
 
 
 @pytest.mark.parametrize("name", hf_segkd.__all__)
