@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_mmseg_networks import NETWORKS, tiny_network
 
-from hf_segkd.models import convert_mmseg_state_dict
+from hf_segkd.models import convert_mmseg_hrnet_state_dict, convert_mmseg_state_dict
 
 # Prefix here -> prefix in mmsegmentation, spelt out for the small networks.
 SEPARABLE = {"depthwise": "depthwise_conv", "pointwise": "pointwise_conv"}
@@ -117,6 +117,15 @@ def test_a_name_the_network_does_not_have_is_an_error(name):
     mark = "decode_head.psp_modules.0.1.conv.weight"
     with pytest.raises(ValueError, match=name):
         convert_mmseg_state_dict({mark: torch.zeros(1), name: torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["module.backbone.conv1.weight", "backbone.incre_modules.0.0.conv1.weight", "decode_head.convs.1.conv.weight"],
+)
+def test_a_name_that_hrnet_does_not_have_is_an_error(name):
+    with pytest.raises(ValueError, match=name):
+        convert_mmseg_hrnet_state_dict({name: torch.zeros(1)})
 
 
 def test_another_head_is_refused():
