@@ -1,4 +1,4 @@
-"""One image through a network, as every user of it gets it."""
+"""From logits to the class of each pixel, as every user of a network gets it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ def predict(model: nn.Module, processor: Any, image: Image.Image) -> torch.Tenso
     """
     pixel_values = whole_image(processor, image)[None].to(model.device)
     with torch.inference_mode():
-        logits = model(pixel_values=pixel_values).logits.float()
-    height, width = image.size[1], image.size[0]
-    return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)[0].argmax(0)
+        logits = model(pixel_values=pixel_values).logits
+    return logits_at(logits, (image.height, image.width))[0].argmax(0)
+
+
+def logits_at(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Logits (b, k, h, w) at the `size` (height, width) of an image or of its labels, in float32.
+
+    As the image processor's `post_process_semantic_segmentation` resizes them, so that scores are those of the masks.
+    """
+    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)

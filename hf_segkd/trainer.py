@@ -22,6 +22,7 @@ from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
 from hf_segkd.distiller import Distiller, build_distiller, parameter_groups
 from hf_segkd.foreign import ForeignNetwork, with_taps, without_taps
+from hf_segkd.inference import logits_at
 from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
@@ -348,9 +349,9 @@ class DistillationTrainer(CheckpointingTrainer):
             raise ValueError("An evaluation needs labels, and its data set gives none; scripts/predict.py needs none.")
         for images, labels in _same_sized(inputs["pixel_values"], inputs["labels"]):
             with torch.no_grad(), self.compute_loss_context_manager():
-                logits = model(pixel_values=images)["logits"].float()
+                logits = model(pixel_values=images)["logits"]
             for image_logits, label in zip(logits, labels, strict=True):
-                resized = F.interpolate(image_logits[None], size=label.shape, mode="bilinear", align_corners=False)
+                resized = logits_at(image_logits[None], label.shape)
                 valid = (label != ignore_index).sum().clamp(min=1)
                 losses.append(F.cross_entropy(resized, label[None], ignore_index=ignore_index, reduction="sum") / valid)
                 matrices.append(confusion_matrix(resized[0].argmax(0), label, num_labels, ignore_index))

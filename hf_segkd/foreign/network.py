@@ -13,7 +13,8 @@ from transformers.utils import logging
 
 from hf_segkd.foreign.outputs import dense_logits, task_inputs, trial_size
 from hf_segkd.foreign.taps import Output, Tap, default_taps, recorded, resolve
-from hf_segkd.models.modeling_segmentation import SemanticSegmenterOutputWithFeatures, resize, segmentation_loss
+from hf_segkd.inference import logits_at
+from hf_segkd.models.modeling_segmentation import SemanticSegmenterOutputWithFeatures, segmentation_loss
 
 logger = logging.get_logger(__name__)
 
@@ -219,7 +220,7 @@ class ForeignNetwork(nn.Module):
         return {"logits": logits} | {name: outputs[tap.path].maps[tap.index or 0] for name, tap in self.taps.items()}
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        logits = resize(logits.float(), labels.shape[-2:], align_corners=False)
+        logits = logits_at(logits, labels.shape[-2:])
         return segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
 
     def _trial_image(self) -> Tensor:

@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, evenly_spread
 from hf_segkd.foreign import trial_size
+from hf_segkd.inference import logits_at
 from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
 from hf_segkd.teachers.adapted import class_map_of
 
@@ -91,7 +92,7 @@ class Preflight(TrainerCallback):
                         continue
                 wrong += ~taught.isfinite().all()
                 for matrix, logits in zip(matrices, (taught, learnt), strict=True):
-                    resized = F.interpolate(logits.float(), size=labels.shape, mode="bilinear", align_corners=False)[0]
+                    resized = logits_at(logits, labels.shape)[0]
                     answer = resized.masked_fill(left_out[:, None, None], -math.inf).argmax(0)
                     matrix += confusion_matrix(answer, labels, num_labels, ignore_index)
         wrong, refused, matrices = (accelerator.reduce(counts) for counts in (wrong, refused, matrices))
