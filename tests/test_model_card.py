@@ -14,7 +14,8 @@ from hf_segkd.data.licences import DATA_TERMS
 from hf_segkd.data.loading import LOADERS
 from hf_segkd.losses import LOSSES
 from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
-from hf_segkd.publishing.model_card import TEMPLATE, CardFacts, class_series, render_card, shareable
+from hf_segkd.publishing.model_card import TEMPLATE, CardFacts, class_series, render_card
+from hf_segkd.publishing.privacy import shareable
 from hf_segkd.types import Paper
 
 ROOT = Path(__file__).parents[1]
@@ -112,10 +113,17 @@ def test_no_licence_is_assumed():
 def test_an_unpublished_teacher_is_no_base_model_and_its_folder_stays_private():
     card = render_card(full(teacher_id=None))
     assert "base_model" not in ModelCard(card).data.to_dict()
-    assert "(teacher, not published)" in card
+    assert "a teacher network: teacher, without a Hub id.\n" in card
     assert "/home/ann" not in card
-    assert "(big, not published)" in render_card(full(teacher_id=None, teacher="C:\\runs\\big"))
-    assert "(not published)" in render_card(full(teacher_id=None, teacher=None))
+    assert "network: big, without a Hub id" in render_card(full(teacher_id=None, teacher="C:\\runs\\big"))
+    assert "network: which one is not recorded" in render_card(full(teacher_id=None, teacher=None))
+
+
+def test_a_published_teacher_is_linked_where_it_is_named_and_where_its_terms_count():
+    card = render_card(full(teacher="PSPNet (resnet101, output stride 8)"))
+    link = "(https://huggingface.co/ann/teacher)"
+    assert f"a teacher network: PSPNet (resnet101, output stride 8), [ann/teacher]{link}.\n" in card
+    assert f"The terms of the data and of the [teacher]{link} apply beside it." in card
 
 
 def test_only_a_distilled_network_is_called_so():
@@ -125,6 +133,28 @@ def test_only_a_distilled_network_is_called_so():
     assert "Gain in mIoU" not in card
     assert "no gain" not in card
     assert ModelCard(render_card(minimal(self_contained=True))).data.tags[-1] == "custom_code"
+
+
+def test_what_is_not_known_of_the_training_is_said_and_not_guessed():
+    unknown = {key: value for key, value in student(75).items() if key not in ("method", "seed", "steps")}
+    card = render_card(minimal(method=None, dataset=None, report=unknown))
+    assert "How, and on what, it was trained is not recorded.\n" in card
+    assert "What the network was trained on is not recorded; ask the publisher." in card
+    assert row(card, "student")[1:] == ["60.00", "75.00", "75.00", "1", "-", "16"]
+    assert "10 images of Pascal VOC 2012, split `val`" in card
+    for claim in ("labels alone", "Distilled", "Gain", "no gain", "last step"):
+        assert claim not in card
+    assert "It was trained on Pascal VOC 2012; how is not recorded.\n" in render_card(minimal(method=None))
+    assert "knowledge-distillation" not in ModelCard(card).data.tags
+
+
+def test_scores_on_other_data_than_the_training_are_not_filed_under_the_trainings():
+    other = student(75) | {"dataset": "cityscapes"}
+    card = render_card(full(report=other, runs=[], baseline_runs=[], teacher_report=None))
+    assert "It was trained on Pascal VOC 2012, from the labels" in card
+    assert "10 images of Cityscapes, split `val`" in card
+    (result, *_) = ModelCard(card).data.eval_results
+    assert (result.dataset_type, result.dataset_name) == ("cityscapes", "Cityscapes")
 
 
 # --- results ---
@@ -158,6 +188,17 @@ def test_the_card_tells_of_images_without_labels():
     assert (
         "Students learnt from 512 images.\nThe distilled student also learnt from 9000 images without labels.\n" in card
     )
+    none = student(75, **mixed, train_images=0)
+    card = render_card(minimal(method="kd", dataset=None, report=none, runs=[none]))
+    assert "It was trained on images without labels, from a teacher network" in card
+    assert "\nThe distilled student learnt from 9000 images without labels.\n" in card
+    assert "0 images." not in card
+
+
+def test_the_card_tells_of_averaged_weights():
+    assert "average over the steps" not in render_card(full())
+    card = render_card(minimal(report=student(75, ema_decay=0.999)))
+    assert "The weights are an average over the steps, with decay 0.999." in card
 
 
 def test_teacher_undistilled_and_distilled_students_stand_side_by_side():
@@ -391,27 +432,25 @@ def test_the_template_at_the_top_level_is_the_one_that_is_shipped():
 # --- use ---
 
 
-def snippet(card, folder, image):
-    """The card's Python code, for a network and an image that are here."""
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert 'name = "ann/student"' in code
-    assert "photo.jpg" in code
-    return code.replace("ann/student", str(folder)).replace("photo.jpg", str(image))
-
-
 @pytest.fixture
-def image(tmp_path):
-    Image.new("RGB", (2 * SIZE[1], 2 * SIZE[0]), "grey").save(tmp_path / "image.png")
-    return tmp_path / "image.png"
+def folder(tmp_path, monkeypatch):
+    """A folder in which the card's code finds its network and its image by the names it gives them."""
+    network().save_pretrained(tmp_path / "ann/student")
+    processor().save_pretrained(tmp_path / "ann/student")
+    Image.new("RGB", (2 * SIZE[1], 2 * SIZE[0]), "grey").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def test_the_code_in_the_card_runs(tmp_path, image):
-    network().save_pretrained(tmp_path / "network")
-    processor().save_pretrained(tmp_path / "network")
-    code = snippet(render_card(minimal()), tmp_path / "network", image)
-    assert "import hf_segkd" in code
+def snippet(card):
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    return code
+
+
+def test_the_code_in_the_card_runs_as_it_stands(folder):
     seen = {}
-    exec(code, seen)
+    exec(snippet(render_card(minimal())), seen)
+    assert "hf_segkd" in seen
     assert seen["class_ids"].shape == (2 * SIZE[0], 2 * SIZE[1])
     assert {segment["label"] for segment in seen["segments"]} == {
         seen["model"].config.id2label[int(index)] for index in seen["class_ids"].unique()
@@ -426,16 +465,15 @@ def test_networks_of_transformers_itself_need_no_package():
 
 
 @pytest.mark.slow
-def test_the_code_in_the_card_of_a_self_contained_network_runs_without_the_package(tmp_path, image, monkeypatch):
+def test_the_code_in_the_card_of_a_self_contained_network_runs_without_the_package(folder, monkeypatch):
     monkeypatch.setattr(DeepLabV3PlusConfig, "_auto_class", "AutoConfig")
     monkeypatch.setattr(DeepLabV3PlusForSemanticSegmentation, "_auto_class", "AutoModelForSemanticSegmentation")
-    network().save_pretrained(tmp_path / "network")
-    processor().save_pretrained(tmp_path / "network")
-    code = snippet(render_card(minimal(self_contained=True)), tmp_path / "network", image)
+    network().save_pretrained(folder / "ann/student")
+    code = snippet(render_card(minimal(self_contained=True)))
     assert "import hf_segkd" not in code
     script = (
         f'import sys\nsys.modules["hf_segkd"] = None\n{code}\nassert class_ids.shape == ({2 * SIZE[0]}, {2 * SIZE[1]})'
     )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, check=True)
+    environment |= {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", script], env=environment, cwd=folder, check=True)

@@ -146,6 +146,25 @@ def test_scores_of_another_evaluation_keep_what_training_says(runs, tmp_path):
     assert (report["method"], report["steps"]) == ("cwd", 2)
 
 
+def test_the_users_name_of_the_data_set_stands_wherever_the_trainings_is_meant(runs, tmp_path):
+    baseline = ["--baseline", str(runs / "alone-0")]
+    card = ModelCard.load(publish(runs, tmp_path / "out", "--dataset_name", "My scenes", *baseline) / "README.md")
+    assert {result.dataset_name for result in card.data.eval_results} == {"My scenes"}
+    assert "trained on My scenes, from the labels" in card.text
+    assert "images of My scenes, split" in card.text
+    run = copy(runs / "distilled", tmp_path / "run")
+    change(run, dataset="elsewhere", trained_on="demo")
+    card = ModelCard.load(
+        publish(tmp_path, tmp_path / "other", "--dataset_name", "My scenes", model="run") / "README.md"
+    )
+    assert "trained on My scenes, from the labels" in card.text
+    assert "images of elsewhere, split" in card.text
+
+
+def test_the_card_tells_the_teachers_architecture(published):
+    assert "a teacher network: DeepLabV3+ (" in ModelCard.load(published / "README.md").text
+
+
 def test_a_network_of_unknown_training_is_not_called_trained_on_the_labels_alone(runs, tmp_path):
     with pytest.raises(ValueError, match=r"says how the network was trained.*as training leaves it"):
         publish(runs, tmp_path / "out", "--dataset_name", "demo", model="teacher")

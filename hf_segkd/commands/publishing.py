@@ -68,7 +68,7 @@ class PublishingCommand:
     teacher_id: str | None = field(
         default=None, metadata={"help": "Hub id of the teacher, when --teacher is a folder: the card's base_model."}
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "What the card calls the data set."})
+    dataset_name: str | None = field(default=None, metadata={"help": "What the card calls the training's data set."})
     dataset_id: str | None = field(default=None, metadata={"help": "Hub id of the data set."})
     dataset_license: str | None = field(default=None, metadata={"help": "Licence of a data set of your own."})
     pictures: int | None = field(
@@ -115,6 +115,7 @@ class Teacher:
     """The teacher as far as it can still be found."""
 
     name: str
+    architecture: str | None
     hub_id: str | None
     network: tuple[PreTrainedModel, Any] | None
     report: dict[str, Any] | None
@@ -204,15 +205,15 @@ def find_teacher(command: PublishingCommand, report: dict[str, Any] | None) -> T
             raise ValueError(f"there is no folder {name}.")
         model, processor = load_network(name)
         check_keeps_whole_images(processor)  # its pictures are of whole images
-        network = with_taps(model), processor
+        network, architecture = (with_taps(model), processor), describe(model)
     except ValueError as error:
         if command.teacher is not None:
             raise
         print(f"The teacher {name} could not be loaded, so the card shows neither its pictures nor its costs: {error}")
-        network = None
+        network, architecture = None, None
     hub_id = None if network is None or Path(name).is_dir() else name
     known = Path(name, command.evaluation).is_file()
-    return Teacher(name, hub_id, network, scores(Path(name), command.evaluation) if known else None)
+    return Teacher(name, architecture, hub_id, network, scores(Path(name), command.evaluation) if known else None)
 
 
 def teacher_to_show(
@@ -282,37 +283,56 @@ def gather_facts(
         raise ValueError(f"{folder} holds no scores, so there is nothing to set --runs or --baseline beside.")
     training = with_method(folder, report or {})
     report = report or {}
-    dataset = command.dataset_name or report.get("dataset")
-    if dataset is None:
+    trained_on = report.get("trained_on")
+    if command.dataset_name is None and not report:
         raise ValueError(f"{folder} holds no scores, so say what it was trained on, with --dataset_name.")
     size = image_size(processor, images)  # both networks': the student's is what counts
     costs = [cost("student", student, size)]
     if teacher is not None and teacher.network is not None:
         costs.append(cost("teacher", teacher.network[0], size))
+    runs = [report, *(run_report(Path(run), command.evaluation) for run in command.runs)] if report else []
+    baseline_runs = [run_report(Path(run), command.evaluation) for run in command.baseline]
+    teacher_report = None if teacher is None else teacher.report
+    export = read_exports(folder)
+    if command.dataset_name is not None:
+        scored = [
+            *runs,
+            *baseline_runs,
+            *([teacher_report] if teacher_report else []),
+            *(export or {}).get("exports", []),
+        ]
+        _rename_dataset(scored, trained_on or report.get("dataset"), command.dataset_name)
     return CardFacts(
         repo_id=command.repo_id,
         architecture=describe(student),
         id2label=student.config.id2label,
         method=training["method"],
         method_kwargs=training.get("method_kwargs", {}),
-        dataset=dataset,
+        dataset=command.dataset_name or trained_on,
         dataset_id=command.dataset_id or report.get("data", {}).get("hub_id"),
         dataset_license=command.dataset_license,
-        teacher=None if teacher is None else teacher.name,
+        teacher=None if teacher is None else teacher.architecture or teacher.name,
         teacher_id=command.teacher_id or (None if teacher is None else teacher.hub_id),
         license=command.license,
         report=report or None,
-        runs=[report, *(run_report(Path(run), command.evaluation) for run in command.runs)] if report else [],
-        baseline_runs=[run_report(Path(run), command.evaluation) for run in command.baseline],
-        teacher_report=None if teacher is None else teacher.report,
+        runs=runs,
+        baseline_runs=baseline_runs,
+        teacher_report=teacher_report,
         costs=costs,
-        export=read_exports(folder),
+        export=export,
         settings=training_settings(folder),
         defaults=default_settings(),
         versions=report.get("versions", {}),
         self_contained=command.self_contained,
         space_id=command.space,
     )
+
+
+def _rename_dataset(scored: list[dict[str, Any]], known_as: str | None, name: str) -> None:
+    """Call a data set by the name that its user gives it, wherever something was scored on it."""
+    for scores_of in scored:
+        if scores_of.get("dataset") == known_as:
+            scores_of["dataset"] = name
 
 
 def _check_name(flag: str, name: str) -> None:

@@ -24,6 +24,9 @@ def run_report(folder: Path, evaluation: str) -> dict[str, Any]:
 def scores(folder: Path, evaluation: str) -> dict[str, Any]:
     """The scores in any network's folder, with what training wrote beside them, if it was trained here.
 
+    `trained_on` is the data set of the training, which may be another one than that of the scores; None where it is not
+    recorded.
+
     Raises:
         ValueError: If the file is not there.
     """
@@ -36,7 +39,9 @@ def scores(folder: Path, evaluation: str) -> dict[str, Any]:
             f"--output {folder / name}` and the flags of its data set, and publish with `--evaluation {name}`."
         )
     report = read_json(training) if training.is_file() else {}
-    return {**report, **read_json(file)}
+    # Scores that name no method are of the evaluation command, which knows nothing of the training.
+    trained_on = report.get("dataset") if "method" in report else None
+    return {**report, "trained_on": trained_on, **read_json(file)}
 
 
 def with_method(folder: Path, report: dict[str, Any]) -> dict[str, Any]:

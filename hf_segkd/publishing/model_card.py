@@ -6,9 +6,9 @@ import html
 import json
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -16,17 +16,12 @@ from jinja2 import Environment, StrictUndefined
 
 from hf_segkd.data.licences import data_terms
 from hf_segkd.losses import LOSSES
-from hf_segkd.publishing.comparisons import check_comparable, gain_in_words
+from hf_segkd.publishing.comparisons import Report, check_comparable, gain_in_words
+from hf_segkd.publishing.privacy import last_part, public
 from hf_segkd.reports import mean_and_std, table
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 METRICS = {"mean_iou": "mIoU", "mean_accuracy": "mean class accuracy", "overall_accuracy": "pixel accuracy"}
-
-# Settings that tell of a machine or an account and not of the training: by name, and by an absolute path or an access
-# token in their value (as JSON, where a backslash is two).
-SECRET_NAMES = re.compile(r"token|secret|password")
-PRIVATE_NAMES = re.compile(rf"{SECRET_NAMES.pattern}|_dir$|^hub_|^push_to_hub|^trackio|^run_name$|^resume_from")
-PRIVATE_VALUES = re.compile(r"(?<![\w.])[~/]|\b[A-Za-z]:\\|\\{4}|\bhf_\w{8,}")
 
 
 @dataclass(kw_only=True)
@@ -39,13 +34,15 @@ class CardFacts:
         repo_id: "user/name" on the Hub, or a bare name.
         architecture: E.g. "DeepLabV3+ (MobileNetV2 x 0.35, output stride 16)".
         id2label: Class id to name.
-        method: Name in `LOSSES`, several joined by ",", or "none" for training on the labels alone.
+        method: Name in `LOSSES`, several joined by ",", or "none" for training on the labels alone; None says that it
+            is not known how the network was trained.
         method_kwargs: The method's arguments.
-        dataset: Name as `load_segmentation_dataset` knows it, or what the user calls the data set.
+        dataset: What the network was trained on: name as `load_segmentation_dataset` knows it, or what the user calls
+            the data set; None says that it is not known.
         dataset_id: Its Hub id, where it has one.
         dataset_license: What the user says of the licence of a data set that `data/licences.py` does not know.
-        teacher: What the user calls the teacher. Of a path only the last part is shown.
-        teacher_id: The teacher's Hub id; None says that it is not published.
+        teacher: The teacher's architecture, or what the user calls it. Of a path only the last part is shown.
+        teacher_id: The teacher's Hub id, where it has one.
         license: The network's licence, by the user; never assumed.
         report: Report of the published network; None says that it was not evaluated.
         runs: Reports of this method with all its seeds, this network's included.
@@ -74,18 +71,18 @@ class CardFacts:
     repo_id: str
     architecture: str
     id2label: dict[int, str]
-    method: str
+    method: str | None
     method_kwargs: dict[str, Any] = field(default_factory=dict)
-    dataset: str
+    dataset: str | None
     dataset_id: str | None = None
     dataset_license: str | None = None
     teacher: str | None = None
     teacher_id: str | None = None
     license: str | None = None
-    report: dict[str, Any] | None = None
-    runs: list[dict[str, Any]] = field(default_factory=list)
-    baseline_runs: list[dict[str, Any]] = field(default_factory=list)
-    teacher_report: dict[str, Any] | None = None
+    report: Report | None = None
+    runs: list[Report] = field(default_factory=list)
+    baseline_runs: list[Report] = field(default_factory=list)
+    teacher_report: Report | None = None
     costs: list[dict[str, Any]] = field(default_factory=list)
     export: dict[str, Any] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -109,31 +106,36 @@ class CardFacts:
                 f"The report has the classes {list(self.report['classes'])}, the network {self.class_names}."
             )
         check_comparable(self.report, runs=self.runs, baseline_runs=self.baseline_runs, teacher=self.teacher_report)
+        self.runs = self.runs or [self.report]
 
     @property
     def method_names(self) -> list[str]:
-        """Names of the losses; none for training on the labels alone."""
-        return [] if self.method == "none" else self.method.split(",")
+        """Names of the losses; none for training on the labels alone, or in a way that is not known."""
+        return [] if self.method in (None, "none") else self.method.split(",")
 
     @property
     def class_names(self) -> list[str]:
         """In the order of the ids."""
         return [self.id2label[index] for index in sorted(self.id2label)]
 
+    @property
+    def exports(self) -> list[dict[str, Any]]:
+        """Exported files with what was measured of them."""
+        return self.export["exports"] if self.export else []
+
 
 def render_card(facts: CardFacts) -> str:
     """The whole README.md: metadata for the Hub, text for people."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"md": _escape, "fold": _fold, "last_part": _last_part, "size": _size}
+    environment.filters |= {"md": _escape, "last_part": last_part, "size": _size, "title": _title}
     environment.filters |= {"percent": _percent, "number": _number, "checked_on": _checked_on}
     changed, unchanged = _settings(facts)
     card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         facts=facts,
         metadata=card_data(facts).to_yaml(),
-        terms=data_terms(facts.dataset),
-        title=_title(facts.dataset),
         papers={name: LOSSES[name].paper for name in facts.method_names},
         arguments=_texts(facts.method_kwargs),
+        with_labels=facts.report is None or facts.report.get("train_images") != 0,
         results=_results(facts),
         comparison=_comparison(facts),
         series=class_series(facts),
@@ -143,8 +145,12 @@ def render_card(facts: CardFacts) -> str:
         latency=_latency(facts),
         changed=changed,
         unchanged=unchanged,
+        terms=data_terms(facts.dataset or ""),
     )
     return re.sub(r"\n{3,}", "\n\n", card).rstrip() + "\n"
+
+
+# --- metadata ---
 
 
 def card_data(facts: CardFacts) -> ModelCardData:
@@ -154,7 +160,7 @@ def card_data(facts: CardFacts) -> ModelCardData:
         tags += ["knowledge-distillation", *facts.method_names]
     if facts.self_contained:
         tags.append("custom_code")
-    if any(export["format"].startswith("onnx") for export in _list_exports(facts)):
+    if any(export["format"].startswith("onnx") for export in facts.exports):
         tags.append("onnx")
     return ModelCardData(
         # No base_model_relation: the Hub knows finetune, adapter, merge and quantized, and a student is none of them.
@@ -164,43 +170,21 @@ def card_data(facts: CardFacts) -> ModelCardData:
         library_name="transformers",
         license=facts.license,
         metrics=["mean_iou"] if facts.report else None,  # as `evaluate` calls it; it gives all three numbers
-        model_name=_last_part(facts.repo_id) if facts.report else None,  # names the scores
+        model_name=last_part(facts.repo_id) if facts.report else None,  # names the scores
         pipeline_tag="image-segmentation",
         tags=tags,
     )
 
 
-def class_series(facts: CardFacts) -> dict[str, list[float | None]]:
-    """What the card calls a network -> its IoU of each class in the order of the ids: 0..1, or None where it has none.
-
-    Of several students trained on the labels alone it is the mean.
-    """
-    groups = {
-        "teacher": [facts.teacher_report] if facts.teacher_report else [],
-        "student, labels alone": facts.baseline_runs,
-        "this network": [facts.report] if facts.report else [],
-    }
-    series = {}
-    for name, reports in groups.items():
-        label = name if len(reports) < 2 else f"{name} (mean of {len(reports)})"
-        if facts.report and reports:
-            series[label] = [_mean(report["classes"][c]["iou"] for report in reports) for c in facts.class_names]
-    return series
-
-
-def _escape(text: str) -> str:
-    """Plain text on one line that Markdown, also in a table, and HTML show as it is."""
-    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
-
-
 def _eval_results(facts: CardFacts) -> list[EvalResult] | None:
     if facts.report is None:
         return None
+    evaluated_on = facts.report["dataset"]
     return [
         EvalResult(
             task_type="image-segmentation",
-            dataset_type=facts.dataset_id or facts.dataset,
-            dataset_name=_title(facts.dataset),
+            dataset_type=(evaluated_on == facts.dataset and facts.dataset_id) or evaluated_on,
+            dataset_name=_title(evaluated_on),
             dataset_split=facts.report["split"],
             metric_type=metric,
             metric_name=f"{name} (%)",
@@ -210,22 +194,24 @@ def _eval_results(facts: CardFacts) -> list[EvalResult] | None:
     ]
 
 
+# --- results ---
+
+
 def _results(facts: CardFacts) -> str:
     """Teacher, undistilled and distilled students side by side."""
     if facts.report is None:
         return ""
-    runs = facts.runs or [facts.report]
     groups = {
         "teacher": [facts.teacher_report] if facts.teacher_report else [],
         "student, labels alone": facts.baseline_runs,
-        "student, distilled" if facts.method_names else "student": runs,
-        "**this network**": [facts.report] if len(runs) > 1 else [],
+        "student, distilled" if facts.method_names else "student": facts.runs,
+        "**this network**": [facts.report] if len(facts.runs) > 1 else [],
     }
     header = ["", *(f"{name} %" for name in METRICS.values()), "seeds", "steps", "images per step"]
     return table(header, [_result(name, reports) for name, reports in groups.items() if reports])
 
 
-def _result(name: str, reports: Sequence[dict[str, Any]]) -> list[str]:
+def _result(name: str, reports: Sequence[Report]) -> list[str]:
     scores = [mean_and_std([100 * report[metric] for report in reports]) for metric in METRICS]
     seeds = ", ".join(str(report["seed"]) for report in reports if "seed" in report)
     budget = [str(reports[0].get(key, "-")) for key in ("steps", "batch_size")]
@@ -236,20 +222,48 @@ def _comparison(facts: CardFacts) -> str:
     """What distillation gained, and what is left of the teacher."""
     if facts.report is None:
         return ""
-    runs = facts.runs or [facts.report]
-    sentences = [gain_in_words(runs, facts.baseline_runs)] if facts.method_names else []
-    if len(runs) == 1:
+    sentences = [gain_in_words(facts.runs, facts.baseline_runs)] if facts.method_names else []
+    if len(facts.runs) == 1:
         sentences.append("One seed: how much the scores differ from seed to seed is not known.")
     if facts.teacher_report and facts.teacher_report["mean_iou"] > 0:
-        kept = statistics.mean(run["mean_iou"] for run in runs) / facts.teacher_report["mean_iou"]
-        sentences.append(f"The student reaches {100 * kept:.2f} % of the teacher's mIoU.")
+        kept = statistics.mean(run["mean_iou"] for run in facts.runs) / facts.teacher_report["mean_iou"]
+        sentences.append(f"The student reaches {_percent(kept)} % of the teacher's mIoU.")
     return " ".join(sentences)
+
+
+def class_series(facts: CardFacts) -> dict[str, list[float | None]]:
+    """What the card calls a network -> its IoU of each class in the order of the ids: 0..1, or None where it has none.
+
+    Of several students trained on the labels alone it is the mean.
+    """
+    if facts.report is None:
+        return {}
+    groups = {
+        "teacher": [facts.teacher_report] if facts.teacher_report else [],
+        "student, labels alone": facts.baseline_runs,
+        "this network": [facts.report],
+    }
+    return {
+        name if len(reports) == 1 else f"{name} (mean of {len(reports)})": [
+            _mean_iou_of(class_name, reports) for class_name in facts.class_names
+        ]
+        for name, reports in groups.items()
+        if reports
+    }
+
+
+def _mean_iou_of(class_name: str, reports: Sequence[Report]) -> float | None:
+    known = [iou for report in reports if (iou := report["classes"][class_name]["iou"]) is not None]
+    return statistics.mean(known) if known else None
 
 
 def _per_class(facts: CardFacts) -> str:
     series = class_series(facts)
     columns = [map(_escape, facts.class_names), *(map(_percent, values) for values in series.values())]
     return table(["class", *series], [list(row) for row in zip(*columns, strict=True)])
+
+
+# --- size and speed ---
 
 
 def _costs(facts: CardFacts) -> str:
@@ -262,25 +276,21 @@ def _costs(facts: CardFacts) -> str:
         ]
         for cost in facts.costs
     ]
-    return table(["", "parameters", "multiply-adds", "MB"], rows) if rows else ""
-
-
-def _list_exports(facts: CardFacts) -> list[dict[str, Any]]:
-    return facts.export["exports"] if facts.export else []
+    return _table(["", "parameters", "multiply-adds", "MB"], rows)
 
 
 def _exports(facts: CardFacts) -> str:
     rows = [
         [
             _escape(export["file"]),
-            f"{_escape(export['format'])}{', opset ' + str(export['opset']) if export['opset'] else ''}",
+            _escape(export["format"]) + (f", opset {export['opset']}" if export["opset"] else ""),
             _number(export["file_mb"]),
             "class ids" if export["argmax"] else "logits",
             "any" if export["dynamic"] else "fixed",
         ]
-        for export in _list_exports(facts)
+        for export in facts.exports
     ]
-    return table(["file", "format", "MB", "gives", "image size"], rows) if rows else ""
+    return _table(["file", "format", "MB", "gives", "image size"], rows)
 
 
 def _checked_on(export: dict[str, Any]) -> str:
@@ -295,46 +305,21 @@ def _checked_on(export: dict[str, Any]) -> str:
 
 
 def _latency(facts: CardFacts) -> str:
-    latency = (facts.export or {}).get("latency")
-    if not latency:
-        return ""
+    latency = (facts.export or {}).get("latency") or {"rows": []}
     times = ("median_ms", "p95_ms", "file_mb")
     rows = [[row["network"], row["runtime"], *(_number(row[key]) for key in times)] for row in latency["rows"]]
-    return table(["", "runtime", "median ms", "95th percentile ms", "MB"], rows)
+    return _table(["", "runtime", "median ms", "95th percentile ms", "MB"], rows)
+
+
+# --- training ---
 
 
 def _settings(facts: CardFacts) -> tuple[str, str]:
     """Tables of the training arguments that differ from the defaults, and of the rest."""
     settings, defaults = _texts(facts.settings), _texts(facts.defaults)
     changed = [[name, value, defaults.get(name, "")] for name, value in settings.items() if defaults.get(name) != value]
-    rest = [[name, value] for name, value in settings.items() if defaults.get(name) == value]
-    return (
-        table(["setting", "value", "default"], changed) if changed else "",
-        table(["setting", "value"], rest) if rest else "",
-    )
-
-
-def public(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that tell of a machine or an account."""
-    return {
-        name: value for name, value in values.items() if not (PRIVATE_NAMES.search(name) or _tells_of_machine(value))
-    }
-
-
-def shareable(value: Any) -> Any:
-    """JSON-like state with everything in its place: of paths on this machine the last part, of secrets nothing."""
-    if isinstance(value, dict):
-        return {name: None if SECRET_NAMES.search(name) else shareable(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [shareable(part) for part in value]
-    if isinstance(value, str) and _tells_of_machine(value):
-        last = _last_part(value)
-        return None if _tells_of_machine(last) else last
-    return value
-
-
-def _tells_of_machine(value: Any) -> bool:
-    return PRIVATE_VALUES.search(json.dumps(value, ensure_ascii=False)) is not None
+    unchanged = [[name, value] for name, value in settings.items() if defaults.get(name) == value]
+    return _table(["setting", "value", "default"], changed), _table(["setting", "value"], unchanged)
 
 
 def _texts(values: dict[str, Any]) -> dict[str, str]:
@@ -345,18 +330,21 @@ def _texts(values: dict[str, Any]) -> dict[str, str]:
     }
 
 
+# --- words and numbers ---
+
+
+def _escape(text: str) -> str:
+    """Plain text on one line that Markdown, also in a table, and HTML show as it is."""
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+
+
 def _title(dataset: str) -> str:
     terms = data_terms(dataset)
     return dataset if terms is None else terms.title
 
 
-def _last_part(name: str) -> str:
-    """Last part of a path of any system, or of a Hub id."""
-    return PureWindowsPath(name).name
-
-
-def _fold(text: str, summary: str, folded: bool = True) -> str:
-    return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>" if folded else text
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return table(header, rows) if rows else ""
 
 
 def _percent(value: float | None) -> str:
@@ -369,8 +357,3 @@ def _number(value: float | None, form: str = ".2f") -> str:
 
 def _size(image_size: Sequence[int]) -> str:
     return f"{image_size[0]} x {image_size[1]}"
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.mean(known) if known else None

@@ -24,7 +24,8 @@ from hf_segkd.data.licences import data_terms
 from hf_segkd.inference import predict
 from hf_segkd.pictures import colour, comparison, per_class_chart
 from hf_segkd.profiling import count_macs
-from hf_segkd.publishing.model_card import CardFacts, class_series, public, render_card
+from hf_segkd.publishing.model_card import CardFacts, class_series, render_card
+from hf_segkd.publishing.privacy import public
 from hf_segkd.reports import SCORES_FILE, write_json
 
 PICTURE_FILE = "comparison.png"

@@ -21,7 +21,8 @@ from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
 from hf_segkd.foreign import ForeignNetwork
 from hf_segkd.publishing.hub import create_repository, prepare_branch, upload
-from hf_segkd.publishing.model_card import CardFacts, shareable
+from hf_segkd.publishing.model_card import CardFacts
+from hf_segkd.publishing.privacy import shareable
 from hf_segkd.publishing.publication import (
     NOT_ALWAYS_THERE,
     cost,
@@ -239,7 +240,7 @@ class PublishingTrainer(Trainer):
             method=self.args.method,
             method_kwargs=self.args.method_kwargs,
             dataset=_name_of(self.train_dataset),
-            teacher=None if teacher is None else origin or describe(taught_by),
+            teacher=None if teacher is None else describe(taught_by),
             teacher_id=origin if origin.count("/") == 1 and not Path(origin).exists() else None,
             license=self.args.hub_license,
             report=report,
@@ -296,10 +297,10 @@ class PublishingTrainer(Trainer):
         }
 
 
-def _name_of(images: Any) -> str:
+def _name_of(images: Any) -> str | None:
     """Name of a training set, where it has one; images without labels have none."""
     named = isinstance(images, AugmentedDataset) and images.has_labels
-    return label_info(images.dataset).name if named else "unknown"
+    return label_info(images.dataset).name if named else None
 
 
 def _hide_this_machine(checkpoint: Path) -> None:
