@@ -7,13 +7,9 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_segkd.losses.adapters import align
+from hf_segkd.losses.adapters import ZERO_NORM, align
 from hf_segkd.losses.adversary import Adversary
-from hf_segkd.losses.base import (
-    AbstractDistillationLoss,
-    require_choice,
-    require_same_num_labels,
-)
+from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_same_num_labels
 from hf_segkd.losses.kd import pixel_wise_divergence
 from hf_segkd.types import Features, NetworkSpec, Paper
 
@@ -69,8 +65,9 @@ def pair_wise_distance(
 
 
 def _cosines(nodes: Tensor, detach_norm: bool) -> Tensor:
-    """(b, c, n) to (b, n, n)."""
-    if detach_norm:
+    """(b, c, n) to (b, n, n). A node of length 0, as a ReLU leaves it, has the cosine 0 to all, and no gradient."""
+    nodes = nodes.where(nodes.detach().norm(dim=1, keepdim=True) > ZERO_NORM, 0.0)
+    if detach_norm:  # in the order of the authors' code, whose rounding wide maps show
         unit = nodes / (nodes.detach().square().sum(1, keepdim=True).sqrt() + 1e-8)
     else:
         unit = F.normalize(nodes, dim=1)

@@ -105,6 +105,16 @@ def test_the_scale_of_a_map_does_not_matter_and_equal_maps_cost_nothing(variant)
     assert pair_wise_distance(student, 3 * student, variant) < 1e-12
 
 
+@pytest.mark.parametrize("variant", ["official", "cirkd"])
+def test_a_node_that_the_relu_left_empty_gets_no_gradient(variant):
+    student, teacher = draw(2, (2, 8, 12, 20), (2, 16, 12, 20))
+    student = student.relu()
+    student[..., :6, :10] = 0.0  # a node of the official form, fifteen of CIRKD's
+    _, gradient = value_and_gradient(lambda s: pair_wise_distance(s, teacher, variant), student)
+    assert not gradient[..., :6, :10].any()
+    assert 0 < gradient.abs().max() < 0.1  # divided by a small number instead of their length: above 1e5
+
+
 # --- pixel-wise ---
 
 
