@@ -61,7 +61,7 @@ class DistillationArguments(TrainingArguments):
         default="auto",
         metadata={
             "help": "What the teacher's batch norms normalise by: eval, their running statistics; batch_stats, those "
-            "of each batch; auto, what the method asks for. They never change."
+            "of each batch; auto, what the method asks for (ofd's preset official: batch_stats). They never change."
         },
     )
     preflight_images: int = field(

@@ -29,7 +29,7 @@ from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
 from hf_segkd.reports import ARGUMENTS_FILE
 from hf_segkd.teachers.adapted import adapted
 from hf_segkd.teachers.class_map import ClassMap
-from hf_segkd.teachers.modes import batch_statistics, in_own_dtype, require_batch_norms
+from hf_segkd.teachers.modes import batch_statistics, in_own_dtype, takes_batch_statistics
 from hf_segkd.teachers.preflight import Preflight
 from hf_segkd.training.adversary_callback import AdversaryCallback
 from hf_segkd.training.checkpointing_trainer import CheckpointingTrainer
@@ -155,7 +155,7 @@ class DistillationTrainer(CheckpointingTrainer):
             if isinstance(module, Adversary):
                 self.add_callback(AdversaryCallback(module))
         self.add_callback(Preflight(self))
-        self.teacher = None if distiller.loss is None else self._prepare_teacher(teacher)
+        self.teacher = None if distiller.loss is None else self._prepare_teacher(teacher, distiller.loss)
         self._guard = NonFiniteGuard(
             distiller, self.accelerator, lambda images: self._teacher_features(distiller.loss, images)
         )
@@ -169,10 +169,10 @@ class DistillationTrainer(CheckpointingTrainer):
 
     # --- training ---
 
-    def _prepare_teacher(self, teacher: PreTrainedModel) -> nn.Module:
+    def _prepare_teacher(self, teacher: PreTrainedModel, loss: AbstractDistillationLoss) -> nn.Module:
         teacher.eval().requires_grad_(False)
-        if self.args.teacher_batch_norm == "batch_stats":
-            require_batch_norms(teacher)
+        wanted = loss.teacher_batch_statistics
+        self._batch_statistics = takes_batch_statistics(teacher, self.args.teacher_batch_norm, wanted)
         if self.args.channels_last:
             teacher.to(memory_format=torch.channels_last)
         if self.args.teacher_dtype == "auto":
@@ -180,9 +180,7 @@ class DistillationTrainer(CheckpointingTrainer):
         return teacher.to(self.args.device)  # accelerate would put it under the autocast of the student
 
     def _teacher_features(self, loss: AbstractDistillationLoss, images: Tensor) -> Features:
-        wanted = self.args.teacher_batch_norm
-        of_batch = loss.teacher_batch_statistics if wanted == "auto" else wanted == "batch_stats"
-        statistics = batch_statistics(self.teacher) if of_batch else contextlib.nullcontext()
+        statistics = batch_statistics(self.teacher) if self._batch_statistics else contextlib.nullcontext()
         with torch.no_grad(), statistics:
             features = self.teacher(pixel_values=images, output_features=True).features
         return {tap: features[tap] for tap in loss.teacher_taps}  # the others' memory is free from here on

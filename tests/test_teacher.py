@@ -6,7 +6,7 @@ from foreign_models import build, segformer
 from tiny_runs import arguments, network, same, trainer, weights
 from torch import nn
 
-from hf_segkd.teachers.modes import batch_statistics, require_batch_norms
+from hf_segkd.teachers.modes import batch_statistics, takes_batch_statistics
 
 IMAGES = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
 
@@ -88,20 +88,33 @@ def test_a_foreign_teacher_has_its_dtype_too(tmp_path):
     assert in_training(run)["logits"].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("wish", [False, True])
-def test_teacher_batch_norm_overrides_what_the_method_asks_for(wish, tmp_path):
+@pytest.mark.parametrize("preset", ["default", "official"])
+def test_teacher_batch_norm_overrides_what_the_method_asks_for(preset, tmp_path):
     teacher = network(width=12, seed=1)
     before = weights(teacher)
-    seen = {}
+    seen, raw = {}, {}
     for mode in ("auto", "eval", "batch_stats"):
-        kwargs = {"teacher_batch_statistics": wish}
-        options = {"method": "ofd", "method_kwargs": kwargs, "teacher_batch_norm": mode, "max_steps": 1}
+        options = {"method": "ofd", "method_kwargs": {"preset": preset}, "teacher_batch_norm": mode, "max_steps": 1}
         run = trainer(tmp_path, teacher=teacher, **options)
         run.train()
+        run.evaluate()
         seen[mode] = in_training(run)["decoder_pre"]
+        raw[mode] = run.state.log_history[0]["raw_ofd"]
+        assert all(not margin.estimated for margin in run.model.loss.margins)  # the teacher's norms are known
         assert same(weights(teacher), before)
-    assert torch.equal(seen["auto"], seen["batch_stats" if wish else "eval"])
+        assert not any(module.training for module in teacher.modules())
+    assert torch.equal(seen["auto"], seen["batch_stats" if preset == "official" else "eval"])
     assert not torch.allclose(seen["eval"], seen["batch_stats"])
+    assert raw["eval"] != pytest.approx(raw["batch_stats"], rel=0.1)
+
+
+def test_methods_that_differ_about_the_teachers_batch_norms_leave_it_to_the_argument(tmp_path):
+    options = {"method": "ofd,kd", "max_steps": 1}
+    options["method_kwargs"] = {"ofd": {"preset": "official", "divide_by_batch": False, "connector_epochs": 0}}
+    with pytest.raises(ValueError, match="Set teacher_batch_norm"):
+        trainer(tmp_path, **options)
+    for mode in ("eval", "batch_stats"):
+        trainer(tmp_path, teacher_batch_norm=mode, **options).train()
 
 
 def test_wrong_settings_of_the_teacher_are_refused(tmp_path):
@@ -109,6 +122,5 @@ def test_wrong_settings_of_the_teacher_are_refused(tmp_path):
         arguments(tmp_path, teacher_dtype="half")
     with pytest.raises(ValueError, match="teacher_batch_norm is one of auto, eval, batch_stats; got 'train'"):
         arguments(tmp_path, teacher_batch_norm="train")
-    without = nn.Sequential(nn.Conv2d(3, 4, 1))
     with pytest.raises(ValueError, match="the teacher has no batch norm"):
-        require_batch_norms(without)
+        takes_batch_statistics(nn.Conv2d(3, 4, 1), "batch_stats", False)

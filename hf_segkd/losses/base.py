@@ -45,8 +45,9 @@ class AbstractDistillationLoss(nn.Module, ABC):
             `finished_parameters()`; 0 (default) trains all of it throughout. The trainer obeys it.
         divide_by_batch: Whether the terms are divided by the number of images, as in code whose cross-entropy is too;
             the trainer then divides its cross-entropy likewise. False by default.
-        teacher_batch_statistics: Whether the teacher's batch norms normalise by the statistics of each batch instead
-            of their running ones, which stay as they are. False by default. The trainer obeys it.
+        teacher_batch_statistics: Whether the method wants the teacher's batch norms to normalise by the statistics of
+            each batch instead of their running ones, which stay as they are; None where several methods together
+            differ. False by default. The trainer obeys it unless its argument `teacher_batch_norm` decides.
 
     Raises:
         ValueError: If a tap is missing or a weight is negative.
@@ -60,7 +61,7 @@ class AbstractDistillationLoss(nn.Module, ABC):
     uses_classifier_weight: ClassVar[bool] = False
     connector_epochs: int = 0
     divide_by_batch: bool = False
-    teacher_batch_statistics: bool = False
+    teacher_batch_statistics: bool | None = False
 
     def __init__(
         self,

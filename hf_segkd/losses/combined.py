@@ -20,12 +20,12 @@ class CombinedLoss(AbstractDistillationLoss):
 
     Raises:
         ValueError: If two have a term of the same name, or they want different things of the trainer: connectors
-            trained first, a cross-entropy divided by the batch size, or the teacher's batch statistics.
+            trained first, or a cross-entropy divided by the batch size.
     """
 
     def __init__(self, student: NetworkSpec, teacher: NetworkSpec, losses: Sequence[AbstractDistillationLoss]) -> None:
         names = [loss.name for loss in losses]
-        for setting in ("connector_epochs", "divide_by_batch", "teacher_batch_statistics"):
+        for setting in ("connector_epochs", "divide_by_batch"):
             values = {loss.name: getattr(loss, setting) for loss in losses}
             if len(set(values.values())) > 1:
                 raise ValueError(
@@ -48,7 +48,8 @@ class CombinedLoss(AbstractDistillationLoss):
         self.uses_classifier_weight = any(loss.uses_classifier_weight for loss in losses)
         self.connector_epochs = losses[0].connector_epochs
         self.divide_by_batch = losses[0].divide_by_batch
-        self.teacher_batch_statistics = losses[0].teacher_batch_statistics
+        wishes = {loss.teacher_batch_statistics for loss in losses}
+        self.teacher_batch_statistics = wishes.pop() if len(wishes) == 1 else None
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """The terms of all losses."""

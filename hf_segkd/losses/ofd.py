@@ -41,7 +41,7 @@ def partial_l2_distance(student_map: Tensor, teacher_map: Tensor, margin: Tensor
     Args:
         student_map: s, before the ReLU, (b, c, h, w).
         teacher_map: t, before the ReLU, (b, c, h, w).
-        margin: m, (c,), not positive.
+        margin: m, (c,), not positive; -inf leaves t as it is.
     """
     target = torch.maximum(teacher_map, margin[:, None, None])
     matters = (student_map > target) | (target > 0)
@@ -68,24 +68,24 @@ def margin_of_norm(weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class TeacherMargin(nn.Module):
-    """Margin of each channel of one of the teacher's maps: from its batch norm or, where it has none, estimated.
+    """Margin of each channel of one of the teacher's maps, known or estimated.
 
     The estimate is the mean of all negative responses in training so far, on all processes, which is what the
-    authors advise (issue 7 of their repository). Without one it is 0, the plain ReLU.
+    authors advise where there is no batch norm (issue 7 of their repository). Without one it is 0, the plain ReLU.
 
     Args:
         channels: c.
-        norm: Weight and bias of the batch norm, (c,) each, or None.
+        known: The margins, (c,), or None to estimate them.
 
     Attributes:
         value: The margins, (c,).
         count: Negative responses seen of each channel, (c,) int64; only of an estimate.
     """
 
-    def __init__(self, channels: int, norm: tuple[Tensor, Tensor] | None) -> None:
+    def __init__(self, channels: int, known: Tensor | None) -> None:
         super().__init__()
-        self.estimated = norm is None
-        self.register_buffer("value", torch.zeros(channels) if norm is None else margin_of_norm(*norm))
+        self.estimated = known is None
+        self.register_buffer("value", torch.zeros(channels) if known is None else known)
         if self.estimated:
             self.register_buffer("count", torch.zeros(channels, dtype=torch.int64))
 
@@ -123,9 +123,13 @@ class OFDLoss(AbstractDistillationLoss):
 
     - `default`: the above, the teacher in evaluation mode.
     - `official`: both terms divided by b; the teacher normalises by each batch's statistics (the authors found it
-      better: Table 8, issue 37), its running ones untouched; connectors alone are trained in epoch 0. Not copied:
-      live dropout in the teacher's decoder, no dropout after the ASPP, the connectors' lower rate in epoch 0, and
-      MobileNetV2's first three taps, which are the expansions that follow ours.
+      better: Table 8, issue 37), its running ones untouched, unless `--teacher_batch_norm eval`; connectors alone are
+      trained in epoch 0. Not copied: live dropout in the teacher's decoder, no dropout after the ASPP, the connectors'
+      lower rate and own momentum in epoch 0, and MobileNetV2's first three taps, which are the expansions that follow
+      ours.
+
+    MMRazor's `OFDLoss` has no margins and divides by 1000 b, with a weight of 1 for each tap: `margins="none"`,
+    `divisors={"decoder_pre": 1000}`, `divide_by_batch=True`, `weight=1`. (Its cross-entropy is not divided by b.)
 
     Args:
         student: What the student offers.
@@ -134,8 +138,9 @@ class OFDLoss(AbstractDistillationLoss):
         weight: Weight of the term.
         divisors: Tap -> what its sum is divided by; both networks must offer the taps. `DIVISORS` by default, but for
             the encoder's where a network has none apart from the decoder (PSPNet, ISANet).
+        margins: `teacher`, those of its batch norm at each tap (`margin_of_norm`), estimated where there is none
+            (`TeacherMargin`); or `none`, the distance to the teacher's map itself.
         divide_by_batch: Divide the term, and in the trainer the cross-entropy, by the number of images.
-        teacher_batch_statistics: See `AbstractDistillationLoss`.
         connector_epochs: In the first so many epochs only the connectors learn, afterwards everything.
 
     Raises:
@@ -167,11 +172,12 @@ class OFDLoss(AbstractDistillationLoss):
         preset: Literal["default", "official"] = "default",
         weight: float = 1e-5,
         divisors: Mapping[str, float] | None = None,
+        margins: Literal["teacher", "none"] = "teacher",
         divide_by_batch: bool | None = None,
-        teacher_batch_statistics: bool | None = None,
         connector_epochs: int | None = None,
     ) -> None:
         require_choice("preset", preset, ("default", "official"))
+        require_choice("margins", margins, ("teacher", "none"))
         official = preset == "official"
         if divisors is None:
             divisors = {tap: DIVISORS[tap] for tap in usual_taps(self.name, tuple(DIVISORS), student, teacher)}
@@ -183,11 +189,18 @@ class OFDLoss(AbstractDistillationLoss):
         super().__init__(student, teacher, student_taps=taps, teacher_taps=taps, weights={"ofd": weight})
         self.divisors = dict(divisors)
         self.divide_by_batch = official if divide_by_batch is None else divide_by_batch
-        self.teacher_batch_statistics = official if teacher_batch_statistics is None else teacher_batch_statistics
+        self.teacher_batch_statistics = official
         self.connector_epochs = int(official) if connector_epochs is None else connector_epochs
         require_whole("connector_epochs", self.connector_epochs)
         self.connectors = nn.ModuleList(Connector(student.channels[tap], teacher.channels[tap]) for tap in taps)
-        self.margins = nn.ModuleList(TeacherMargin(teacher.channels[tap], teacher.norms.get(tap)) for tap in taps)
+        self.margins = nn.ModuleList()
+        for tap in taps:
+            known = None
+            if margins == "none":
+                known = torch.full((teacher.channels[tap],), -torch.inf)
+            elif tap in teacher.norms:
+                known = margin_of_norm(*teacher.norms[tap])
+            self.margins.append(TeacherMargin(teacher.channels[tap], known))
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class and `partial_l2_distance`; the labels are not read."""

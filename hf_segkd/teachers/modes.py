@@ -53,17 +53,30 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
             norm.training, norm.track_running_stats = training, track_running_stats
 
 
-def require_batch_norms(network: nn.Module) -> None:
-    """Refuse a teacher on which `batch_statistics` would do nothing.
+def takes_batch_statistics(network: nn.Module, teacher_batch_norm: str, wanted: bool | None) -> bool:
+    """Whether a teacher works inside `batch_statistics`: as the argument says or, where it is auto, as the method does.
+
+    Args:
+        network: The teacher.
+        teacher_batch_norm: `auto`, `eval` or `batch_stats`.
+        wanted: What the method wants; None of several that differ.
 
     Raises:
-        ValueError: If there is no batch norm in it.
+        ValueError: If `batch_stats` would do nothing, or `auto` leaves it to methods that differ.
     """
-    if not _batch_norms(network):
+    if teacher_batch_norm == "batch_stats" and not _batch_norms(network):
         raise ValueError(
             "teacher_batch_norm is batch_stats, but the teacher has no batch norm: it would change nothing. Leave it "
             "at auto."
         )
+    if teacher_batch_norm != "auto":
+        return teacher_batch_norm == "batch_stats"
+    if wanted is None:
+        raise ValueError(
+            "One of the methods wants the teacher's batch norms to use the statistics of each batch, another their "
+            "running ones, and there is one teacher. Set teacher_batch_norm (--teacher_batch_norm eval or batch_stats)."
+        )
+    return wanted
 
 
 def _batch_norms(network: nn.Module) -> list[_BatchNorm]:

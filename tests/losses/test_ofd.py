@@ -5,6 +5,7 @@ import pytest
 import torch
 from loss_cases import STUDENT, TEACHER, make_features, make_labels, reference
 from torch import distributed as dist
+from torch.nn import functional as F
 
 from hf_segkd.losses import create_loss
 from hf_segkd.losses.adapters import align
@@ -137,9 +138,26 @@ def test_the_official_preset_divides_by_the_batch_and_explicit_arguments_win():
     torch.testing.assert_close(official.unweighted(student, teacher, labels)["ofd"], expected)
     default = create_loss("ofd", STUDENT, TEACHER)
     assert (default.divide_by_batch, default.teacher_batch_statistics, default.connector_epochs) == (False, False, 0)
-    kwargs = {"divide_by_batch": False, "teacher_batch_statistics": False, "connector_epochs": 0}
+    kwargs = {"divide_by_batch": False, "connector_epochs": 0}
     explicit = create_loss("ofd", STUDENT, TEACHER, preset="official", **kwargs)
     assert {name: getattr(explicit, name) for name in kwargs} == kwargs
+
+
+def test_without_margins_the_term_is_mmrazors():
+    """Sum of (s - t)^2 where s > t or t > 0, over 1000 times the number of images (mmrazor 90c7af1, ofd_loss.py)."""
+    student, teacher, labels = batch()
+    kwargs = {"margins": "none", "divisors": {"decoder_pre": 1000}, "divide_by_batch": True, "weight": 1.0}
+    loss = create_loss("ofd", STUDENT, TEACHER, **kwargs)
+    value = loss(student, teacher, labels)["ofd"]
+    s, t = loss.connectors[0](student["decoder_pre"]), teacher["decoder_pre"]
+    expected = F.mse_loss(s, t, reduction="none")[(s > t) | (t > 0)].sum() / 2 / 1000
+    torch.testing.assert_close(value, expected)
+    assert not torch.isclose(
+        create_loss("ofd", STUDENT, TEACHER, **kwargs | {"margins": "teacher"})(student, teacher, labels)["ofd"],
+        expected,
+    )
+    gradients = [torch.autograd.grad(v, student["decoder_pre"], retain_graph=True)[0] for v in (value, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_connectors_learn_first_and_go_on_learning():
@@ -148,8 +166,9 @@ def test_connectors_learn_first_and_go_on_learning():
     assert list(loss.finished_parameters()) == []
     attnfd = create_loss("attnfd", STUDENT, TEACHER, preset="official")
     assert list(attnfd.finished_parameters()) == list(attnfd.connectors.parameters())
-    official = {"ofd": {"preset": "official", "teacher_batch_statistics": False}, "attnfd": {"preset": "official"}}
-    both = create_loss("ofd,attnfd", STUDENT, TEACHER, **official)
+    official = {"preset": "official"}
+    both = create_loss("ofd,attnfd", STUDENT, TEACHER, ofd=official, attnfd=official)
+    assert both.teacher_batch_statistics is None  # they differ
     connectors = [loss.connectors.parameters() for loss in both.losses]
     assert list(both.connector_parameters()) == [parameter for group in connectors for parameter in group]
     assert list(both.finished_parameters()) == list(both.losses[1].connectors.parameters())
@@ -229,6 +248,7 @@ def test_a_teacher_of_another_size_is_brought_to_the_students():
     ("kwargs", "message"),
     [
         ({"preset": "code"}, "preset is 'code'; it must be one of 'default', 'official'"),
+        ({"margins": "relu"}, "margins is 'relu'; it must be one of 'teacher', 'none'"),
         ({"divisors": {}}, "divisors is {}; ofd needs taps"),
         ({"divisors": ["decoder_pre"]}, "ofd needs taps, each with its divisor"),
         ({"divisors": {"stage1_pre": 0}}, "The divisor of stage1_pre is 0; it must be positive"),
