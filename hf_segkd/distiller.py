@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -169,29 +168,6 @@ def build_distiller(
     if loss is not None and loss.uses_classifier_weight:
         _ = distiller.network.classifier  # an error now, not at the first step
     return distiller
-
-
-def parameter_groups(distiller: Distiller, args: DistillationArguments) -> list[dict[str, Any]]:
-    """Parameters with the learning rates of backbone, head and connectors, and one weight decay for all.
-
-    Heads and connectors learn at 10 times the backbone's rate in the papers' code; weight decay is on biases and
-    batch norms too.
-    """
-    backbone_prefix = f"student.{distiller.network.base_model_prefix}."
-    groups: dict[float, list[nn.Parameter]] = defaultdict(list)
-    for name, parameter in distiller.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name.startswith("loss."):
-            groups[args.connector_lr_multiplier].append(parameter)
-        elif name.startswith(backbone_prefix):
-            groups[1.0].append(parameter)
-        else:
-            groups[args.head_lr_multiplier].append(parameter)
-    return [
-        {"params": parameters, "lr": multiplier * args.scaled_learning_rate, "weight_decay": args.weight_decay}
-        for multiplier, parameters in groups.items()
-    ]
 
 
 def _create_loss(

@@ -10,34 +10,34 @@ from typing import Any
 
 import datasets
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, EvalPrediction, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
 from hf_segkd.arguments import DistillationArguments
-from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
-from hf_segkd.distiller import Distiller, build_distiller, parameter_groups
+from hf_segkd.data import evaluation_collator, train_collator
+from hf_segkd.distiller import build_distiller
 from hf_segkd.foreign import ForeignNetwork, with_taps, without_taps
-from hf_segkd.inference import logits_at
-from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
-from hf_segkd.metrics import confusion_matrix, scores_from_confusion_matrix
 from hf_segkd.reports import ARGUMENTS_FILE
 from hf_segkd.teachers.adapted import adapted
 from hf_segkd.teachers.class_map import ClassMap
-from hf_segkd.teachers.modes import batch_statistics, in_own_dtype, takes_batch_statistics
+from hf_segkd.teachers.modes import in_own_dtype, ready_to_teach, takes_batch_statistics, taps_for
 from hf_segkd.teachers.preflight import Preflight
 from hf_segkd.training.adversary_callback import AdversaryCallback
 from hf_segkd.training.checkpointing_trainer import CheckpointingTrainer
+from hf_segkd.training.connectors_first import ConnectorsFirst
 from hf_segkd.training.constant_terms import ConstantTerms
 from hf_segkd.training.ema import StudentAverage
-from hf_segkd.training.inputs import augmented, refuse_need_of_labels, whole_images
+from hf_segkd.training.inputs import EpochOfAugmentation, augmented, refuse_need_of_labels, whole_images
 from hf_segkd.training.nonfinite import NonFiniteGuard, require_finite_scores
+from hf_segkd.training.parameter_groups import parameter_groups, require_all_parameters
 from hf_segkd.training.processes import refuse_what_can_not_work, synchronise_batch_norms, warn_if_alone
+from hf_segkd.training.streaming_scores import StreamingScores, loss_and_counts
+from hf_segkd.training.term_means import TermMeans
 from hf_segkd.training.unreadable import unreadable_images
 from hf_segkd.types import Features
 
@@ -120,14 +120,13 @@ class DistillationTrainer(CheckpointingTrainer):
             model.become_student(() if distiller.loss is None else distiller.loss.student_taps)
         if args.channels_last:
             model.to(memory_format=torch.channels_last)
-        self._sum_of_rows: Tensor | None = None
-        self._sums: dict[str, Tensor] = {}
-        self._batches_summed = 0
+        self._term_means = TermMeans()
         self._batch_files: list[str] = []  # image_ids of the batch in work, where the data set gives them
         self._label_range = {
             "num_labels": distiller.config.num_labels,
             "ignore_index": distiller.config.semantic_loss_ignore_index,
         }
+        self._scores = StreamingScores(distiller.config.num_labels)
         super().__init__(
             model=distiller,
             args=args,
@@ -135,30 +134,32 @@ class DistillationTrainer(CheckpointingTrainer):
             eval_dataset=whole_images(eval_dataset, processing_class, model),
             processing_class=processing_class,
             data_collator=partial(train_collator, **self._label_range),
-            compute_metrics=self._streaming_scores,
+            compute_metrics=self._scores,
             callbacks=callbacks,
             optimizers=optimizers,
         )
         vars(model.config).pop("use_cache", None)  # Trainer sets it on any config; it would be saved
         if self.optimizer is not None:
-            _require_all_parameters(self.optimizer, distiller)
+            require_all_parameters(self.optimizer, distiller)
             if args.scale_lr:
                 raise ValueError("scale_lr scales the rates of the optimizer that is built from args; you passed one.")
-        self.add_callback(_EpochOfAugmentation(self))
+        self.add_callback(EpochOfAugmentation(self))
         self.add_callback(ConstantTerms())
         self._average = StudentAverage(model, args.ema_decay) if args.ema_decay else None
         if self._average is not None:
             self.add_callback(self._average)
         if distiller.loss is not None and distiller.loss.connector_epochs:
-            self.add_callback(_ConnectorsFirst(distiller))
+            self.add_callback(ConnectorsFirst(distiller))
         for module in distiller.modules():
             if isinstance(module, Adversary):
                 self.add_callback(AdversaryCallback(module))
         self.add_callback(Preflight(self))
-        self.teacher = None if distiller.loss is None else self._prepare_teacher(teacher, distiller.loss)
-        self._guard = NonFiniteGuard(
-            distiller, self.accelerator, lambda images: self._teacher_features(distiller.loss, images)
-        )
+        self.teacher = None
+        if distiller.loss is not None:
+            wanted = distiller.loss.teacher_batch_statistics
+            self._batch_statistics = takes_batch_statistics(teacher, args.teacher_batch_norm, wanted)
+            self.teacher = ready_to_teach(teacher, args, self.accelerator)
+        self._guard = NonFiniteGuard(distiller, self.accelerator, self._teacher_features)
         if (warning := args.warn_about_batch_size()) is not None:
             logger.warning(warning)
 
@@ -169,21 +170,9 @@ class DistillationTrainer(CheckpointingTrainer):
 
     # --- training ---
 
-    def _prepare_teacher(self, teacher: PreTrainedModel, loss: AbstractDistillationLoss) -> nn.Module:
-        teacher.eval().requires_grad_(False)
-        wanted = loss.teacher_batch_statistics
-        self._batch_statistics = takes_batch_statistics(teacher, self.args.teacher_batch_norm, wanted)
-        if self.args.channels_last:
-            teacher.to(memory_format=torch.channels_last)
-        if self.args.teacher_dtype == "auto":
-            return self.accelerator.prepare_model(teacher, evaluation_mode=True)
-        return teacher.to(self.args.device)  # accelerate would put it under the autocast of the student
-
-    def _teacher_features(self, loss: AbstractDistillationLoss, images: Tensor) -> Features:
-        statistics = batch_statistics(self.teacher) if self._batch_statistics else contextlib.nullcontext()
-        with torch.no_grad(), statistics:
-            features = self.teacher(pixel_values=images, output_features=True).features
-        return {tap: features[tap] for tap in loss.teacher_taps}  # the others' memory is free from here on
+    def _teacher_features(self, images: Tensor) -> Features:
+        loss = self.accelerator.unwrap_model(self.model).loss
+        return taps_for(loss, self.teacher, images, self._batch_statistics)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
@@ -216,16 +205,14 @@ class DistillationTrainer(CheckpointingTrainer):
             refuse_need_of_labels(distiller.loss, "the training batch has")
         if distiller.loss is not None:
             distiller.loss.set_progress(self.state.global_step / max(1, self.state.max_steps))
-            teacher_features = self._teacher_features(distiller.loss, inputs["pixel_values"])
+            teacher_features = self._teacher_features(inputs["pixel_values"])
         labelled_pixels = None
         if num_items_in_batch is not None:
             batches = self.current_gradient_accumulation_steps * self.args.world_size
             labelled_pixels = num_items_in_batch.clamp(min=1) / batches
         outputs = model(**inputs, teacher_features=teacher_features, labelled_pixels=labelled_pixels)
         self._guard.remember(inputs, self._batch_files, outputs["terms"])
-        for name, value in outputs["terms"].items():
-            self._sums[name] = self._sums.get(name, 0) + value
-        self._batches_summed += 1
+        self._term_means.add(outputs["terms"])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
@@ -267,14 +254,9 @@ class DistillationTrainer(CheckpointingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as `Trainer` does, with the mean of each term since the last log: `raw_` and, weighted, `loss_`."""
-        if "loss" in logs and self._batches_summed:
+        if "loss" in logs:
             weights = self.accelerator.unwrap_model(self.model).weights
-            sums = torch.stack([value.float() for value in self._sums.values()])
-            means = (self.accelerator.reduce(sums, reduction="mean") / self._batches_summed).tolist()
-            for name, mean in zip(self._sums, means, strict=True):
-                logs[f"loss_{name}"] = weights[name] * mean
-                logs[f"raw_{name}"] = mean
-            self._sums, self._batches_summed = {}, 0
+            logs.update(self._term_means.take(weights, self.accelerator))
         super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -316,13 +298,14 @@ class DistillationTrainer(CheckpointingTrainer):
         Labels are compared at their own resolution, logits being resized to it as the image processor's
         `post_process_semantic_segmentation` does. `confusion_matrix` holds the last evaluation's counts.
         """
-        self._sum_of_rows = None  # an evaluation that was interrupted leaves its counts
-        self._confusion_matrix = torch.zeros(0, dtype=torch.int64)
+        self._scores.begin()  # an evaluation that was interrupted leaves its counts
+        self._confusion_matrix = self._scores.confusion_matrix
         self._scored_images = dataloader.dataset
         self._share_buffers()  # score the statistics that are saved
         # Its data loader draws a seed, which must not change what training draws.
         with self._final_weights(), torch.random.fork_rng(devices=[]):
             output = super().evaluation_loop(dataloader, *args, **kwargs)
+        self._confusion_matrix = self._scores.confusion_matrix
         require_finite_scores(output.metrics)
         return output
 
@@ -340,34 +323,17 @@ class DistillationTrainer(CheckpointingTrainer):
         returns as predictions, (images, k * k); for masks use the pipeline or `scripts/predict.py`.
         """
         inputs = self._prepare_inputs(inputs)
-        config = self.accelerator.unwrap_model(self.model).config
-        num_labels, ignore_index = config.num_labels, config.semantic_loss_ignore_index
-        losses, matrices = [], []
         if "labels" not in inputs:
             raise ValueError("An evaluation needs labels, and its data set gives none; scripts/predict.py needs none.")
-        for images, labels in _same_sized(inputs["pixel_values"], inputs["labels"]):
+
+        def logits_of(images: Tensor) -> Tensor:
             with torch.no_grad(), self.compute_loss_context_manager():
-                logits = model(pixel_values=images)["logits"]
-            for image_logits, label in zip(logits, labels, strict=True):
-                resized = logits_at(image_logits[None], label.shape)
-                valid = (label != ignore_index).sum().clamp(min=1)
-                losses.append(F.cross_entropy(resized, label[None], ignore_index=ignore_index, reduction="sum") / valid)
-                matrices.append(confusion_matrix(resized[0].argmax(0), label, num_labels, ignore_index))
-        loss = torch.stack(losses).mean()
+                return model(pixel_values=images)["logits"]
+
+        loss, rows = loss_and_counts(logits_of, inputs["pixel_values"], inputs["labels"], **self._label_range)
         if prediction_loss_only:
             return loss, None, None
-        rows = torch.stack(matrices).flatten(1)
         return loss, rows, torch.zeros(len(rows), device=rows.device)
-
-    def _streaming_scores(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        rows = torch.as_tensor(prediction.predictions).sum(0).cpu()
-        self._sum_of_rows = rows if self._sum_of_rows is None else self._sum_of_rows + rows
-        if not compute_result:
-            return {}
-        size = self.student.config.num_labels
-        self._confusion_matrix, self._sum_of_rows = self._sum_of_rows.reshape(size, size), None
-        scores = scores_from_confusion_matrix(self._confusion_matrix)
-        return {name: scores[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
 
     # --- saving and resuming ---
 
@@ -407,51 +373,3 @@ class DistillationTrainer(CheckpointingTrainer):
     def _write_publication(self, folder: Path) -> None:
         with self._final_weights():
             super()._write_publication(folder)
-
-
-class _EpochOfAugmentation(TrainerCallback):
-    """Tells the augmentation the epoch, from which it draws together with seed and index."""
-
-    def __init__(self, trainer: DistillationTrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if isinstance(self.trainer.train_dataset, AugmentedDataset):
-            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
-
-
-class _ConnectorsFirst(TrainerCallback):
-    """Trains the loss's connectors alone for its `connector_epochs`, afterwards all but those that are finished.
-
-    A gradient of None keeps the optimizer away from a parameter entirely: no decay, no momentum.
-    """
-
-    def __init__(self, distiller: Distiller) -> None:
-        self.loss = distiller.loss
-        self.finished = list(distiller.loss.finished_parameters())
-        held = {id(parameter) for parameter in distiller.loss.connector_parameters()}
-        self.others = [parameter for parameter in distiller.parameters() if id(parameter) not in held]
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        warming_up = int(state.epoch or 0) < self.loss.connector_epochs
-        for parameter in self.others if warming_up else self.finished:
-            parameter.grad = None
-
-
-def _same_sized(images, labels) -> Iterator[tuple[Tensor, Any]]:
-    """The batch as it is when its images have one size, else image by image."""
-    if isinstance(images, Tensor):
-        yield images, labels
-    else:
-        for image, label in zip(images, labels, strict=True):
-            yield image[None], [label]
-
-
-def _require_all_parameters(optimizer: torch.optim.Optimizer, distiller: Distiller) -> None:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    missing = [name for name, value in distiller.named_parameters() if value.requires_grad and id(value) not in held]
-    if missing:
-        raise ValueError(
-            f"The optimizer that was passed does not hold {len(missing)} trainable parameters, such as {missing[0]}: "
-            "they would never learn. Leave optimizers out (they are built from args), or freeze what shall not train."
-        )

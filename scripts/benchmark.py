@@ -24,11 +24,12 @@ import torch
 from torch.utils.data import Dataset
 
 from hf_segkd.arguments import DistillationArguments
-from hf_segkd.distiller import Distiller, network_spec, parameter_groups
+from hf_segkd.distiller import Distiller, network_spec
 from hf_segkd.losses import create_loss
 from hf_segkd.losses.attnfd import normalized_distance
 from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
 from hf_segkd.trainer import DistillationTrainer
+from hf_segkd.training.parameter_groups import parameter_groups
 
 BATCH, SIZE, CLASSES = 2, 257, 21
 STEPS = ("bare_sum", "ours", "as_published")

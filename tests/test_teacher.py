@@ -51,7 +51,7 @@ def test_networks_without_batch_norms_stay_as_they_are():
 
 
 def in_training(run):
-    return run._teacher_features(run.model.loss, IMAGES)
+    return run._teacher_features(IMAGES)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -7,8 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from hf_segkd.arguments import DistillationArguments
+from hf_segkd.losses import AbstractDistillationLoss
+from hf_segkd.types import Features
 
 
 def in_own_dtype(network: nn.Module, teacher_dtype: str) -> nn.Module:
@@ -30,6 +35,36 @@ def _cast_images(network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tup
         return value.to(network.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
     return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
+
+
+def ready_to_teach(teacher: nn.Module, args: DistillationArguments, accelerator: Accelerator) -> nn.Module:
+    """The teacher on its device, frozen and in evaluation mode, under the run's autocast if `teacher_dtype` is auto.
+
+    Args:
+        teacher: One that names its taps, of a network that `in_own_dtype` gave.
+        args: Of the run.
+        accelerator: Of the trainer.
+    """
+    teacher.eval().requires_grad_(False)
+    if args.channels_last:
+        teacher.to(memory_format=torch.channels_last)
+    if args.teacher_dtype == "auto":
+        return accelerator.prepare_model(teacher, evaluation_mode=True)
+    return teacher.to(args.device)  # accelerate would put it under the autocast of the student
+
+
+def taps_for(loss: AbstractDistillationLoss, teacher: nn.Module, images: Tensor, of_batch: bool) -> Features:
+    """The teacher's taps that a loss reads, without gradients.
+
+    Args:
+        loss: The distillation loss.
+        teacher: As `ready_to_teach` gave it.
+        images: As the student sees them, (b, 3, hh, ww).
+        of_batch: Whether the teacher works inside `batch_statistics`.
+    """
+    with torch.no_grad(), batch_statistics(teacher) if of_batch else contextlib.nullcontext():
+        features = teacher(pixel_values=images, output_features=True).features
+    return {tap: features[tap] for tap in loss.teacher_taps}  # the others' memory is free from here on
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 from torch.utils.data import Dataset, IterableDataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.utils import logging
 
 from hf_segkd.arguments import DistillationArguments
@@ -101,6 +101,22 @@ def whole_images(dataset: Any, processor: Any, model: PreTrainedModel) -> Any:
         return dataset
     check_labels(model, label_info(dataset))
     return EvaluationDataset(dataset, _needed(processor))
+
+
+class EpochOfAugmentation(TrainerCallback):
+    """Tells the augmentation the epoch, from which it draws together with seed and index.
+
+    Args:
+        trainer: Whose `train_dataset` is told, if it is an `AugmentedDataset`.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """Of a resumed run too."""
+        if isinstance(self.trainer.train_dataset, AugmentedDataset):
+            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
 
 
 def refuse_need_of_labels(loss: AbstractDistillationLoss | None, what: str) -> None:

@@ -1,0 +1,29 @@
+"""Trains the connectors of a loss before the rest."""
+
+from __future__ import annotations
+
+from transformers import TrainerCallback
+
+from hf_segkd.distiller import Distiller
+
+
+class ConnectorsFirst(TrainerCallback):
+    """Trains the loss's connectors alone for its `connector_epochs`, afterwards all but those that are finished.
+
+    A gradient of None keeps the optimizer away from a parameter entirely: no decay, no momentum.
+
+    Args:
+        distiller: The student and the loss.
+    """
+
+    def __init__(self, distiller: Distiller) -> None:
+        self.loss = distiller.loss
+        self.finished = list(distiller.loss.finished_parameters())
+        held = {id(parameter) for parameter in distiller.loss.connector_parameters()}
+        self.others = [parameter for parameter in distiller.parameters() if id(parameter) not in held]
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        """Leave out the gradients of what does not learn now."""
+        warming_up = int(state.epoch or 0) < self.loss.connector_epochs
+        for parameter in self.others if warming_up else self.finished:
+            parameter.grad = None

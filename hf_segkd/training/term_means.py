@@ -1,0 +1,35 @@
+"""What is logged of each term of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class TermMeans:
+    """The mean of each term over the batches since the last log, without waiting for the device in between."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._batches = 0
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Count a batch's terms, unweighted scalars."""
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+        self._batches += 1
+
+    def take(self, weights: Mapping[str, float], accelerator: Accelerator) -> dict[str, float]:
+        """For each term its mean over all processes, `raw_NAME`, and times its weight, `loss_NAME`; begins anew."""
+        if not self._batches:
+            return {}
+        sums = torch.stack([value.float() for value in self._sums.values()])
+        means = (accelerator.reduce(sums, reduction="mean") / self._batches).tolist()
+        logs = {}
+        for name, mean in zip(self._sums, means, strict=True):
+            logs |= {f"loss_{name}": weights[name] * mean, f"raw_{name}": mean}
+        self._sums, self._batches = {}, 0
+        return logs
