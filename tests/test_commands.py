@@ -242,6 +242,15 @@ def test_a_network_that_is_not_there_or_not_complete_is_named(tmp_path, teacher)
         evaluation.main(["--model", str(tmp_path), "--dataset", "demo", "--dataset_options", json.dumps(OPTIONS)])
 
 
+def test_a_mistyped_folder_is_told_before_the_hub_is_asked(hub, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    Path("runs", "teacher").mkdir(parents=True)
+    with pytest.raises(ValueError, match="neither a folder"):
+        load_network("runs/teahcer")
+    assert "There is no folder runs/teahcer" in caplog.text
+    assert "Did you mean 'runs/teacher'?" in caplog.text
+
+
 def launch(*command):
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", *map(str, command)],

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -54,6 +55,10 @@ def load_model(path: str, *, pickled: bool = False, dtype: str = "auto") -> tupl
 @contextlib.contextmanager
 def explained(path: str, pickled: bool = False) -> Iterator[None]:
     """Inside, what goes wrong while a network is loaded from `path` becomes a ValueError that says what to do."""
+    folder = Path(path)
+    if not folder.exists() and len(folder.parts) == 2 and folder.parent.is_dir():  # so it may be a mistyped folder
+        hint = did_you_mean(path, [str(sibling) for sibling in folder.parent.iterdir()])
+        logger.warning(f"There is no folder {path}: it is looked for on the Hub, which may take a while.{hint}")
     try:
         yield
     except (OSError, SafetensorError) as error:
