@@ -151,9 +151,8 @@ def build_distiller(
     """The student and the loss that `args` asks for, with the parameters in `args.frozen` frozen.
 
     Raises:
-        ValueError: If the student's weights are not float32, teacher and method don't go together, the two networks are
-            one object, the method compares classes and they have none in common, a tap is missing, or `args.frozen`
-            names nothing.
+        ValueError: If the student's weights are not float32, teacher and method don't go together, the method compares
+            classes and the two have none in common, a tap is missing, or `args.frozen` names nothing.
     """
     if student.dtype != torch.float32:
         raise ValueError(
@@ -182,8 +181,6 @@ def _create_loss(
         raise ValueError(
             f"Method {args.method!r} needs a teacher, and none was given: pass teacher (--teacher FOLDER_OR_ID)."
         )
-    if without_taps(teacher) is without_taps(student):
-        raise ValueError("Teacher and student are the same object; the teacher would be trained. Load it twice.")
     learnt, taught = network_spec(student), network_spec(teacher)
     classes = class_map_of(teacher)
     if classes is not None and classes.is_complete:

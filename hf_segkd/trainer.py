@@ -78,8 +78,8 @@ class DistillationTrainer(CheckpointingTrainer):
         optimizers: As in `Trainer`.
 
     Raises:
-        ValueError: If teacher and method don't go together, their classes are not known to agree, a tap is missing,
-            or the distributed set-up is one that was never tested.
+        ValueError: If teacher and method don't go together, teacher and student are one object, their classes are not
+            known to agree, a tap is missing, or the distributed set-up is one that was never tested.
     """
 
     # compute_loss returns the mean of its batch; Trainer divides by the accumulation steps.
@@ -105,7 +105,11 @@ class DistillationTrainer(CheckpointingTrainer):
         model = with_taps(model)
         if teacher is None and (teacher_processor is not None or class_map is not None):
             raise ValueError("teacher_processor and class_map say how a teacher is read, and there is no teacher.")
-        if teacher is not None and without_taps(teacher) is not without_taps(model):
+        if teacher is not None:
+            if without_taps(teacher) is without_taps(model):
+                raise ValueError(
+                    "Teacher and student are the same object, and the teacher must not be trained: load it twice."
+                )
             teacher = adapted(
                 in_own_dtype(teacher, args.teacher_dtype),
                 model,

@@ -77,7 +77,8 @@ def _check_options(name: str, loader: Callable[..., datasets.Dataset], options: 
     known = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     for option in options:
         if option not in known:
-            raise ValueError(f"Data set {name!r} has no option {option!r}; it has: {', '.join(known)}.")
+            hint = did_you_mean(option, known)
+            raise ValueError(f"Data set {name!r} has no option {option!r}.{hint} It has: {', '.join(known)}.")
     for option, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and option not in options:
             raise ValueError(f"Data set {name!r} needs the option {option!r} (see the docs of its loader).")

@@ -205,7 +205,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 
 def test_unknown_and_missing_options_are_named(tmp_path):
-    with pytest.raises(ValueError, match="'voc2012' has no option 'classes'; it has: check_size"):
+    with pytest.raises(ValueError, match=r"'voc2012' has no option 'classes'\. It has: check_size"):
         load_segmentation_dataset("voc2012", tmp_path, classes=["a"])
     with pytest.raises(ValueError, match="needs the option 'classes'"):
         load_segmentation_dataset("folder", tmp_path)
