@@ -62,16 +62,19 @@ def create_loss(name: str, student: NetworkSpec, teacher: NetworkSpec, **kwargs)
         raise ValueError(
             f"Unknown distillation method {name!r}.{did_you_mean(name, LOSSES)} There are: {', '.join(LOSSES)}."
         )
-    known = [p for p in inspect.signature(LOSSES[name]).parameters if p not in ("student", "teacher")]
-    for key in kwargs:
+    parameters = inspect.signature(LOSSES[name]).parameters
+    known = [parameter for parameter in parameters if parameter not in ("student", "teacher")]
+    for key, value in kwargs.items():
         if key not in known:
             raise ValueError(f"{name} has no argument {key!r}.{did_you_mean(key, known)} It takes: {', '.join(known)}.")
+        if parameters[key].annotation.startswith("bool") and not isinstance(value, (bool, type(None))):
+            raise ValueError(f"{name}'s {key} is {value!r}; it must be true or false.")
     return LOSSES[name](student, teacher, **kwargs)
 
 
 def _combine(names: list[str], student: NetworkSpec, teacher: NetworkSpec, kwargs: dict) -> CombinedLoss:
     if len(set(names)) < len(names):
-        raise ValueError(f"{','.join(names)} names a method twice.")
+        raise ValueError(f"{','.join(names)} names a method twice; name it once, with the weight you want.")
     for key, value in kwargs.items():
         if key not in names or not isinstance(value, dict):
             raise ValueError(

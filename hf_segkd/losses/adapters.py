@@ -54,11 +54,11 @@ def resize_labels(
     return F.interpolate(labels[:, None].float(), size=size, mode=mode)[:, 0].long()
 
 
-def lengths(vectors: Tensor, dim: int = 1, keepdim: bool = False) -> Tensor:
-    """Length of the vectors along `dim`; infinite for those of length zero.
+def lengths(vectors: Tensor, dim: int = 1, keepdim: bool = False, zero: float = ZERO_NORM) -> Tensor:
+    """Length of the vectors along `dim`; infinite for those no longer than `zero`.
 
     What is divided by it is then zero, and zero is its gradient. Dividing by a small number instead, the student's
     zero vectors, usual after a ReLU, would get gradients that are larger than all others by many orders.
     """
     length = vectors.norm(dim=dim, keepdim=keepdim)
-    return length.masked_fill(length <= ZERO_NORM, torch.inf)
+    return length.masked_fill(length <= zero, torch.inf)

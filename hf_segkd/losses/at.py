@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_segkd.losses.adapters import align
 from hf_segkd.losses.base import AbstractDistillationLoss, require_choice
 from hf_segkd.types import Features, NetworkSpec, Paper
 
@@ -19,9 +18,9 @@ WEIGHTS = {"sum": 1e4 / (64 * 128), "mean": 1e4}
 
 
 def attention_map(feature: Tensor) -> Tensor:
-    """Mean of the squares over the channels: (b, c, h, w) -> (b, 1, h, w)."""
+    """Mean of the squares over the channels: (b, c, h, w) -> (b, h*w)."""
     # Not square().mean(): that takes twice the time and memory.
-    return torch.linalg.vecdot(feature, feature, dim=1)[:, None] / feature.shape[1]
+    return torch.linalg.vecdot(feature, feature, dim=1).flatten(1) / feature.shape[1]
 
 
 def attention_distance(student_map: Tensor, teacher_map: Tensor, reduction: Reduction = "sum") -> Tensor:
@@ -32,13 +31,16 @@ def attention_distance(student_map: Tensor, teacher_map: Tensor, reduction: Redu
 
     Args:
         student_map: (b, c, h, w).
-        teacher_map: (b, c', h', w'); its attention is resized, as Section 3.1 proposes, where the sizes differ.
+        teacher_map: (b, c', h', w'). Where the sizes differ, the larger map is averaged down to the smaller, as in
+            RepDistiller's code (for squares; here height and width each take the smaller of the two).
         reduction: `sum` or `mean` over the positions.
     """
-    student_attention = attention_map(student_map)
-    teacher_attention = align(attention_map(teacher_map), student_attention)
+    size = tuple(map(min, student_map.shape[2:], teacher_map.shape[2:]))
+    student_map, teacher_map = (
+        x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (student_map, teacher_map)
+    )
     # F.normalize divides by at least 1e-12, so a map of zeros stays one and has a gradient of 0.
-    difference = F.normalize(student_attention.flatten(1)) - F.normalize(teacher_attention.flatten(1))
+    difference = F.normalize(attention_map(student_map)) - F.normalize(attention_map(teacher_map))
     squares = difference.square().sum(1)
     return squares.mean() if reduction == "sum" else squares.mean() / difference.shape[1]
 

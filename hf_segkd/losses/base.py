@@ -74,7 +74,7 @@ class AbstractDistillationLoss(nn.Module, ABC):
     ) -> None:
         super().__init__()
         for side, spec, taps in (("student", student, student_taps), ("teacher", teacher, teacher_taps)):
-            missing = [tap for tap in taps if tap not in spec.channels]
+            missing = [tap for tap in taps if tap not in list(spec.channels)]  # a list takes what has no hash, too
             if missing:
                 raise ValueError(
                     f"{self.name} reads the {side}'s {missing}, but that network offers "
@@ -82,8 +82,7 @@ class AbstractDistillationLoss(nn.Module, ABC):
                     "that is not of hf_segkd name more with hf_segkd.ForeignNetwork(teacher, taps={...})."
                 )
         for term, weight in weights.items():
-            if not _is_number(weight) or not 0 <= weight < math.inf:
-                raise ValueError(f"The weight of {term} is {weight!r}; it must be 0 or more, and finite.")
+            require_weight(f"The weight of {term}", weight)
         self.student_taps = student_taps
         self.teacher_taps = teacher_taps
         self.weights = weights
@@ -164,6 +163,16 @@ def require_same_num_labels(name: str, student: NetworkSpec, teacher: NetworkSpe
             f"the teacher {teacher.num_labels}. Map the teacher's classes to the student's first, or choose a "
             "method that compares features."
         )
+
+
+def require_weight(argument: str, value: float) -> None:
+    """Refuse what is below zero.
+
+    Raises:
+        ValueError: If `value` is not 0 or more.
+    """
+    if not _is_number(value) or not 0 <= value < math.inf:
+        raise ValueError(f"{argument} is {value!r}; it must be 0 or more, and finite.")
 
 
 def require_positive(argument: str, value: float) -> None:

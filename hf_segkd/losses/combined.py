@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from hf_segkd.losses.base import AbstractDistillationLoss
 from hf_segkd.types import Features, NetworkSpec
 
+logger = logging.get_logger(__name__)
+
+# KD on the logits, as it is called in the methods that have it.
+KD_TERMS = ("kd", "cirkd_kd", "skds_pixel")
+
 
 class CombinedLoss(AbstractDistillationLoss):
     """The terms of several losses side by side, each with the weights it has alone.
+
+    KD on the logits, which `cirkd` and `skds` have too, counts as often as the losses bring it, with a warning.
 
     Args:
         student: What the student offers.
@@ -43,6 +51,14 @@ class CombinedLoss(AbstractDistillationLoss):
             weights={term: weight for loss in losses for term, weight in loss.weights.items()},
         )
         self.name = ",".join(names)
+        repeated = [
+            f"{term} (weight {weight:g})" for term, weight in self.weights.items() if term in KD_TERMS and weight
+        ]
+        if len(repeated) > 1:
+            logger.warning(
+                f"{self.name} applies KD on the logits {len(repeated)} times: {' and '.join(repeated)}. Unless that is "
+                "meant, leave kd out, or give the term the weight 0 (kd_weight of cirkd, weight of skds)."
+            )
         self.losses = nn.ModuleList(losses)
         self.needs_labels = any(loss.needs_labels for loss in losses)
         self.uses_classifier_weight = any(loss.uses_classifier_weight for loss in losses)

@@ -13,6 +13,7 @@ from hf_segkd.losses.base import (
     require_choice,
     require_positive,
     require_same_num_labels,
+    require_weight,
 )
 from hf_segkd.types import Features, NetworkSpec, Paper
 
@@ -57,9 +58,8 @@ def correlation_distances(
 class DISTLoss(AbstractDistillationLoss):
     """Knowledge Distillation from A Stronger Teacher; two terms, `dist_inter` and `dist_intra`.
 
-    On the logits at the head's resolution. The authors add 0.4 times the same loss on the logits of auxiliary heads;
-    these networks have none. The pixels of the intra-class correlation are those of one process, and ignored pixels
-    count, as in all public versions.
+    On the logits at the head's resolution. The pixels of the intra-class correlation are those of one process, and
+    ignored pixels count, as in all public versions.
 
     Args:
         student: What the student offers.
@@ -70,9 +70,13 @@ class DISTLoss(AbstractDistillationLoss):
         temperature: T, positive. The segmentation code has none, that is 1.
         variant: `paper`, or `mmrazor` for both terms times T^2, as mmrazor and the authors' classification code have
             it. The correlation doesn't change with the scale of the probabilities, so there is nothing to make up for.
+        auxiliary_tap: The logits of auxiliary heads, of the same classes in the same order in both networks, on which
+            the same loss is the term `dist_auxiliary`; a class map does not reach them. None (default) has no such
+            term: hf_segkd's networks offer no such tap, of a `ForeignNetwork` it can be named.
+        auxiliary_weight: Factor of that term; 0.4 in the authors' segmentation code.
 
     Raises:
-        ValueError: If the class counts differ, `logits` is missing, or a value is out of range.
+        ValueError: If the class counts differ, a tap is missing, or a value is out of range.
     """
 
     name: ClassVar[str] = "dist"
@@ -103,22 +107,42 @@ class DISTLoss(AbstractDistillationLoss):
         gamma: float = 1.0,
         temperature: float = 1.0,
         variant: Literal["paper", "mmrazor"] = "paper",
+        auxiliary_tap: str | None = None,
+        auxiliary_weight: float = 0.4,
     ) -> None:
-        super().__init__(
-            student,
-            teacher,
-            student_taps=("logits",),
-            teacher_taps=("logits",),
-            weights={"dist_inter": weight * beta, "dist_intra": weight * gamma},
-        )
+        factors = {"weight": weight, "beta": beta, "gamma": gamma, "auxiliary_weight": auxiliary_weight}
+        for argument, value in factors.items():
+            require_weight(argument, value)
+        taps, weights = ("logits",), {"dist_inter": weight * beta, "dist_intra": weight * gamma}
+        if auxiliary_tap is not None:
+            taps += (auxiliary_tap,)
+            weights["dist_auxiliary"] = weight * auxiliary_weight
+        super().__init__(student, teacher, student_taps=taps, teacher_taps=taps, weights=weights)
         require_same_num_labels(self.name, student, teacher)
+        for side, spec in (("student", student), ("teacher", teacher)):
+            if auxiliary_tap is not None and spec.channels[auxiliary_tap] != spec.num_labels:
+                raise ValueError(
+                    f"auxiliary_tap must be logits of all {spec.num_labels} classes, but the {side}'s {auxiliary_tap} "
+                    f"has {spec.channels[auxiliary_tap]} channels."
+                )
         require_positive("temperature", temperature)
         require_choice("variant", variant, ("paper", "mmrazor"))
+        self.beta = beta
+        self.gamma = gamma
         self.temperature = temperature
         self.factor = temperature**2 if variant == "mmrazor" else 1.0
+        self.auxiliary_tap = auxiliary_tap
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class and `correlation_distances`; the labels are not read."""
-        logits = student["logits"]
-        inter, intra = correlation_distances(logits, align(teacher["logits"], logits), self.temperature)
-        return {"dist_inter": self.factor * inter, "dist_intra": self.factor * intra}
+        inter, intra = self._distances(student, teacher, "logits")
+        terms = {"dist_inter": inter, "dist_intra": intra}
+        if self.auxiliary_tap is not None:
+            inter, intra = self._distances(student, teacher, self.auxiliary_tap)
+            terms["dist_auxiliary"] = self.beta * inter + self.gamma * intra
+        return terms
+
+    def _distances(self, student: Features, teacher: Features, tap: str) -> tuple[Tensor, Tensor]:
+        logits = student[tap]
+        inter, intra = correlation_distances(logits, align(teacher[tap], logits), self.temperature)
+        return self.factor * inter, self.factor * intra

@@ -1,10 +1,15 @@
-"""Inner products of all pairs of rows, with half the work in the backward pass."""
+"""Inner products of all pairs of rows, and these products as directions."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+
+from hf_segkd.losses.adapters import lengths
+
+# Products are squares: those of maps of 1e-4 count, the rounding of a constant map behind a batch norm does not.
+ZERO_PRODUCTS = 1e-8
 
 
 class _Gram(torch.autograd.Function):
@@ -23,3 +28,8 @@ class _Gram(torch.autograd.Function):
 def gram_matrix(x: Tensor) -> Tensor:
     """The product of x, (..., n, p), and its transpose: (..., n, n)."""
     return _Gram.apply(x)
+
+
+def unit_rows(products: Tensor) -> Tensor:
+    """Inner products (..., n, n), each row of them scaled to length 1; a row of zeros stays one."""
+    return products / lengths(products, dim=-1, keepdim=True, zero=ZERO_PRODUCTS)

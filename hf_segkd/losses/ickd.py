@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_segkd.losses.adapters import Connector, lengths
+from hf_segkd.losses.adapters import Connector
 from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_same_num_labels, require_whole
-from hf_segkd.losses.gram import gram_matrix
+from hf_segkd.losses.gram import gram_matrix, unit_rows
 from hf_segkd.types import Features, NetworkSpec, Paper
 
 Variant = Literal["cifar", "imagenet"]
@@ -40,8 +40,7 @@ def split_patches(x: Tensor, patches: tuple[int, int]) -> Tensor:
 
 def channel_correlation(x: Tensor) -> Tensor:
     """Inner products of all pairs of channels, each row of products scaled to length 1: (b, c, p) -> (b, c, c)."""
-    products = gram_matrix(x)
-    return products / lengths(products, dim=2, keepdim=True)
+    return unit_rows(gram_matrix(x))
 
 
 def inter_channel_distance(student_map: Tensor, teacher_map: Tensor, patches: tuple[int, int] = (1, 1)) -> Tensor:

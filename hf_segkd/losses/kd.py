@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import align, resize_labels
-from hf_segkd.losses.base import AbstractDistillationLoss, require_positive, require_same_num_labels
+from hf_segkd.losses.base import (
+    AbstractDistillationLoss,
+    require_choice,
+    require_positive,
+    require_same_num_labels,
+)
 from hf_segkd.types import Features, NetworkSpec, Paper
+
+Reduction = Literal["pixel_mean", "element_mean", "image_mean"]
 
 
 def pixel_wise_divergence(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, valid: Tensor | None = None
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 1.0,
+    valid: Tensor | None = None,
+    reduction: Reduction = "pixel_mean",
 ) -> Tensor:
     r"""Mean over the pixels of $T^2 \, KL(p^t \| p^s)$, in nats.
 
@@ -28,27 +39,35 @@ def pixel_wise_divergence(
         temperature: T, positive.
         valid: (b, h, w) bool, the pixels to count; None counts all. Without any, the result is 0 with a
             graph.
+        reduction: What the sum is divided by: the M pixels, the M k elements, or the b images.
     """
+    images, classes = student_logits.shape[:2]
     log_student = F.log_softmax(student_logits / temperature, dim=1)
     log_teacher = F.log_softmax(teacher_logits / temperature, dim=1)
     divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1)  # (b, h, w)
-    if valid is None:
-        return divergence.mean() * temperature**2
-    return (divergence * valid).sum() / valid.sum().clamp_min(1) * temperature**2
+    pixels: Tensor | int = divergence.numel()
+    if valid is not None:
+        divergence, pixels = divergence * valid, valid.sum().clamp_min(1)
+    divisors = {"pixel_mean": pixels, "element_mean": pixels * classes, "image_mean": images}
+    return divergence.sum() / divisors[reduction] * temperature**2
 
 
 class KDLoss(AbstractDistillationLoss):
     """Distilling the Knowledge in a Neural Network, applied to each pixel of the logits.
 
     Logits are compared at the student head's resolution, before they are resized to the image. Weight 1 and
-    temperature 1 are those of CIRKD's code. Weights of other repositories in this reduction (mean over
-    pixels): IFVD and TorchDistiller 10 / k, SKDS 10 x images per GPU.
+    temperature 1 are those of CIRKD's code. Weights of other repositories in the default reduction, beside a
+    cross-entropy averaged over the pixels: IFVD and TorchDistiller 10 / k, SKDS 10 b, AICSD 10 b / k, with k classes
+    and b images per GPU. (AICSD compares logits resized to the image and divides its cross-entropy by b.)
 
     Args:
         student: What the student offers.
         teacher: What the teacher offers.
         weight: Weight of the term, relative to a cross-entropy averaged over the pixels.
         temperature: T, positive.
+        reduction: `pixel_mean` (CIRKD), `element_mean` over pixels and classes (PyTorch's default: IFVD,
+            TorchDistiller, AICSD) or `image_mean`, the sum over the pixels (RepDistiller's code, which was made for one
+            vector per image). SKDS sums over the images and divides by h w: `create_loss("skds", preset="official")`.
         drop_ignored: Leave out the pixels labelled with the ignore index. No public version does (default
             False).
 
@@ -78,12 +97,15 @@ class KDLoss(AbstractDistillationLoss):
         *,
         weight: float = 1.0,
         temperature: float = 1.0,
+        reduction: Reduction = "pixel_mean",
         drop_ignored: bool = False,
     ) -> None:
         super().__init__(student, teacher, student_taps=("logits",), teacher_taps=("logits",), weights={"kd": weight})
         require_same_num_labels(self.name, student, teacher)
         require_positive("temperature", temperature)
+        require_choice("reduction", reduction, ("pixel_mean", "element_mean", "image_mean"))
         self.temperature = temperature
+        self.reduction: Reduction = reduction
         self.drop_ignored = drop_ignored
         self.needs_labels = drop_ignored
         self.ignore_index = student.ignore_index
@@ -94,4 +116,5 @@ class KDLoss(AbstractDistillationLoss):
         valid = None
         if self.drop_ignored:
             valid = resize_labels(labels, logits.shape[2:]) != self.ignore_index
-        return {"kd": pixel_wise_divergence(logits, align(teacher["logits"], logits), self.temperature, valid)}
+        target = align(teacher["logits"], logits)
+        return {"kd": pixel_wise_divergence(logits, target, self.temperature, valid, self.reduction)}

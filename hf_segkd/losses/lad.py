@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import align
-from hf_segkd.losses.attnfd import normalized_distance
+from hf_segkd.losses.attnfd import Norm, normalized_distance
 from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_same_num_labels, require_whole
+from hf_segkd.losses.dist import pearson_correlation
 from hf_segkd.types import Features, NetworkSpec, Paper
 
-Vector = Literal["pixel", "channel", "sample", "patch"]
+Vector = Literal["pixel", "channel", "centred_channel", "sample", "patch"]
 
 # What `normalized_distance` calls the vectors.
-NORMS = {"pixel": "channel", "channel": "map", "sample": "sample", "patch": "channel"}
+NORMS: dict[str, Norm] = {"pixel": "channel", "channel": "map", "sample": "sample", "patch": "channel"}
 
 
 def angular_distance(student_map: Tensor, teacher_map: Tensor, vector: Vector = "pixel", patch_size: int = 4) -> Tensor:
@@ -24,10 +25,14 @@ def angular_distance(student_map: Tensor, teacher_map: Tensor, vector: Vector = 
     Args:
         student_map: (b, c, h, w).
         teacher_map: (b, c, h, w).
-        vector: What one vector is: `pixel` the c channels of a position, `channel` the (h, w) of a channel, `sample`
-            the (c, h, w) of an image, `patch` the (c, p, p) of a patch of positions.
+        vector: What one vector is: `pixel` the c channels of a position, `channel` the (h, w) of a channel,
+            `centred_channel` these less their mean (then the cosine is their correlation, and the mean squared
+            distance of standardised channels the same), `sample` the (c, h, w) of an image, `patch` the (c, p, p) of a
+            patch of positions.
         patch_size: p; patches don't overlap, and those at the right and bottom border may be smaller.
     """
+    if vector == "centred_channel":
+        return 2.0 * (1.0 - pearson_correlation(student_map, teacher_map, (2, 3)).mean())
     if vector == "patch":
         student_map = _patches_as_pixels(student_map, patch_size)
         teacher_map = _patches_as_pixels(teacher_map, patch_size)
@@ -45,8 +50,8 @@ class LADLoss(AbstractDistillationLoss):
     A derivation, as there is no public code. The abstract says that the squared error between raw features mixes
     magnitude and angle, that the angle is what helps, and that the method distils it alone. Of
     $\| s - t \|^2 = (\|s\| - \|t\|)^2 + 2 \|s\| \|t\| (1 - \cos)$ that leaves $2 (1 - \cos)$. What the vectors are,
-    the map, the projector and the weight are choices made here; `channel` is nearest to the authors' earlier NFD, which
-    standardises each channel.
+    the map, the projector and the weight are choices made here; `centred_channel` is the authors' earlier NFD, the
+    squared distance of standardised channels.
 
     Where student and teacher differ in width, a 1x1 convolution without bias, trained with the student, takes the
     student's map to the teacher's channels. Ignored pixels count.
@@ -90,7 +95,7 @@ class LADLoss(AbstractDistillationLoss):
         tap: str = "decoder",
     ) -> None:
         super().__init__(student, teacher, student_taps=(tap,), teacher_taps=(tap,), weights={"lad": weight})
-        require_choice("vector", vector, tuple(NORMS))
+        require_choice("vector", vector, get_args(Vector))
         if patch_size is not None and vector != "patch":
             raise ValueError(f"patch_size is for vector='patch'; vector is {vector!r}.")
         patch_size = 4 if patch_size is None else patch_size

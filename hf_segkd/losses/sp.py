@@ -7,11 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.nn import functional as F
 from transformers.utils import logging
 
 from hf_segkd.losses.base import AbstractDistillationLoss
-from hf_segkd.losses.gram import gram_matrix
+from hf_segkd.losses.gram import gram_matrix, unit_rows
 from hf_segkd.types import Features, NetworkSpec, Paper
 
 logger = logging.get_logger(__name__)
@@ -21,7 +20,7 @@ def similarity_matrix(maps: Tensor) -> Tensor:
     """Inner products of all pairs of images, each row of products scaled to length 1: (b, c, h, w) -> (b, b)."""
     channels = maps.flatten(2).transpose(0, 1)  # (c, b, h*w)
     # One product over a whole map adds up in sequence on CPUs, and its gradient is off by 1e-3 in fp32.
-    return F.normalize(gram_matrix(channels).sum(0), dim=1)
+    return unit_rows(gram_matrix(channels).sum(0))
 
 
 def similarity_distance(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:

@@ -77,11 +77,20 @@ def test_both_reductions_weigh_the_same_at_the_size_of_the_published_maps():
     torch.testing.assert_close(mean, 1e4 * attention_distance(maps[0]["decoder"], maps[1]["decoder"], "mean"))
 
 
-def test_the_teachers_attention_is_resized_and_not_its_map():
+@pytest.mark.parametrize(("student_size", "teacher_size"), [(12, 6), (5, 8), (4, 4)])
+def test_the_larger_of_two_maps_is_averaged_down_as_in_repdistiller(student_size, teacher_size):
+    shapes = (2, 3, student_size, student_size), (2, 4, teacher_size, teacher_size)
+    student, teacher = (torch.rand(shape, generator=torch.Generator().manual_seed(0)).double() for shape in shapes)
+    size = min(student_size, teacher_size)
+    expected = by_loops(*(F.adaptive_avg_pool2d(x, (size, size)) for x in (student, teacher)))
+    torch.testing.assert_close(attention_distance(student, teacher), expected)
+
+
+def test_maps_of_different_shape_are_compared_at_the_smaller_height_and_width():
     student, teacher = public_case()
-    small = student.detach()[:, :, :5, :7]
-    attention = F.interpolate(teacher.pow(2).mean(1, keepdim=True), size=(5, 7), mode="bilinear")
-    torch.testing.assert_close(attention_distance(small, teacher), attention_distance(small, attention.sqrt()))
+    tall, wide = student.detach()[:, :, :, :10], teacher[:, :, :6]
+    small = [tall.unflatten(2, (6, 2)).mean(3), wide.unflatten(3, (10, 2)).mean(4)]
+    torch.testing.assert_close(attention_distance(tall, wide), attention_distance(*small))
 
 
 def test_several_taps_are_added():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from loss_cases import STUDENT, TEACHER, make_features, make_labels
 
-from hf_segkd.losses import create_loss
+from hf_segkd.losses import combined, create_loss
 
 
 def values(name, **kwargs):
@@ -36,7 +36,7 @@ def test_progress_reaches_every_loss():
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("cwd,cwd", {}, "twice"),
+        ("cwd,cwd", {}, "twice; name it once"),
         ("cwd,kdd", {}, "'kd'"),
         ("cwd,kd", {"weight": 2}, "cwd, kd"),
         ("cwd,kd", {"kd": {"temprature": 2}}, "temperature"),
@@ -47,6 +47,24 @@ def test_progress_reaches_every_loss():
 def test_what_does_not_go_together_is_refused(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         values(name, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "told"),
+    [
+        ("cirkd,kd", {}, ["cirkd,kd applies KD on the logits 2 times: cirkd_kd (weight 1) and kd (weight 1)"]),
+        ("kd,skds", {"kd": {"weight": 2.5}}, ["2 times: kd (weight 2.5) and skds_pixel (weight 10)"]),
+        ("cirkd,kd", {"cirkd": {"kd_weight": 0}}, []),
+        ("skds,kd", {"kd": {"weight": 0}}, []),
+        ("cwd,kd", {}, []),
+    ],
+)
+def test_pixel_wise_kd_that_two_methods_bring_is_told(name, kwargs, told, monkeypatch):
+    messages = []
+    monkeypatch.setattr(combined.logger, "warning", messages.append)
+    create_loss(name, STUDENT, TEACHER, **kwargs)
+    assert len(messages) == len(told)
+    assert all(part in message for part, message in zip(told, messages, strict=True))
 
 
 def test_labels_are_needed_where_one_loss_needs_them():

@@ -4,6 +4,7 @@ from loss_cases import STUDENT, TEACHER, make_features, make_labels, reference
 
 from hf_segkd.losses import create_loss
 from hf_segkd.losses.dist import correlation_distances
+from hf_segkd.types import NetworkSpec
 
 
 def official_case():
@@ -100,6 +101,18 @@ def test_beta_and_gamma_weigh_the_two_terms_and_weight_both():
     torch.testing.assert_close(weighed["dist_intra"], plain["dist_intra"])
 
 
+def test_the_logits_of_auxiliary_heads_add_the_same_loss_times_its_weight():
+    spec = NetworkSpec(channels={"logits": 19, "second": 19}, num_labels=19)
+    student, teacher = (x.detach() for x in official_case())
+    options = {"beta": 2.0, "gamma": 0.5, "temperature": 4.0, "variant": "mmrazor"}
+    loss = create_loss("dist", spec, spec, auxiliary_tap="second", weight=3.0, **options)
+    sides = [{"logits": x, "second": x.flip(2) + 0.1 * i * x} for i, x in enumerate((student, teacher))]
+    terms = loss(*sides, make_labels())
+    second = [{"logits": side["second"]} for side in sides]
+    expected = create_loss("dist", spec, spec, **options)(*second, make_labels())
+    torch.testing.assert_close(terms["dist_auxiliary"], 3.0 * 0.4 * sum(expected.values()))
+
+
 def test_mmrazor_multiplies_by_the_squared_temperature():
     arguments = make_features(STUDENT, 1), make_features(TEACHER, 2), make_labels()
     inter, intra = correlation_distances(arguments[0]["logits"], arguments[1]["logits"], 4.0)
@@ -114,8 +127,10 @@ def test_mmrazor_multiplies_by_the_squared_temperature():
     [
         ({"temperature": 0}, "temperature is 0; it must be positive"),
         ({"variant": "code"}, "variant is 'code'; it must be one of 'paper', 'mmrazor'"),
-        ({"beta": -1}, "weight of dist_inter is -1"),
-        ({"gamma": -1}, "weight of dist_intra is -1"),
+        ({"beta": -1}, "beta is -1; it must be 0 or more"),
+        ({"weight": -1, "beta": -1, "gamma": -1}, "weight is -1"),
+        ({"auxiliary_weight": -1}, "auxiliary_weight is -1"),
+        ({"auxiliary_tap": "decoder"}, "logits of all 5 classes, but the student's decoder has 8 channels"),
     ],
     ids=str,
 )

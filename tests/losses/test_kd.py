@@ -13,7 +13,8 @@ def randn(seed, *shapes):
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
-def test_the_value_is_the_formula_written_as_a_loop_over_pixels():
+@pytest.mark.parametrize(("reduction", "divisor"), [("pixel_mean", 12), ("element_mean", 48), ("image_mean", 2)])
+def test_the_value_is_the_formula_written_as_a_loop_over_pixels(reduction, divisor):
     student, teacher = (x.double() for x in randn(0, (2, 4, 3, 2), (2, 4, 3, 2)))
     expected = 0.0
     for image in range(2):
@@ -21,8 +22,11 @@ def test_the_value_is_the_formula_written_as_a_loop_over_pixels():
             for column in range(2):
                 p = torch.softmax(teacher[image, :, row, column] / 3.0, 0)
                 q = torch.softmax(student[image, :, row, column] / 3.0, 0)
-                expected += (p * (p / q).log()).sum() * 9.0 / 12.0
-    torch.testing.assert_close(pixel_wise_divergence(student, teacher, 3.0), expected, rtol=1e-12, atol=0.0)
+                expected += (p * (p / q).log()).sum() * 9.0 / divisor
+    spec = NetworkSpec(channels={"logits": 4}, num_labels=4)
+    loss = create_loss("kd", spec, spec, temperature=3.0, reduction=reduction)
+    actual = loss({"logits": student}, {"logits": teacher}, make_labels())["kd"]
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0.0)
 
 
 def test_value_and_gradient_are_those_of_the_public_code():
@@ -76,7 +80,9 @@ def test_a_batch_of_ignored_pixels_costs_nothing_when_they_are_dropped():
     assert terms["kd"].requires_grad
 
 
-def test_a_temperature_of_zero_is_refused():
+def test_a_temperature_of_zero_and_an_unknown_reduction_are_refused():
+    with pytest.raises(ValueError, match="reduction is 'mean'; it must be one of 'pixel_mean'"):
+        create_loss("kd", STUDENT, TEACHER, reduction="mean")
     with pytest.raises(ValueError, match="temperature is 0; it must be positive"):
         create_loss("kd", STUDENT, TEACHER, temperature=0)
 

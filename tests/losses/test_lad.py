@@ -59,6 +59,20 @@ def test_the_reference_file_agrees():
     assert angular_distance(*derived_case()).item() == pytest.approx(case["outputs_f64"]["loss"], rel=1e-12)
 
 
+def test_centred_channels_are_the_mean_squared_distance_of_standardised_channels():
+    student, teacher = (x.detach() for x in derived_case())
+    actual, expected = (student.clone().requires_grad_() for _ in range(2))
+    value = angular_distance(actual, 3.0 * teacher - 1.0, "centred_channel")
+    value.backward()
+    means, deviations = zip(
+        *[(x.mean((2, 3), True), x.std((2, 3), False, True)) for x in (expected, teacher)], strict=False
+    )
+    formula = ((expected - means[0]) / deviations[0] - (teacher - means[1]) / deviations[1]).square().mean()
+    formula.backward()
+    torch.testing.assert_close(value, formula, rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-7, atol=1e-12)
+
+
 @pytest.mark.parametrize("vector", VECTORS)
 def test_the_length_of_the_vectors_costs_nothing_and_gets_no_gradient(vector):
     student, teacher = derived_case()
@@ -94,7 +108,7 @@ def test_a_projector_exists_only_where_the_widths_differ():
 
 
 def test_values_that_mean_nothing_are_refused():
-    with pytest.raises(ValueError, match="vector is 'map'; it must be one of 'pixel', 'channel', 'sample', 'patch'"):
+    with pytest.raises(ValueError, match="vector is 'map'; it must be one of 'pixel', 'channel', 'centred_channel'"):
         create_loss("lad", STUDENT, TEACHER, vector="map")
     with pytest.raises(ValueError, match="patch_size must be a whole number from 1, got 0"):
         create_loss("lad", STUDENT, TEACHER, vector="patch", patch_size=0)

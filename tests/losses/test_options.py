@@ -85,7 +85,7 @@ def test_an_option_of_fakd_does_in_the_loss_what_it_does_in_the_formula(name, op
 @pytest.mark.parametrize(
     ("name", "defaults"),
     [
-        ("kd", {"weight": 1.0, "temperature": 1.0, "drop_ignored": False}),
+        ("kd", {"weight": 1.0, "temperature": 1.0, "reduction": "pixel_mean", "drop_ignored": False}),
         ("at", {"weight": None, "reduction": "sum", "taps": ("decoder",)}),
         ("sp", {"weight": 3000.0, "gather": True, "tap": "decoder"}),
         ("ickd", {"variant": "cifar", "weight": None, "patches": (1, 1), "embed": None, "tap": "decoder"}),
@@ -99,6 +99,12 @@ def test_an_option_of_fakd_does_in_the_loss_what_it_does_in_the_formula(name, op
 def test_defaults_are_those_of_the_documentation(name, defaults):
     parameters = inspect.signature(LOSSES[name]).parameters
     assert {key: parameters[key].default for key in defaults} == defaults
+
+
+@pytest.mark.parametrize(("name", "option"), [("kd", "drop_ignored"), ("sp", "gather"), ("ickd", "embed")])
+def test_a_word_for_true_or_false_is_refused(name, option):
+    with pytest.raises(ValueError, match=f"{name}'s {option} is 'no'; it must be true or false"):
+        create_loss(name, STUDENT, TEACHER, **{option: "no"})
 
 
 def test_labels_are_resized_as_the_loss_is_told():
