@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
@@ -203,6 +204,8 @@ class DistillationArguments(TrainingArguments):
         if self.hub_token == "<HUB_TOKEN>":  # what to_dict writes for any, so that its output can be a recipe
             self.hub_token = None
         self.method_kwargs = json_object(self.method_kwargs, "method_kwargs")
+        if self.lr_scheduler_kwargs is not None:
+            self.lr_scheduler_kwargs = json_object(self.lr_scheduler_kwargs, "lr_scheduler_kwargs")
         super().__post_init__()
         if self.remove_unused_columns or not self.batch_eval_metrics:
             raise ValueError(
@@ -248,6 +251,11 @@ class DistillationArguments(TrainingArguments):
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}; got {getattr(self, name)!r}.")
+        backends = [backend.value.lower() for backend in DynamoBackend]
+        if self.torch_compile_backend is not None and self.torch_compile_backend.lower() not in backends:
+            raise ValueError(
+                f"torch_compile_backend is one of {', '.join(backends)}; got {self.torch_compile_backend!r}."
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be below 1, such as 0.999, or 0 for no average; got {self.ema_decay}.")
         if not 0 < self.unlabelled_ratio < math.inf:

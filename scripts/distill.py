@@ -6,9 +6,7 @@ from pathlib import Path
 # Python puts this folder first on its path, where evaluate.py would hide the package `evaluate`.
 sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
-from hf_segkd.commands.failures import plain_errors
-from hf_segkd.commands.training import main
+from hf_segkd.commands.cli import run
 
 if __name__ == "__main__":
-    with plain_errors():
-        main()
+    run("distill")

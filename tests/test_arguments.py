@@ -87,6 +87,8 @@ def test_defaults_are_those_of_the_literature(tmp_path):
         ({"label_smoothing_factor": 0.1}, "without label smoothing"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
         ({"method_kwargs": "{oops"}, "--method_kwargs takes a JSON object"),
+        ({"lr_scheduler_kwargs": "power=2"}, "--lr_scheduler_kwargs takes a JSON object"),
+        ({"torch_compile_backend": "fastest"}, "one of no, eager, .*; got 'fastest'"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(tmp_path, values, message):

@@ -3,6 +3,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
 
 from hf_segkd.commands import cli
 from hf_segkd.commands.failures import plain_errors
@@ -11,27 +13,28 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def test_every_command_has_a_script_that_runs_the_same_code():
-    for name, (module, _) in cli.COMMANDS.items():
-        assert f"from hf_segkd.commands.{module} import main" in (SCRIPTS / f"{name}.py").read_text()
+    for name in cli.COMMANDS:
+        assert f'import run\n\nif __name__ == "__main__":\n    run("{name}")\n' in (SCRIPTS / f"{name}.py").read_text()
 
 
-def test_help_lists_the_commands_without_loading_torch():
+@pytest.mark.parametrize(("flag", "shown"), [("--help", [f"  {name}" for name in cli.COMMANDS]), ("--version", ["0."])])
+def test_help_and_version_do_not_load_torch(flag, shown):
     check = (
-        "import sys; from hf_segkd.commands.cli import main\ntry: main(['--help'])\nexcept SystemExit as e: code = e"
+        f"import sys; from hf_segkd.commands.cli import main\ntry: main(['{flag}'])\nexcept SystemExit as e: code = e"
     )
     check += "\nassert code.code == 0 and 'torch' not in sys.modules"
     listed = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True).stdout
-    assert all(f"  {name}" in listed for name in cli.COMMANDS)
+    assert all(text in listed for text in shown)
 
 
-@pytest.mark.parametrize("args", [[], ["destil"]])
-def test_no_or_an_unknown_command_shows_the_commands_and_fails(args, capsys):
+@pytest.mark.parametrize(("args", "told"), [([], "distill"), (["destil"], "'destil'. Did you mean 'distill'?")])
+def test_no_or_an_unknown_command_shows_the_commands_and_fails(args, told, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(args)
     assert stop.value.code == 2
     shown = "".join(capsys.readouterr())
-    assert "distill" in shown
-    assert all(word in shown for word in args)
+    assert "usage: hf-segkd COMMAND" in shown
+    assert told in shown
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -75,3 +78,38 @@ def test_what_this_package_did_not_raise_keeps_its_traceback(error):
     with pytest.raises(SystemExit) as stop, plain_errors():
         raise FileNotFoundError("of the system")
     assert stop.value.code == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: get_reporting_integration_callbacks(["nonsense"]), "nonsense is not supported, only"),
+        (lambda: get_scheduler("linear", None, 0, 1, {"power": 1}), "unexpected keyword argument 'power'"),
+    ],
+)
+def test_what_transformers_says_of_flags_is_a_message_too(make, message, capsys):
+    with pytest.raises(SystemExit) as stop, plain_errors():
+        make()
+    assert (stop.value.code, message in capsys.readouterr().err) == (1, True)
+
+
+def test_ctrl_c_ends_a_command_as_it_ends_other_programs(monkeypatch, capsys):
+    def interrupt(name):
+        raise KeyboardInterrupt  # also while torch is imported
+
+    monkeypatch.setattr(cli.importlib, "import_module", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        cli.run("train", [])
+    assert (stop.value.code, capsys.readouterr().err) == (130, "Interrupted.\n")
+
+
+@pytest.mark.parametrize("length", [1, 10**6])
+def test_a_reader_who_leaves_ends_a_command_quietly(length):
+    code = "import sys\nfrom hf_segkd.commands.failures import plain_errors\nsys.stdin.read()\nwith plain_errors(): "
+    command = [sys.executable, "-c", f"{code}print({length} * 'x')"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

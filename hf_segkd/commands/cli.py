@@ -1,11 +1,15 @@
 """`hf-segkd COMMAND`: everything the scripts do, for those who installed the package and have no scripts."""
 
+from __future__ import annotations
+
 import importlib
 import sys
 
+import hf_segkd
 from hf_segkd.commands.failures import plain_errors
+from hf_segkd.words import did_you_mean
 
-# Command -> module of this folder, whose `main` the script of that name calls too.
+# Command -> module of this folder with its `main`; the script of the command's name calls `run`, too.
 COMMANDS = {
     "train": ("training", "train a network on labels"),
     "distill": ("training", "train a student on labels and a teacher"),
@@ -21,7 +25,7 @@ USAGE = """usage: hf-segkd COMMAND [--flag value ...]
 
 {commands}
 
-hf-segkd COMMAND --help lists the flags. On several GPUs:
+hf-segkd COMMAND --help lists the flags, hf-segkd --version tells the version. On several GPUs:
   accelerate launch --module hf_segkd.commands.cli COMMAND [--flag value ...]"""
 
 
@@ -32,14 +36,21 @@ def main(args: list[str] | None = None) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(usage)
         raise SystemExit(0 if args else 2)
+    if args[0] == "--version":
+        print(f"hf-segkd {hf_segkd.__version__}")
+        raise SystemExit(0)
     if args[0] not in COMMANDS:
-        print(f"hf-segkd: unknown command {args[0]!r}\n\n{usage}", file=sys.stderr)
+        print(f"{usage}\n\nhf-segkd: unknown command {args[0]!r}.{did_you_mean(args[0], COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
-    # Imported only now: --help should not wait for torch.
-    module = importlib.import_module(f"hf_segkd.commands.{COMMANDS[args[0]][0]}")
     sys.argv[0] = f"hf-segkd {args[0]}"  # what argparse calls the program
+    run(args[0], args[1:])
+
+
+def run(command: str, args: list[str] | None = None) -> None:
+    """Run a command with its flags, by default those of the program; mistakes end it with a message."""
     with plain_errors():
-        module.main(args[1:])
+        # Imported only now: neither --help nor Ctrl-C should have to wait for torch.
+        importlib.import_module(f"hf_segkd.commands.{COMMANDS[command][0]}").main(args)
 
 
 if __name__ == "__main__":
