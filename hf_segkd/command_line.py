@@ -43,7 +43,11 @@ def parse_arguments(*types: type, args: list[str] | None = None) -> tuple[Any, .
 
 
 def json_object(value: dict[str, Any] | str | None, flag: str) -> dict[str, Any]:
-    """A flag that holds a JSON object (or, from Python, a dict); nothing is the empty one."""
+    """A flag that holds a JSON object (or, from Python, a dict); nothing is the empty one.
+
+    Raises:
+        ValueError: If it is not JSON, or no object.
+    """
     if value is None or isinstance(value, dict):
         return value or {}
     try:

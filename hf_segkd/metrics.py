@@ -147,7 +147,18 @@ class MeanIoU(evaluate.Metric):
     def compute(
         self, *, predictions: LabelMaps | None = None, references: LabelMaps | None = None
     ) -> dict[str, float | int | list[float]]:
-        """Scores of all that was added, and of the arguments if given; starts afresh afterwards."""
+        """Scores of all that was added, and of the arguments if given; starts afresh afterwards.
+
+        Args:
+            predictions: As in `update`, or None.
+            references: As in `update`, or None.
+
+        Returns:
+            Those of `scores_from_confusion_matrix`.
+
+        Raises:
+            ValueError: If only one of the two is given, or as in `update`.
+        """
         if predictions is not None and references is not None:
             self.update(predictions, references)
         elif predictions is not None or references is not None:

@@ -46,7 +46,14 @@ def legend(names: Sequence[str], palette: Palette, width: int) -> Image.Image:
 def comparison(
     rows: Sequence[Sequence[Image.Image]], titles: Sequence[str], names: Sequence[str], palette: Palette
 ) -> Image.Image:
-    """A table of pictures of one size, with a title above each column and the legend below."""
+    """A table of pictures of one size, with a title above each column and the legend below.
+
+    Args:
+        rows: The pictures, row by row.
+        titles: One for each column.
+        names: Names of the classes.
+        palette: Their RGB colours, 0-255.
+    """
     width, height = rows[0][0].size
     gap, header = 4, 22
     total = (width + gap) * len(titles) - gap

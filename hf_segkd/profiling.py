@@ -34,7 +34,13 @@ class Latency:
 
 
 def milliseconds_per_image(model: PreTrainedModel, image_size: tuple[int, int], runs: int = 15) -> float:
-    """Median time of a forward pass with one image, logits at the image's resolution, on the model's device."""
+    """Median time of a forward pass with one image, logits at the image's resolution, on the model's device.
+
+    Args:
+        model: The network.
+        image_size: (height, width) in pixels.
+        runs: How many passes to time.
+    """
     image = _image(model, image_size)
     model.eval()
 

@@ -325,6 +325,9 @@ class DistillationTrainer(CheckpointingTrainer):
         Per image, not per batch: when processes share the images unevenly, `gather_for_metrics` drops the
         duplicates that fill the last batch, which it can do only along the batch axis. They are also what `predict`
         returns as predictions, (images, k * k); for masks use the pipeline or `scripts/predict.py`.
+
+        Raises:
+            ValueError: If the data set gives no labels.
         """
         inputs = self._prepare_inputs(inputs)
         if "labels" not in inputs:

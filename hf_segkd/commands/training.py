@@ -170,7 +170,12 @@ def load_splits(command: TrainingCommand, bad_images: str) -> tuple[datasets.Dat
 
 
 def build_student(command: TrainingCommand, labels: LabelInfo) -> tuple[PreTrainedModel, Any]:
-    """The student, new or loaded, and its image processor."""
+    """The student, new or loaded, and its image processor.
+
+    Raises:
+        ValueError: If the flags name none or two, contradict each other, or name no network that gives logits for each
+            pixel.
+    """
     if (command.student is None) == (command.student_config is None):
         raise ValueError("Give either student (a network to start from) or student_config (a new one).")
     if command.student is not None:
@@ -193,7 +198,11 @@ def build_student(command: TrainingCommand, labels: LabelInfo) -> tuple[PreTrain
 
 
 def build_processor(image_size: list[int] | None) -> SegformerImageProcessor:
-    """Transformers' own processor with ImageNet's mean and std; whole images keep their size unless one is given."""
+    """Transformers' own processor with ImageNet's mean and std; whole images keep their size unless one is given.
+
+    Raises:
+        ValueError: If `image_size` is not a height and a width of at least 2 pixels.
+    """
     if image_size is None:
         return SegformerImageProcessor(do_resize=False, do_reduce_labels=False)
     if len(image_size) != 2 or min(image_size) < 2:  # PyTorch can't resize to 1 x 1

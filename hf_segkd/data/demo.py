@@ -84,7 +84,11 @@ def load_demo(
 
 
 def demo_scheme(num_classes: int) -> LabelScheme:
-    """Labels of the demo set, background first."""
+    """Labels of the demo set, background first.
+
+    Raises:
+        ValueError: If there are fewer than 2 classes, or more than a mask can hold.
+    """
     if not 2 <= num_classes <= MAX_NUM_CLASSES:
         raise ValueError(f"demo: num_classes must be 2..{MAX_NUM_CLASSES}, got {num_classes}.")
     names = ["background", *(" ".join(reversed(class_appearance(c))) for c in range(1, num_classes))]
@@ -111,6 +115,11 @@ def render_scene(
     rng: np.random.Generator, image_size: tuple[int, int], num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """One scene.
+
+    Args:
+        rng: The only source of randomness.
+        image_size: (height, width) in pixels.
+        num_classes: Background and objects.
 
     Returns:
         Image, (h, w, 3) uint8, and labels, (h, w) uint8 with 0 for background and 255 on outlines.

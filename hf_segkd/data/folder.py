@@ -55,7 +55,11 @@ def load_folder(
 def folder_scheme(
     classes: Sequence[str] | str | os.PathLike, palette: Sequence[Sequence[int]] | None, ignore_index: int
 ) -> LabelScheme:
-    """Labels that are class ids already, but for the one that means "no class"; arguments as in `load_folder`."""
+    """Labels that are class ids already, but for the one that means "no class"; arguments as in `load_folder`.
+
+    Raises:
+        ValueError: If `ignore_index` is not 0..255, the names can't be read, or they and the colours differ in number.
+    """
     if not 0 <= ignore_index <= 255:
         raise ValueError(f"ignore_index must be a number that an 8-bit mask can hold, 0..255, got {ignore_index}.")
     names = read_class_names(classes) if isinstance(classes, str | os.PathLike) else list(classes)

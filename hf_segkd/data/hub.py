@@ -59,7 +59,11 @@ def load_folder_from_hub(
     palette: Sequence[Sequence[int]] | None = None,
     ignore_index: int = IGNORE_INDEX,
 ) -> datasets.Dataset:
-    """Load any data set of images and index masks; arguments as for `load_folder`."""
+    """Load any data set of images and index masks; arguments as for `load_folder`.
+
+    Raises:
+        ValueError: If the copy lacks the split or a column, or as in `load_folder`.
+    """
     return _load(hub_id, split, folder_scheme(classes, palette, ignore_index), {})
 
 

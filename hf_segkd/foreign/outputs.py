@@ -70,7 +70,11 @@ def trial_size(config: PreTrainedConfig, default: int = TRIAL_SIZE) -> tuple[int
 
 
 def task_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    """OneFormer's task as its processor writes it: token ids (1, length), 0 behind the end; nothing for others."""
+    """OneFormer's task as its processor writes it: token ids (1, length), 0 behind the end; nothing for others.
+
+    Raises:
+        ValueError: If no tokenizer lies beside the model.
+    """
     if not isinstance(model.config, OneFormerConfig):
         return {}
     try:

@@ -99,6 +99,11 @@ class ClassMap:
 
         A class of the teacher that is mapped to `null`, or not listed, has no partner.
 
+        Args:
+            file: The YAML file.
+            teacher: The teacher's `config.id2label`.
+            student: The student's.
+
         Raises:
             ValueError: If the file is not there or not such a map, or names a class that does not exist, or one of the
                 teacher twice.

@@ -46,6 +46,9 @@ class CheckpointingTrainer(PublishingTrainer):
 
     So a process that is killed, or a disk that runs full, leaves the checkpoints before as they were and no half one
     that could be taken for the last. Old checkpoints are deleted and new ones pushed only after that.
+
+    Raises:
+        ValueError: If `args.enable_jit_checkpoint` is set.
     """
 
     _saving = False

@@ -36,6 +36,14 @@ def augmented(
 ) -> Dataset | None:
     """Random crops of a data set as `args` and the image processor say; a torch data set stays as it is.
 
+    Args:
+        dataset: Of `load_segmentation_dataset`, any torch data set of crops, or None.
+        args: Of the run.
+        processor: The student's image processor: its size, where `args.crop_size` gives none, mean and std.
+        model: The student.
+        loss: The distillation loss, None without one.
+        unlabelled: Images that each epoch has besides.
+
     Raises:
         ValueError: If there is no processor, it does not keep whole images, the size of crops is not known, the labels
             are not the model's, there are fewer images than one step takes, or there are unlabelled images and the loss
@@ -91,6 +99,11 @@ def augmented(
 
 def whole_images(dataset: Any, processor: Any, model: PreTrainedModel) -> Any:
     """Whole images of a data set as the image processor prepares them; a torch data set stays as it is.
+
+    Args:
+        dataset: Of `load_segmentation_dataset`, any torch data set, a dict of such, or None.
+        processor: The student's image processor.
+        model: The student.
 
     Raises:
         ValueError: If there is no processor, it does not keep whole images, or the labels are not the model's.
