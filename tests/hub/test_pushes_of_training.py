@@ -420,3 +420,12 @@ def test_the_card_lies_beside_the_student_with_what_it_shows(tmp_path):
     run.evaluate()
     run.create_model_card()
     assert {path.name for path in tmp_path.iterdir()} >= STUDENT | PICTURES | SCORES
+
+
+def test_images_without_any_label_give_no_score(tmp_path):
+    run = trainer(tmp_path)
+    run.evaluate()
+    run.confusion_matrix.zero_()
+    run.create_model_card()
+    assert "This network was not evaluated." in (tmp_path / "README.md").read_text()
+    assert ".nan" not in (tmp_path / "README.md").read_text()
