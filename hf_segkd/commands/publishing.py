@@ -18,7 +18,7 @@ from hf_segkd.commands.networks import load_network
 from hf_segkd.commands.run_folder import copy_exports, read_exports, run_report, scores, training_settings, with_method
 from hf_segkd.data import check_keeps_whole_images, load_segmentation_dataset
 from hf_segkd.foreign import with_taps
-from hf_segkd.publishing.hub import create_repository, planned_upload, upload
+from hf_segkd.publishing.hub import planned_upload, prepare_repository, upload
 from hf_segkd.publishing.model_card import CardFacts
 from hf_segkd.publishing.publication import (
     NOT_ALWAYS_THERE,
@@ -167,10 +167,11 @@ def main(args: list[str] | None = None) -> Path | str:
         if command.dry_run:
             print(f"\nDry run: nothing was sent. The folder is {command.kept}; its README.md is the card.")
             return command.kept
-        # Both before anything is sent: a wrong name, token or right leaves neither half published.
-        create_repository(command.repo_id, private=command.private)
+        # Both before anything is sent: a wrong name, token, right or licence leaves neither half published.
+        access = {"private": command.private, "license": command.license}
+        prepare_repository(command.repo_id, **access)
         if command.space is not None:
-            create_repository(command.space, private=command.private, repo_type="space", space_sdk="gradio")
+            prepare_repository(command.space, **access, repo_type="space", space_sdk="gradio")
         message = f"{facts.architecture}, {facts.method}"
         url = upload(
             publication,

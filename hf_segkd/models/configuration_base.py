@@ -71,7 +71,10 @@ class SegKDConfig(PreTrainedConfig):
             logger.warning(
                 f"{cls.__name__} does not know the entries {unknown} of the configuration; they are left out."
             )
-        return super().from_dict({k: v for k, v in config_dict.items() if k not in unknown}, **kwargs)
+        left_out = set(unknown)
+        if cls._auto_class is None:  # this is not the code of the folder or repository, so saving won't take it along
+            left_out.add("auto_map")
+        return super().from_dict({k: v for k, v in config_dict.items() if k not in left_out}, **kwargs)
 
 
 def known_fields(config_class: type[SegKDConfig]) -> list[str]:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
@@ -28,7 +28,7 @@ def upload(
     revision: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Put all files of a folder into a repository, which is created if it is not there.
+    """Put all files of a folder into a repository, which is created, as its branch is, if it is not there.
 
     One commit takes all files or none. Uploading again sends only what is not there yet, and a folder that has not
     changed makes no commit. Other files of the repository are left alone, except `outdated` ones.
@@ -53,7 +53,9 @@ def upload(
         ConnectionError: If the connection breaks or the Hub is out of order; then uploading again goes on.
     """
     files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
-    repo_id = create_repository(repo_id, private=private, repo_type=repo_type, space_sdk=space_sdk, token=token)
+    repo_id = prepare_repository(
+        repo_id, private=private, repo_type=repo_type, space_sdk=space_sdk, revision=revision, token=token
+    )
     api = HfApi(token=_checked(token))
     with _explained(repo_id):
         there = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=revision)) if outdated else set()
@@ -68,46 +70,45 @@ def upload(
     return commit.commit_url
 
 
-def create_repository(
+def prepare_repository(
     repo_id: str,
     *,
     private: bool = False,
     repo_type: str = "model",
     space_sdk: str | None = None,
+    license: str | None = None,
+    revision: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Create a repository if it is not there; returns its full name.
+    """Create a repository and its branch where they are not there; what the Hub would refuse later it refuses now.
 
-    Arguments and errors are those of `upload`.
+    Other arguments and errors are those of `upload`; `license` is what the card will name, and the Hub refuses a card
+    with one that it does not know.
+
+    Returns:
+        The full name, "user/name".
 
     Raises:
         ValueError: Also if the repository is public and a private one is asked for.
     """
     api = HfApi(token=_checked(token))
     with _explained(repo_id):
+        if license is not None:
+            ModelCard(f"---\n{ModelCardData(license=license).to_yaml()}\n---\n").validate(repo_type)
         # private=None leaves it to the organisation, whose repositories may be private by default.
         url = api.create_repo(repo_id, private=private or None, repo_type=repo_type, space_sdk=space_sdk, exist_ok=True)
-        public = private and not api.repo_info(url.repo_id, repo_type=repo_type).private
+        repo_id = url.repo_id
+        public = private and not api.repo_info(repo_id, repo_type=repo_type).private
+        # A repository that was there already does not tell whether the token may write.
+        api.auth_check(repo_id, repo_type=repo_type, write=True)
+        if not public and revision is not None and not api.revision_exists(repo_id, revision, repo_type=repo_type):
+            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
     if public:
         raise ValueError(
             f"{url} is a public repository, and a private one was asked for, so nothing was uploaded. Make it private "
             "in its settings on the Hub, choose another name, or publish without asking for a private repository."
         )
-    return url.repo_id
-
-
-def prepare_branch(repo_id: str, revision: str | None, token: str | None = None) -> None:
-    """Make sure that the token may write, which a repository that is there already does not tell, and where to.
-
-    Raises:
-        ValueError: If it may not.
-        ConnectionError: As `upload`.
-    """
-    api = HfApi(token=_checked(token))
-    with _explained(repo_id):
-        api.auth_check(repo_id, write=True)
-        if revision is not None and not api.revision_exists(repo_id, revision):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return repo_id
 
 
 def planned_upload(folder: Path, repo_id: str, *, repo_type: str = "model") -> str:
@@ -155,8 +156,10 @@ def _explained(repo_id: str) -> Iterator[None]:
         raise ConnectionError(
             f"{repo_id} can't be reached: HF_HUB_OFFLINE is set, which forbids all connections. Unset it to publish."
         ) from error
-    except (HTTPError, RuntimeError) as error:
-        # What stops the upload of an LFS object comes as the cause of a RuntimeError.
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):  # name, licence or card are wrong
+            raise ValueError(f"Nothing can be uploaded to {repo_id}: {error}") from error
+        # What stops an LFS object comes as the cause of a RuntimeError; hf_xet raises OSErrors and RuntimeErrors.
         answer = error if isinstance(error, HfHubHTTPError) else error.__cause__
         status = answer.response.status_code if isinstance(answer, HfHubHTTPError) else None
         if status is None or status == 429 or status >= 500:

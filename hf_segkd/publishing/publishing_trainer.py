@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import shutil
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +21,7 @@ from transformers.utils import PushInProgress, logging
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
 from hf_segkd.foreign import ForeignNetwork
-from hf_segkd.publishing.hub import create_repository, prepare_branch, upload
+from hf_segkd.publishing.hub import prepare_repository, upload
 from hf_segkd.publishing.model_card import CardFacts
 from hf_segkd.publishing.privacy import shareable
 from hf_segkd.publishing.publication import (
@@ -58,6 +58,7 @@ class PublishingTrainer(Trainer):
         self._confusion_matrix = torch.zeros(0, dtype=torch.int64)
         self._scored_images: Any = None
         self._private = False
+        self.push_in_progress: PushInProgress | None = None
         self.unreadable_images: list[str] = []  # known when training has ended
         self.resumed_from_step: int | None = None  # since which unreadable images, and seconds, are counted
         self._uploads = ThreadPoolExecutor(max_workers=1)  # one, so that commits come in the order of the pushes
@@ -71,7 +72,7 @@ class PublishingTrainer(Trainer):
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository and the branch `args.hub_revision`, where they are not there.
 
-        A wrong name, or a token that may not write, is so known before training starts.
+        A wrong name or licence, or a token that may not write, is so known before training starts.
 
         Raises:
             ValueError: If there is no image processor, which others need to use the student, or for the reasons of
@@ -86,11 +87,13 @@ class PublishingTrainer(Trainer):
             )
         self._private = bool(self.args.hub_private_repo if private is None else private)
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-        token = token or self.args.hub_token
-        name = create_repository(name, private=self._private, token=token)
-        prepare_branch(name, self.args.hub_revision, token)
-        self.hub_model_id = name
-        self.push_in_progress = None
+        self.hub_model_id = prepare_repository(
+            name,
+            private=self._private,
+            license=self.args.hub_license,
+            revision=self.args.hub_revision,
+            token=token or self.args.hub_token,
+        )
 
     def push_to_hub(
         self,
@@ -151,20 +154,26 @@ class PublishingTrainer(Trainer):
     def _push(
         self, commit_message: str, folders: dict[str, str], token: str | None = None, revision: str | None = None
     ) -> Future[str]:
-        """Write a publication as of now, with the folders beside it, and start its upload."""
-        scratch = Path(tempfile.mkdtemp())
-        try:
-            self._write_publication(scratch)
-            # Copied, for training goes on and may delete old checkpoints.
-            for name, folder in folders.items():
-                shutil.copytree(folder, scratch / name)
-                _hide_this_machine(scratch / name)
-        except BaseException:
-            shutil.rmtree(scratch)
-            raise
+        """Write a publication as of now, with the folders beside it, and start its upload.
+
+        What goes wrong is the future's, in writing too: a full disk shall not end the training.
+        """
+        with contextlib.ExitStack() as cleanup:
+            try:
+                scratch = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
+                self._write_publication(scratch)
+                # Copied, for training goes on and may delete old checkpoints.
+                for name, folder in folders.items():
+                    shutil.copytree(folder, scratch / name)
+                    _hide_this_machine(scratch / name)
+            except Exception as error:
+                failed = Future()
+                failed.set_exception(error)
+                return failed
+            until_sent = cleanup.pop_all()
 
         def send() -> str:
-            try:
+            with until_sent:
                 return upload(
                     scratch,
                     self.hub_model_id,
@@ -174,10 +183,16 @@ class PublishingTrainer(Trainer):
                     revision=revision or self.args.hub_revision,
                     token=token or self.args.hub_token,
                 )
-            finally:
-                shutil.rmtree(scratch)
 
         return self._uploads.submit(send)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        if self.push_in_progress is not None and self.push_in_progress.jobs[-1].exception() is not None:
+            logger.error(
+                f"The last push failed, so {self.hub_model_id} on the Hub does not hold the last student. "
+                "trainer.push_to_hub() sends it."
+            )
 
     def _in_background(self, push: Future[str]) -> None:
         if self.push_in_progress is None or self.push_in_progress.is_done():
@@ -232,8 +247,6 @@ class PublishingTrainer(Trainer):
 
     def _facts(self, pictures_note: str | None) -> CardFacts:
         report, teacher = self.report(), self._teacher_network()
-        if report is not None and math.isnan(report["mean_iou"]):  # no pixel of the evaluation was labelled
-            report = None
         origin = "" if teacher is None else teacher.name_or_path
         taught_by = teacher.model if isinstance(teacher, ForeignNetwork) else teacher
         return CardFacts(

@@ -30,6 +30,7 @@ GIT_ATTRIBUTES = "".join(
 )
 LARGE = 10 * 1024**2
 PREFIXES = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
+LICENSES = ("apache-2.0", "mit", "other")  # of those that the Hub knows
 INVALID_TOKEN = "Invalid credentials in Authorization header"
 
 
@@ -297,9 +298,12 @@ class _Handler(BaseHTTPRequestHandler):
             warning = "empty or missing yaml metadata in repo card"
             return 200, {}, {"errors": [], "warnings": [{"message": warning}]}
         try:
-            yaml.safe_load(header[1])
+            license = yaml.safe_load(header[1]).get("license", "other")
         except yaml.YAMLError as error:
             return 400, {}, {"errors": [{"message": f"YAML: {error}"}], "warnings": []}
+        if license not in LICENSES:
+            message = f'"license" must be one of [{", ".join(LICENSES)}]'
+            return 400, {}, {"errors": [{"message": message}], "warnings": []}
         return 200, {}, {"errors": [], "warnings": []}
 
     def info(self, kind, repo_id, revision=None):

@@ -2,9 +2,8 @@ import os
 import shutil
 
 import pytest
-from huggingface_hub import HfApi
 
-from hf_segkd.publishing.hub import planned_upload, upload
+from hf_segkd.publishing.hub import planned_upload, prepare_repository, upload
 
 NAME = "tester/student"
 
@@ -95,14 +94,11 @@ def test_data_sets_and_spaces_are_published_too(repo_type, sdk, hub, folder):
     assert hub.repositories[f"{repo_type}s", NAME].sdk == sdk
 
 
-def test_a_branch_is_committed_to_when_it_is_named(hub, folder):
-    hub.create(NAME)
-    HfApi(endpoint=hub.url, token=hub.token).create_branch(NAME, branch="trial")
-    publish(folder, revision="trial")
-    assert len(hub.commits(NAME)) == 1
-    assert len(hub.repositories["models", NAME].branches["trial"]) == 2
-    with pytest.raises(ValueError, match="tester/student or its branch is not there"):
-        publish(folder, revision="nowhere")
+def test_a_branch_is_committed_to_when_it_is_named_and_made_if_it_is_not_there(hub, folder):
+    for commits in (2, 2):
+        publish(folder, revision="trial")
+        assert len(hub.commits(NAME)) == 1
+        assert len(hub.repositories["models", NAME].branches["trial"]) == commits
 
 
 def test_what_is_meant_private_never_becomes_public(hub, folder):
@@ -170,6 +166,21 @@ def test_a_card_the_hub_can_not_read_is_an_error_before_anything_is_uploaded(hub
     with pytest.raises(ValueError, match=r"Invalid metadata in README\.md"):
         publish(folder)
     assert sent_objects(hub) == []
+
+
+def test_a_licence_the_hub_does_not_know_is_an_error_before_the_repository_is_made(hub):
+    with pytest.raises(ValueError, match=r"Nothing can be uploaded to tester/student.*license.*apache-2\.0"):
+        prepare_repository(NAME, license="apache2")
+    assert hub.repositories == {}
+    prepare_repository(NAME, license="apache-2.0")
+
+
+def test_what_stops_the_hubs_newer_way_of_uploading_is_told_as_well(hub, folder, monkeypatch):
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)  # which this Hub does not have
+    with pytest.raises(ConnectionError, match=r"xet-write-token(.|\n)*Publish again"):
+        publish(folder)
+    assert len(hub.commits(NAME)) == 1
 
 
 def test_a_cut_upload_publishes_nothing_and_the_next_run_sends_only_what_is_missing(hub, folder):

@@ -239,7 +239,8 @@ def test_a_failed_push_is_told_and_training_goes_on(hub, tmp_path, monkeypatch, 
 
     class CutTheFirst(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            run._finish_current_push()
+            if run.push_in_progress is not None:
+                run.push_in_progress.wait_until_done()
             hub.cut_commits = "before" if state.global_step == 1 else None
 
     run.add_callback(CutTheFirst())
@@ -250,6 +251,29 @@ def test_a_failed_push_is_told_and_training_goes_on(hub, tmp_path, monkeypatch, 
     assert "push to the Hub failed; training goes on" in message
     assert "was interrupted" in message
     assert not list(scratch.iterdir())
+
+
+def test_a_push_that_can_not_be_written_is_told_and_training_goes_on(hub, tmp_path, monkeypatch, scratch):
+    told = []
+    monkeypatch.setattr(publishing_trainer.logger, "error", told.append)
+    write = publishing_trainer.write_publication
+
+    def fill_the_disk(folder, **kwargs):
+        write(folder, **kwargs)
+        raise OSError("No space left on device")
+
+    run = saving(tmp_path / "run", "every_save")
+    monkeypatch.setattr(publishing_trainer, "write_publication", fill_the_disk)
+    run.train()
+    assert run.state.global_step == 3
+    assert published(hub) == []
+    assert not list(scratch.iterdir())
+    *each, last = told
+    assert ["No space left" in message for message in each] == [True] * 3
+    assert "tester/student on the Hub does not hold the last student" in last
+    monkeypatch.setattr(publishing_trainer, "write_publication", write)
+    run.push_to_hub()
+    assert same(load(published(hub)[-1].files["model.safetensors"]), weights(run.student))
 
 
 def test_a_failed_last_push_is_an_error_and_the_student_is_saved(hub, tmp_path):
@@ -314,6 +338,10 @@ def test_what_would_fail_after_training_fails_before(hub, tmp_path):
         pushing(tmp_path, hub_model_id="tester/open", hub_private_repo=True)
     with pytest.raises(ValueError, match="may not write to tester/open"):
         pushing(tmp_path, hub_model_id="tester/open", hub_token=hub.read_token)
+    with pytest.raises(ValueError, match="Nothing can be uploaded to a/b/c: Repo id must"):
+        pushing(tmp_path, hub_model_id="a/b/c")
+    with pytest.raises(ValueError, match="license.* must be one of"):
+        pushing(tmp_path, hub_license="apache2")
     with pytest.raises(ValueError, match="push_to_hub needs processing_class"):
         DistillationTrainer(network(), arguments(tmp_path, push_to_hub=True, hub_model_id=NAME))
 
@@ -420,12 +448,3 @@ def test_the_card_lies_beside_the_student_with_what_it_shows(tmp_path):
     run.evaluate()
     run.create_model_card()
     assert {path.name for path in tmp_path.iterdir()} >= STUDENT | PICTURES | SCORES
-
-
-def test_images_without_any_label_give_no_score(tmp_path):
-    run = trainer(tmp_path)
-    run.evaluate()
-    run.confusion_matrix.zero_()
-    run.create_model_card()
-    assert "This network was not evaluated." in (tmp_path / "README.md").read_text()
-    assert ".nan" not in (tmp_path / "README.md").read_text()
