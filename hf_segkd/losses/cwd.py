@@ -64,13 +64,16 @@ class CWDLoss(AbstractDistillationLoss):
         preset: Defaults of `temperature` and `weight` on logits: `paper` 4 and 3 (TorchDistiller,
             Cityscapes), `mm_city` 1 and 5, `mm_ade` 1 and 10 (mmsegmentation-distiller, Cityscapes and
             ADE20K).
-        weight: Weight of the term. On features CIRKD uses 50 with temperature 4 and `divide_by="student"`.
+        weight: Weight of the term. On features CIRKD uses 50 with temperature 4 and `divide_by="student"`,
+            TorchDistiller's logs 35 to 40 with temperatures of 1 to 10 and `projector_activation`.
         temperature: T, positive.
         subtract_entropy: See `channel_wise_divergence`; mmsegmentation-distiller does not.
         divide_by: The channels that the mean is over where a projector changes their number: those that are
             compared, the `teacher`'s (default), or the `student`'s, as CIRKD and mmsegmentation-distiller have it: the
             value is then larger by the ratio of the widths.
         projector_bias: Whether the projector has a bias, as in mmsegmentation-distiller.
+        projector_activation: Whether batch norm and ReLU follow the projector, as in TorchDistiller (where the leaky ReLU
+            of its InPlaceABN is undone by the ReLU behind it).
         tap: The map to compare.
 
     Raises:
@@ -104,6 +107,7 @@ class CWDLoss(AbstractDistillationLoss):
         subtract_entropy: bool = True,
         divide_by: Literal["teacher", "student"] = "teacher",
         projector_bias: bool = False,
+        projector_activation: bool = False,
         tap: str = "logits",
     ) -> None:
         require_choice("preset", preset, tuple(CWD_PRESETS))
@@ -122,8 +126,11 @@ class CWDLoss(AbstractDistillationLoss):
         self.projector: nn.Module = nn.Identity()
         if student_channels != teacher_channels:
             self.projector = nn.Conv2d(student_channels, teacher_channels, 1, bias=projector_bias)
-        elif projector_bias:
-            raise ValueError(f"projector_bias: {tap} is equally wide in both networks, so there is no projector.")
+            if projector_activation:
+                self.projector = nn.Sequential(self.projector, nn.BatchNorm2d(teacher_channels), nn.ReLU())
+        elif projector_bias or projector_activation:
+            option = "projector_bias" if projector_bias else "projector_activation"
+            raise ValueError(f"{option}: {tap} is equally wide in both networks, so there is no projector.")
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class and `channel_wise_divergence`; the labels are not read."""

@@ -48,6 +48,7 @@ VARIANTS = {
     "skds cirkd": ("skds", {"preset": "cirkd"}),
     "kd drop_ignored": ("kd", {"drop_ignored": True, "reduction": "element_mean"}),
     "cwd feature": ("cwd", {"tap": "encoder"}),
+    "cwd torchdistiller": ("cwd", {"tap": "decoder", "projector_activation": True}),
     "attnfd official": ("attnfd", {"preset": "official"}),
     "attnfd paper": ("attnfd", {"preset": "paper"}),
     "fakd_pd class direct": ("fakd_pd", {"sigma_index": "class", "bound": "direct", "drop_ignored": True}),
