@@ -72,8 +72,8 @@ class CWDLoss(AbstractDistillationLoss):
             compared, the `teacher`'s (default), or the `student`'s, as CIRKD and mmsegmentation-distiller have it: the
             value is then larger by the ratio of the widths.
         projector_bias: Whether the projector has a bias, as in mmsegmentation-distiller.
-        projector_activation: Whether batch norm and ReLU follow the projector, as in TorchDistiller (where the leaky ReLU
-            of its InPlaceABN is undone by the ReLU behind it).
+        projector_activation: Whether batch norm and ReLU follow the projector, as in TorchDistiller (the leaky ReLU of
+            its InPlaceABN is undone by the ReLU behind it).
         tap: The map to compare.
 
     Raises:
