@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from hf_segkd.command_line import json_object
+from hf_segkd.training.argument_values import check_values
 from hf_segkd.training.processes import refuse_sharding
-
-# Smallest values of numbers; TrainingArguments takes its own without a look.
-LEAST = {
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
-    **dict.fromkeys(("recipe_batch_size", "scale_base"), 1),
-    **dict.fromkeys(("learning_rate", "head_lr_multiplier", "connector_lr_multiplier", "weight_decay"), 0),
-    **dict.fromkeys(
-        ("preflight_images", "ce_weight", "max_grad_norm", "seed", "data_seed", "dataloader_num_workers"), 0
-    ),
-}
-# Values of flags that are words.
-CHOICES = {
-    "teacher_dtype": ("auto", "float32", "bfloat16", "float16"),
-    "teacher_batch_norm": ("auto", "eval", "batch_stats"),
-    "bad_images": ("stop", "skip"),
-}
 
 
 @dataclass(repr=False)  # TrainingArguments' own leaves tokens out
@@ -207,66 +190,7 @@ class DistillationArguments(TrainingArguments):
         if self.lr_scheduler_kwargs is not None:
             self.lr_scheduler_kwargs = json_object(self.lr_scheduler_kwargs, "lr_scheduler_kwargs")
         super().__post_init__()
-        if self.remove_unused_columns or not self.batch_eval_metrics:
-            raise ValueError(
-                "remove_unused_columns must be False and batch_eval_metrics True: images are augmented inside the "
-                "data set, and evaluation keeps a confusion matrix instead of all logits."
-            )
-        if self.label_smoothing_factor:
-            raise ValueError(
-                f"label_smoothing_factor is {self.label_smoothing_factor}, but the cross-entropy is the student's "
-                "own, without label smoothing. Leave it at 0."
-            )
-        if self.neftune_noise_alpha is not None:
-            raise ValueError(
-                "neftune_noise_alpha is noise on the embeddings of words, which these networks don't have."
-            )
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
-                raise ValueError(f"{name} must be a number from {least}, got {value}.")
-        if (self.max_steps != -1 and self.max_steps < 1) or not 0 < self.num_train_epochs < math.inf:
-            raise ValueError(
-                f"Nothing to train in {self.max_steps} steps or {self.num_train_epochs} epochs: give max_steps from 1, "
-                "or -1 (the default) and num_train_epochs above 0."
-            )
-        for part in (self.optim_args or "").replace(" ", "").split(","):
-            name, equals, _ = part.partition("=")
-            if part and (not equals or (self.optim == "sgd" and name not in ("momentum", "dampening", "nesterov"))):
-                raise ValueError(
-                    f"optim_args takes name=value, name=value, of sgd momentum, dampening and nesterov; got {part!r}. "
-                    "Learning rate and weight decay are flags of their own."
-                )
-        best = self.metric_for_best_model
-        if best is not None and not best.endswith(("loss", "mean_iou", "mean_accuracy", "overall_accuracy")):
-            raise ValueError(
-                f"metric_for_best_model is {best!r}; there are loss, mean_iou, mean_accuracy and overall_accuracy (of "
-                "several evaluation sets NAME_mean_iou ...)."
-            )
-        if self.scale_lr and (self.recipe_batch_size is None or self.auto_find_batch_size):
-            raise ValueError(
-                "scale_lr scales by images per optimizer step / recipe_batch_size: give recipe_batch_size, the number "
-                "that learning_rate is meant for, and no auto_find_batch_size, which changes it during the run."
-            )
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is one of {', '.join(choices)}; got {getattr(self, name)!r}.")
-        backends = [backend.value.lower() for backend in DynamoBackend]
-        if self.torch_compile_backend is not None and self.torch_compile_backend.lower() not in backends:
-            raise ValueError(
-                f"torch_compile_backend is one of {', '.join(backends)}; got {self.torch_compile_backend!r}."
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be below 1, such as 0.999, or 0 for no average; got {self.ema_decay}.")
-        if not 0 < self.unlabelled_ratio < math.inf:
-            raise ValueError(
-                f"unlabelled_ratio must be above 0, got {self.unlabelled_ratio}; without unlabelled images leave their "
-                "data set out."
-            )
-        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
-            raise ValueError(f"scale_range takes the smallest and the largest scale, got {self.scale_range}.")
-        if self.crop_size is not None and (len(self.crop_size) != 2 or min(self.crop_size) < 1):
-            raise ValueError(f"crop_size takes height and width in pixels, got {self.crop_size}.")
+        check_values(self)
 
     @property
     def images_per_step(self) -> int:

@@ -156,7 +156,7 @@ class DistillationTrainer(CheckpointingTrainer):
             self.add_callback(ConnectorsFirst(distiller))
         for module in distiller.modules():
             if isinstance(module, Adversary):
-                self.add_callback(AdversaryCallback(module))
+                self.add_callback(AdversaryCallback(module, self._term_means.add_beside))
         self.add_callback(Preflight(self))
         self.teacher = None
         if distiller.loss is not None:

@@ -28,6 +28,8 @@ def student(correct, seed=0, method="attnfd", **more):
             "batch_size": 16,
             "train_images": 512,
             "ema_decay": 0.0,
+            "initial_weights": "random",
+            "network": {"depth": 18, "width": 1},
             **more,
         },
     )

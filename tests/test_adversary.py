@@ -16,6 +16,10 @@ def adversary_of(run):
     return run.model.loss.adversary
 
 
+def sum_of_terms(log):
+    return sum(value for name, value in log.items() if name.startswith("loss_"))
+
+
 def callbacks_of(run):
     return [callback for callback in run.callback_handler.callbacks if isinstance(callback, AdversaryCallback)]
 
@@ -67,17 +71,28 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does_bit_for_bit(preset,
 @pytest.mark.usefixtures("_small_discriminator")
 def test_accumulated_batches_are_all_learnt_from_and_make_one_update(tmp_path, monkeypatch):
     run = trainer(tmp_path, method="skds", per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=4)
-    adversary, events = adversary_of(run), []
-    for name in ("learn", "update"):
-        original = getattr(adversary, name)
-        monkeypatch.setattr(
-            adversary, name, lambda value, name=name, original=original: (events.append((name, value)), original(value))
-        )
+    adversary, events, losses = adversary_of(run), [], []
+    originals = adversary.learn, adversary.update
+
+    def learn(generator):
+        events.append(("learn", generator))
+        losses.append(originals[0](generator))
+        return losses[-1]
+
+    def update(progress):
+        events.append(("update", progress))
+        originals[1](progress)
+
+    monkeypatch.setattr(adversary, "learn", learn)
+    monkeypatch.setattr(adversary, "update", update)
     run.train()
     assert [name for name, _ in events] == ["learn", "learn", "update"] * 4
     assert [value for name, value in events if name == "update"] == [0.0, 0.25, 0.5, 0.75]
     draws = [value.bit_generator.seed_seq.entropy for name, value in events if name == "learn"]
     assert draws == [(42, step, batch, 0) for step in range(4) for batch in range(2)]
+    logged = [log["discriminator_loss"] for log in run.state.log_history[:-1]]  # of each step
+    assert logged == pytest.approx([((losses[i] + losses[i + 1]) / 2).item() for i in range(0, 8, 2)])
+    assert all(log["loss"] == pytest.approx(sum_of_terms(log), rel=1e-3) for log in run.state.log_history[:-1])
 
 
 def test_every_seed_step_batch_and_process_draws_its_own_mix():
@@ -88,7 +103,7 @@ def test_every_seed_step_batch_and_process_draws_its_own_mix():
             draws.append(generator.random())
 
     draws = []
-    callback = AdversaryCallback(Recorder())
+    callback = AdversaryCallback(Recorder(), lambda name, value: None)
     for seed, step, batch, rank in ((0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 0, 0, 0)):
         callback.adversary.batches_learnt = batch
         arguments = SimpleNamespace(seed=seed, process_index=rank), SimpleNamespace(global_step=step), None

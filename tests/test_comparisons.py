@@ -1,7 +1,7 @@
 import pytest
 from card_reports import alone, report, student
 
-from hf_segkd.publishing.comparisons import check_comparable, gain_in_words
+from hf_segkd.publishing.comparisons import check_comparable, differences_in_words, gain_in_words
 
 
 def check(runs=(), baseline_runs=(), teacher=None, reference=None):
@@ -24,6 +24,8 @@ BUDGET = [
     ({"batch_size": 8}, "batch_size = 8"),
     ({"train_images": 9}, "train_images"),
     ({"ema_decay": 0.999}, "ema_decay = 0.999, the published network 0.0"),
+    ({"initial_weights": "IMAGENET1K_V1"}, "initial_weights = IMAGENET1K_V1, the published network random"),
+    ({"network": {"depth": 18, "width": 2, "new": 1}}, "width of the network = 2, the published network 1"),
 ]
 
 
@@ -135,3 +137,37 @@ def test_a_gain_that_is_none_or_within_its_spread_is_said_as_it_is():
     clear = gain_in_words([student(80, 0), student(75, 1)], baseline)
     assert "spread" not in clear
     assert "did not help" not in clear
+
+
+# --- what is only told ---
+
+
+def words(ours, *baselines, runs=()):
+    told = [alone(50, seed, **({} if settings is None else {"settings": settings})) for seed, settings in baselines]
+    return differences_in_words(student(75, settings=ours), runs=runs, baseline_runs=told)
+
+
+def test_settings_in_which_runs_differ_beside_method_and_seed_are_named():
+    ours = {"learning_rate": 0.01, "photometric": "none", "method": "kd", "seed": 0, "output_dir": "/a", "weight": 1}
+    theirs = {"learning_rate": 0.05, "photometric": "none", "method": "none", "seed": 1, "output_dir": "/b"}
+    assert words(ours, (0, theirs), (1, theirs)) == (
+        "The runs differ in more than method and seed, and so may their scores: "
+        "`learning_rate` `0.01`, labels alone `0.05`."
+    )
+    other_seed = student(80, 1, settings=ours | {"photometric": "voc"})
+    assert '`photometric` `"none"`, other seeds `"voc"`.' in words(ours, runs=[other_seed])
+    assert words(ours, (0, ours | {"method": "none", "logging_steps": 5}), runs=[student(80, 1, settings=ours)]) == ""
+
+
+def test_settings_that_are_not_recorded_are_not_called_the_same():
+    assert "same is not recorded for 1 of the runs" in words({"learning_rate": 0.01}, (0, None))
+    assert "same is not recorded for 2 of the runs" in words({}, (0, None), (1, {"learning_rate": 0.05}))
+    assert words({}) == ""
+
+
+def test_a_report_without_any_labelled_pixel_is_no_score():
+    nothing = student(75) | {"mean_iou": float("nan"), "num_images": 3}
+    with pytest.raises(ValueError, match="The published network has no mIoU: its images have no labelled pixel"):
+        check(reference=nothing)
+    with pytest.raises(ValueError, match="The teacher has no mIoU"):
+        check(teacher=nothing)

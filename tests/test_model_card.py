@@ -348,6 +348,21 @@ def test_ordinary_settings_are_no_secrets():
     assert row(card, "frozen")[1] == r'\["backbone.conv1"\]'
 
 
+def test_the_card_tells_what_the_training_started_from():
+    assert "weights at the start of the training were random." in render_card(full())
+    for name, shown in (("/home/ann/resnet.pth", "resnet.pth"), ("nvidia/mit-b0", "nvidia/mit-b0")):
+        card = render_card(full(report=student(75, initial_weights=name), runs=[], baseline_runs=[]))
+        assert f"training were those of {shown}." in card
+    assert "at the start" not in render_card(minimal())
+
+
+def test_the_card_names_what_makes_a_comparison_unfair():
+    differs = alone(50, settings={"learning_rate": 0.1})
+    card = render_card(full(report=student(75, settings={"learning_rate": 0.02}), runs=[], baseline_runs=[differs]))
+    assert "**+26.67** points" in card
+    assert "so may their scores: `learning_rate` `0.02`, labels alone `0.1`." in card
+
+
 def test_versions_are_listed_where_they_are_known():
     assert "hf\\_segkd 0.1.0, torch 2.9." in render_card(full())
     assert "  version = {0.1.0},\n" in render_card(full())
@@ -355,7 +370,7 @@ def test_versions_are_listed_where_they_are_known():
     assert "## Training" in unknown
     assert "version = " not in unknown
     assert "</details>\n\n## Data" in unknown
-    assert "## Training" not in render_card(full(versions={}, settings={}))
+    assert "## Training" not in render_card(full(versions={}, settings={}, report=None))
 
 
 # --- data, licence, citation ---

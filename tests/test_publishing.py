@@ -161,6 +161,25 @@ def test_the_users_name_of_the_data_set_stands_wherever_the_trainings_is_meant(r
     assert "images of elsewhere, split" in card.text
 
 
+def test_what_runs_do_not_share_is_refused_or_named(runs, tmp_path):
+    def rewrite(name, **values):
+        file = run / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    run = copy(runs / "alone-0", tmp_path / "run")
+    assert json.loads((run / "evaluation.json").read_text())["initial_weights"] == "random"
+    rewrite("training_args.json", learning_rate=0.5, logging_steps=7)
+    card = ModelCard.load(publish(runs, tmp_path / "named", "--baseline", str(run)) / "README.md")
+    assert "so may their scores: `learning_rate` `0.01`, labels alone `0.5`." in card.text
+    rewrite("evaluation.json", initial_weights="/home/alice/resnet.pth")
+    with pytest.raises(ValueError, match=r"A baseline run has initial_weights = /home/alice/resnet\.pth"):
+        publish(runs, tmp_path / "refused", "--baseline", str(run))
+    rewrite("evaluation.json", initial_weights="random")
+    rewrite("config.json", aspp_channels=7, transformers_version="9.9")
+    with pytest.raises(ValueError, match="A baseline run has aspp_channels of the network = 7"):
+        publish(runs, tmp_path / "refused", "--baseline", str(run))
+
+
 def test_the_card_tells_the_teachers_architecture(published):
     assert "a teacher network: DeepLabV3+ (" in ModelCard.load(published / "README.md").text
 

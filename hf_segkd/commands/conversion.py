@@ -36,7 +36,11 @@ class ConversionCommand:
 
 
 def main(args: list[str] | None = None) -> Path:
-    """Convert, load strictly, save; returns the folder."""
+    """Convert, load strictly, save; returns the folder.
+
+    Raises:
+        ValueError: If the folder exists, the file is not a network's of that code base, or does not fit its config.
+    """
     (command,) = parse_arguments(ConversionCommand, args=args)
     output = Path(command.output)
     if output.exists():
@@ -44,6 +48,11 @@ def main(args: list[str] | None = None) -> Path:
     if command.source == "transformers":
         return _save_as_safetensors(command, output)
     weights = CONVERTERS[command.source](read_checkpoint(command.checkpoint))
+    if "classifier.weight" not in weights:
+        raise ValueError(
+            f"{command.checkpoint} holds no classifier, so it is not a whole network's. ImageNet weights of a backbone "
+            "go into a new student with --pretrained_backbone."
+        )
     values = {"num_labels": len(weights["classifier.weight"])}
     values |= json_object(command.network_config, "network_config")
     model = AutoModelForSemanticSegmentation.from_config(build_config(values, "network_config"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ from hf_segkd.commands.exporting import SNIPPET
 from hf_segkd.publishing.publication import EXPORTS, weights_sha256
 from hf_segkd.reports import ARGUMENTS_FILE, SCORES_FILE, read_json
 
+# Entries of a configuration that do not change what a network computes.
+BESIDE_THE_NETWORK = ("transformers_version", "dtype", "_name_or_path", "auto_map", "id2label", "label2id")
+
 
 def run_report(folder: Path, evaluation: str) -> dict[str, Any]:
-    """The scores in a run's folder, with what its training says of itself (method, seed, steps ...).
+    """The scores in a run's folder, with what its training says of itself (method, seed, steps ...) and its network.
 
     Raises:
         ValueError: If the file is not there, or nothing in the folder names the method.
     """
-    return with_method(folder, scores(folder, evaluation))
+    report = with_method(folder, scores(folder, evaluation))
+    return report | {"settings": training_settings(folder), "network": network_configuration(folder)}
 
 
 def scores(folder: Path, evaluation: str) -> dict[str, Any]:
@@ -64,6 +69,20 @@ def training_settings(folder: Path) -> dict[str, Any]:
     """The training arguments in a run's folder; empty where there are none."""
     file = folder / ARGUMENTS_FILE
     return read_json(file) if file.is_file() else {}
+
+
+def network_configuration(folder: Path) -> dict[str, Any]:
+    """Path in the configuration -> value, of all that makes up the network in a folder."""
+    file = folder / "config.json"
+    return dict(_flat(read_json(file))) if file.is_file() else {}
+
+
+def _flat(configuration: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in configuration.items():
+        if isinstance(value, dict) and name not in BESIDE_THE_NETWORK:
+            yield from _flat(value, f"{prefix}{name}.")
+        elif name not in BESIDE_THE_NETWORK:
+            yield prefix + name, value
 
 
 def read_exports(folder: Path) -> dict[str, Any] | None:

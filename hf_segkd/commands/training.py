@@ -123,6 +123,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     trainer.evaluate()
     report = trainer.report() | {
         "teacher": _whole_path(command.teacher),
+        "initial_weights": _whole_path(command.student or command.pretrained_backbone) or "random",
         "train_seconds": result.metrics["train_runtime"],
         "train_processor_seconds": processor_seconds,
         "versions": versions(),
@@ -211,6 +212,6 @@ def build_processor(image_size: list[int] | None) -> SegformerImageProcessor:
     return SegformerImageProcessor(size={"height": height, "width": width}, do_reduce_labels=False)
 
 
-def _whole_path(teacher: str | None) -> str | None:
-    """The name of a teacher; that of a folder as nobody takes it for one on the Hub when the folder is gone."""
-    return str(Path(teacher).resolve()) if teacher is not None and Path(teacher).is_dir() else teacher
+def _whole_path(name: str | None) -> str | None:
+    """The name of weights; that of a folder or file as nobody takes it for one on the Hub when it is gone."""
+    return str(Path(name).resolve()) if name is not None and Path(name).exists() else name

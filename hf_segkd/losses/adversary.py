@@ -70,7 +70,7 @@ class Adversary(nn.Module):
         num_labels: Number of classes of the logits.
         objective: `wgan-gp` (SKDS, IFVD) with a gradient penalty of weight 10, or `hinge` (CIRKD).
         optimizer: `sgd`, momentum 0.9, weight decay 5e-4 and polynomial decay of power 0.9 (SKDS); or `adam`, betas 0.9
-            and 0.99, constant (CIRKD; IFVD).
+            and 0.99, at a constant rate (CIRKD; IFVD's decays like SKDS's).
         learning_rate: Of D, 4e-4 in all three. D's loss has the weight 0.1 in all three.
 
     Attributes:
@@ -112,11 +112,14 @@ class Adversary(nn.Module):
             self._logits = student_logits.detach(), teacher_logits.detach()
         return -self.discriminator(student_logits).mean()
 
-    def learn(self, generator: np.random.Generator) -> None:
+    def learn(self, generator: np.random.Generator) -> Tensor:
         """Take D's gradient on the logits of the last forward.
 
         Args:
             generator: Draws the mix of the gradient penalty.
+
+        Returns:
+            D's loss with its gradient penalty, before the weight 0.1, a scalar for the log.
         """
         assert self._logits is not None, "learn comes after a forward in training mode"
         (student, teacher), self._logits = self._logits, None
@@ -131,22 +134,28 @@ class Adversary(nn.Module):
         self.discriminator.requires_grad_(False)
         self._gradient = self._gradient + torch.cat([gradient.flatten() for gradient in gradients])
         self.batches_learnt += 1
+        return loss.detach()
 
     @torch.no_grad()
     def update(self, progress: float) -> None:
         """One step of D's optimizer, with the mean gradient of the batches learnt on all processes.
 
-        A gradient that is not finite counts as zero: fp16 training skips such a step, but D would be lost.
-
         Args:
             progress: Fraction (0 to 1) of training that has passed.
+
+        Raises:
+            FloatingPointError: On every process, if that gradient is not finite; D is as it was before.
         """
         gradient = self._gradient / self.batches_learnt
         self.forget()
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(gradient)
             gradient /= dist.get_world_size()
-        gradient = torch.where(gradient.isfinite().all(), gradient, torch.zeros_like(gradient))
+        if not gradient.isfinite().all():
+            raise FloatingPointError(
+                "The gradient of the discriminator is not finite, though the student's terms are. A lower "
+                "discriminator_learning_rate may help, or objective 'hinge', which has no second derivatives."
+            )
         (group,) = self.optimizer.param_groups
         group["lr"] = self.learning_rate * (1.0 - progress) ** self.decay_power
         pieces = gradient.split([parameter.numel() for parameter in group["params"]])

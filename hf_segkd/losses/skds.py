@@ -83,7 +83,8 @@ class SKDSLoss(AbstractDistillationLoss):
       which grows with the batch of a process (they have 8 images, so that 10 is 80 times the mean).
     - `skds_pair`: `pair_wise_distance`.
     - `skds_adversarial`: minus the score a discriminator gives to the student's logits; may be negative. The
-      discriminator learns beside the student: see `Adversary`, and `Discriminator` for logits of less than 64x64.
+      discriminator learns beside the student, and the log has its `discriminator_loss`: see `Adversary`, and
+      `Discriminator` for logits of less than 64x64.
 
     Args:
         student: What the student offers.

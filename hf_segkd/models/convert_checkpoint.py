@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .pretrained_backbones import read_pickle
+from .pretrained_backbones import read_state_dict
 
 # Prefix in the authors' DeepLab -> prefix here, outside the backbone. Numbers are places in an nn.Sequential.
 HEAD_PREFIXES = {
@@ -56,19 +56,14 @@ NUMPY_NUMBERS = [
 
 
 def read_checkpoint(path: str | Path) -> Mapping[str, Tensor]:
-    """The "state_dict" in the file, or what it holds where there is none, without running code from it.
+    """The "state_dict" in the file, or the one that it is, without running code from it.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds anything but tensors and plain values, or no dict of them.
+        ValueError: If it holds anything but tensors and plain values, or no dict of tensors.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
     with torch.serialization.safe_globals(NUMPY_NUMBERS):
-        content = read_pickle(Path(path))
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, where a checkpoint holds names and tensors.")
-    return content.get("state_dict", content)
+        return read_state_dict(Path(path))
 
 
 def convert_attnfd_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import statistics
 from collections.abc import Sequence
 from typing import Any
+
+from hf_segkd.publishing.privacy import public
 
 Report = dict[str, Any]  # of `evaluation_report`, with what the training command adds
 
 # What two reports must have in common; what one of them does not tell is not compared.
 PROTOCOL = ("dataset", "split", "num_images", "classes", "labelled pixels of each class")
-BUDGET = (*PROTOCOL, "steps", "batch_size", "train_images", "ema_decay")
+BUDGET = (*PROTOCOL, "network", "initial_weights", "steps", "batch_size", "train_images", "ema_decay")
 # Unlabelled images are of the method: the baseline, which learns from labels alone, has no use for them. The card says
 # that the others had them.
 METHOD = (*BUDGET, "unlabelled_images", "unlabelled_ratio", "method", "method_kwargs", "class_map")
+
+# Settings that are the method's own, are compared above, or have no part in what a student learns.
+OF_NO_CONCERN = re.compile(
+    "seed|data_seed|method|ema_decay|unlabelled_|teacher_|connector_|preflight_|allow_weak_teacher|num_train_epochs|max_steps|"
+    "log|disable_tqdm|report_to|project|eval_|per_device_eval_|batch_eval_|include_|save_|push_|hub_|recipe_|"
+    "dataloader_(num|pin|persistent|prefetch)|ddp_|local_rank|skip_memory_metrics"
+)
 
 
 def check_comparable(
@@ -22,24 +34,29 @@ def check_comparable(
     """Make sure that reports can stand beside the one of a student.
 
     Args:
-        reference: Report of the student.
+        reference: Report of the student. Like those of runs it may tell the "network" (name -> value of its
+            configuration) and the training's "settings".
         runs: Same training, other seeds.
         baseline_runs: Same student and budget, labels alone.
         teacher: Same evaluation.
 
     Raises:
-        ValueError: If a report is of another data set, split, number of images, classes or truth (pixels of each
-            class); of students also if it is of another number of steps, batch size, number of training images or
-            average of the weights; of runs also if it is of another method, class map or other unlabelled images; if a
-            seed occurs twice; or if a baseline does not say that it was trained on the labels alone.
+        ValueError: If a report has no mIoU, or is of another data set, split, number of images, classes or truth
+            (pixels of each class); of students also if it is of another network, other weights at the start, another
+            number of steps, batch size, number of training images or average of the weights; of runs also if it is of
+            another method, class map or other unlabelled images; if a seed occurs twice; or if a baseline does not say
+            that it was trained on the labels alone.
     """
     teachers = [] if teacher is None else [teacher]
     for what, reports, keys in (
+        ("The published network", [reference], ()),
         ("A run", runs, METHOD),
         ("A baseline run", baseline_runs, BUDGET),
         ("The teacher", teachers, PROTOCOL),
     ):
         for report in reports:
+            if not math.isfinite(report["mean_iou"]):
+                raise ValueError(f"{what} has no mIoU: its images have no labelled pixel. Evaluate on others.")
             _refuse_difference(what, report, reference, keys)
         seeds = [report["seed"] for report in reports if "seed" in report]
         if len(set(seeds)) < len(seeds):
@@ -57,9 +74,9 @@ def check_comparable(
 
 
 def _refuse_difference(what: str, report: Report, reference: Report, keys: Sequence[str]) -> None:
-    theirs, ours = _compared(report), _compared(reference)
-    for key in keys:
-        if None not in (theirs[key], ours[key]) and theirs[key] != ours[key]:
+    theirs, ours = _told(report, keys), _told(reference, keys)
+    for key in theirs:
+        if key in ours and theirs[key] != ours[key]:
             raise ValueError(
                 f"{what} has {key} = {str(theirs[key])[:200]}, the published network {str(ours[key])[:200]}. Scores "
                 "stand side by side only under one protocol, and a gain needs one budget: evaluate or train again, or "
@@ -67,11 +84,40 @@ def _refuse_difference(what: str, report: Report, reference: Report, keys: Seque
             )
 
 
-def _compared(report: Report) -> Report:
+def _told(report: Report, keys: Sequence[str]) -> Report:
+    """What a report tells of some things."""
     matrix = report.get("confusion_matrix")  # its rows are the truth, which no network can change
     pixels = None if matrix is None else [sum(row) for row in matrix]
-    told = {key: report.get(key) for key in METHOD}
-    return told | {"classes": list(report["classes"]), "labelled pixels of each class": pixels}
+    values = report | {"classes": list(report["classes"]), "labelled pixels of each class": pixels}
+    told = {key: values[key] for key in keys if values.get(key) is not None}
+    return told | {f"{name} of the network": value for name, value in told.pop("network", {}).items()}
+
+
+def differences_in_words(reference: Report, *, runs: Sequence[Report], baseline_runs: Sequence[Report]) -> str:
+    """In which settings of the training runs differ beside method and seed; empty where they do not.
+
+    A setting that is not told on both sides is not compared; that all are unknown is said.
+    """
+    ours, others, silent = _training_settings(reference), {}, 0
+    for what, reports in (("other seeds", runs), ("labels alone", baseline_runs)):
+        for report in reports:
+            theirs = _training_settings(report)
+            silent += not (ours and theirs)
+            for name in theirs.keys() & ours.keys():
+                if theirs[name] != ours[name]:
+                    others.setdefault(name, {})[f"{what} {theirs[name]}"] = None  # each once, in order
+    sentences = []
+    if others:
+        named = "; ".join(f"`{name}` {ours[name]}, {', '.join(others[name])}" for name in ours if name in others)
+        sentences.append(f"The runs differ in more than method and seed, and so may their scores: {named}.")
+    if silent:
+        sentences.append(f"Whether the training settings were the same is not recorded for {silent} of the runs.")
+    return " ".join(sentences)
+
+
+def _training_settings(report: Report) -> dict[str, str]:
+    settings = public(report.get("settings", {}))
+    return {name: f"`{json.dumps(value)}`" for name, value in settings.items() if not OF_NO_CONCERN.match(name)}
 
 
 def gain_in_words(runs: Sequence[Report], baseline_runs: Sequence[Report]) -> str:

@@ -16,8 +16,8 @@ from jinja2 import Environment, StrictUndefined
 
 from hf_segkd.data.licences import data_terms
 from hf_segkd.losses import LOSSES
-from hf_segkd.publishing.comparisons import Report, check_comparable, gain_in_words
-from hf_segkd.publishing.privacy import last_part, public
+from hf_segkd.publishing.comparisons import Report, check_comparable, differences_in_words, gain_in_words
+from hf_segkd.publishing.privacy import last_part, public, shareable
 from hf_segkd.reports import mean_and_std, table
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -143,6 +143,7 @@ def render_card(facts: CardFacts) -> str:
         costs=_costs(facts),
         exports=_exports(facts),
         latency=_latency(facts),
+        initial_weights=shareable((facts.report or {}).get("initial_weights")),
         changed=changed,
         unchanged=unchanged,
         terms=data_terms(facts.dataset or ""),
@@ -223,12 +224,13 @@ def _comparison(facts: CardFacts) -> str:
     if facts.report is None:
         return ""
     sentences = [gain_in_words(facts.runs, facts.baseline_runs)] if facts.method_names else []
+    sentences.append(differences_in_words(facts.report, runs=facts.runs, baseline_runs=facts.baseline_runs))
     if len(facts.runs) == 1:
         sentences.append("One seed: how much the scores differ from seed to seed is not known.")
     if facts.teacher_report and facts.teacher_report["mean_iou"] > 0:
         kept = statistics.mean(run["mean_iou"] for run in facts.runs) / facts.teacher_report["mean_iou"]
         sentences.append(f"The student reaches {_percent(kept)} % of the teacher's mIoU.")
-    return " ".join(sentences)
+    return " ".join(filter(None, sentences))
 
 
 def class_series(facts: CardFacts) -> dict[str, list[float | None]]:

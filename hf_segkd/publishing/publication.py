@@ -39,8 +39,8 @@ NOT_ALWAYS_THERE = (SCORES_FILE, CHART_FILE, PICTURE_FILE, *(f"{name}/" for name
 CELL_WIDTH = 256
 NUM_PICTURES = 4
 
-# What a report says of the machine it was made on.
-PRIVATE = ("data", "model", "teacher")
+# What a report says of the machine it was made on, and what the card and config.json say better.
+PRIVATE = ("data", "model", "teacher", "initial_weights", "settings", "network")
 
 
 def write_publication(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -247,6 +248,8 @@ class PublishingTrainer(Trainer):
 
     def _facts(self, pictures_note: str | None) -> CardFacts:
         report, teacher = self.report(), self._teacher_network()
+        if report is not None and math.isnan(report["mean_iou"]):  # no pixel of the evaluation was labelled
+            report = None
         origin = "" if teacher is None else teacher.name_or_path
         taught_by = teacher.model if isinstance(teacher, ForeignNetwork) else teacher
         return CardFacts(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+from torch import Tensor
 from transformers import TrainerCallback
 
 from hf_segkd.losses.adversary import Adversary
@@ -18,15 +21,17 @@ class AdversaryCallback(TrainerCallback):
 
     Args:
         adversary: The loss's.
+        record: Takes the name and the value, a scalar, of what is to be logged of each batch.
     """
 
-    def __init__(self, adversary: Adversary) -> None:
+    def __init__(self, adversary: Adversary, record: Callable[[str, Tensor], None]) -> None:
         self.adversary = adversary
+        self.record = record
 
     def on_substep_end(self, args, state, control, **kwargs):
         """After each batch of an optimizer step but the last."""
         key = (args.seed, state.global_step, self.adversary.batches_learnt, args.process_index)
-        self.adversary.learn(np.random.default_rng(key))
+        self.record("discriminator_loss", self.adversary.learn(np.random.default_rng(key)))
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         """After the last batch."""

@@ -19,17 +19,27 @@ class TermMeans:
     def add(self, terms: Mapping[str, Tensor]) -> None:
         """Count a batch's terms, unweighted scalars."""
         for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, 0) + value
+            self.add_beside(name, value)
         self._batches += 1
 
+    def add_beside(self, name: str, value: Tensor) -> None:
+        """Count what a batch has beside its terms, a scalar that is no part of the loss, such as a discriminator's."""
+        self._sums[name] = self._sums.get(name, 0) + value
+
     def take(self, weights: Mapping[str, float], accelerator: Accelerator) -> dict[str, float]:
-        """For each term its mean over all processes, `raw_NAME`, and times its weight, `loss_NAME`; begins anew."""
+        """For each term its mean over all processes, `raw_NAME`, and times its weight, `loss_NAME`; begins anew.
+
+        What came beside the terms has no weight, and its own name.
+        """
         if not self._batches:
             return {}
         sums = torch.stack([value.float() for value in self._sums.values()])
         means = (accelerator.reduce(sums, reduction="mean") / self._batches).tolist()
         logs = {}
         for name, mean in zip(self._sums, means, strict=True):
-            logs |= {f"loss_{name}": weights[name] * mean, f"raw_{name}": mean}
+            if name in weights:
+                logs |= {f"loss_{name}": weights[name] * mean, f"raw_{name}": mean}
+            else:
+                logs[name] = mean
         self._sums, self._batches = {}, 0
         return logs

@@ -340,7 +340,7 @@ def test_what_would_fail_after_training_fails_before(hub, tmp_path):
         pushing(tmp_path, hub_model_id="tester/open", hub_token=hub.read_token)
     with pytest.raises(ValueError, match="Nothing can be uploaded to a/b/c: Repo id must"):
         pushing(tmp_path, hub_model_id="a/b/c")
-    with pytest.raises(ValueError, match="license.* must be one of"):
+    with pytest.raises(ValueError, match=r"license.* must be one of"):
         pushing(tmp_path, hub_license="apache2")
     with pytest.raises(ValueError, match="push_to_hub needs processing_class"):
         DistillationTrainer(network(), arguments(tmp_path, push_to_hub=True, hub_model_id=NAME))
@@ -448,3 +448,12 @@ def test_the_card_lies_beside_the_student_with_what_it_shows(tmp_path):
     run.evaluate()
     run.create_model_card()
     assert {path.name for path in tmp_path.iterdir()} >= STUDENT | PICTURES | SCORES
+
+
+def test_images_without_any_label_give_no_score(tmp_path):
+    run = trainer(tmp_path)
+    run.evaluate()
+    run.confusion_matrix.zero_()
+    run.create_model_card()
+    assert "This network was not evaluated." in (tmp_path / "README.md").read_text()
+    assert ".nan" not in (tmp_path / "README.md").read_text()

@@ -362,8 +362,10 @@ def test_an_update_is_a_step_of_the_published_optimizer_on_the_mean_gradient(obj
         for seed in (0, 1):  # two batches accumulated
             student, teacher = (x.double() for x in logit_maps(seed))
             adversary(student, teacher)
-            adversary.learn(np.random.default_rng(seed))
-            (0.1 * written_out_loss(expected, student, teacher, seed, objective) / 2).backward()
+            logged = adversary.learn(np.random.default_rng(seed))
+            loss = written_out_loss(expected, student, teacher, seed, objective)
+            torch.testing.assert_close(logged, loss.detach())
+            (0.1 * loss / 2).backward()
         assert same(dict(adversary.discriminator.named_parameters()), start)
         steps.step()
         adversary.update(progress)
@@ -443,14 +445,16 @@ def test_two_adversaries_do_not_share_the_state_that_one_was_loaded_from(make_ad
     assert same(first.state_dict(), before)
 
 
-def test_logits_that_overflow_do_not_spoil_the_discriminator(make_adversary):
+def test_a_gradient_that_overflows_is_told_and_does_not_reach_the_discriminator(make_adversary):
     adversary = make_adversary()
+    before = {name: value.clone() for name, value in adversary.named_parameters()}
     student, teacher = logit_maps()
     student[0, 0, 3, 3] = float("inf")
     adversary(student, teacher)
     adversary.learn(np.random.default_rng(0))
-    adversary.update(0.0)
-    assert all(parameter.isfinite().all() for parameter in adversary.parameters())
+    with pytest.raises(FloatingPointError, match="gradient of the discriminator is not finite"):
+        adversary.update(0.0)
+    assert same(dict(adversary.named_parameters()), before)
 
 
 def test_learning_draws_no_global_random_number_and_autocast_changes_nothing(make_adversary):

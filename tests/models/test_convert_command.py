@@ -54,6 +54,19 @@ def test_a_network_of_another_shape_is_refused_and_nothing_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"backbone.conv1.weight": torch.zeros(1)}, "holds no classifier"),
+        ({"state_dict": [torch.zeros(1)]}, "must hold a state dict"),
+        ([torch.zeros(1)], "must hold a state dict"),
+    ],
+)
+def test_a_file_that_is_no_whole_network_is_refused(content, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        convert(tmp_path, content, "attnfd", HEAD)
+
+
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="exists already"):

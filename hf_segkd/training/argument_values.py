@@ -1,0 +1,99 @@
+"""Which values of the arguments a run can be made with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from accelerate.utils import DynamoBackend
+
+# Smallest values of numbers; TrainingArguments takes its own without a look.
+LEAST = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("recipe_batch_size", "scale_base"), 1),
+    **dict.fromkeys(("learning_rate", "head_lr_multiplier", "connector_lr_multiplier", "weight_decay"), 0),
+    **dict.fromkeys(
+        ("preflight_images", "ce_weight", "max_grad_norm", "seed", "data_seed", "dataloader_num_workers"), 0
+    ),
+}
+# Values of flags that are words.
+CHOICES = {
+    "teacher_dtype": ("auto", "float32", "bfloat16", "float16"),
+    "teacher_batch_norm": ("auto", "eval", "batch_stats"),
+    "bad_images": ("stop", "skip"),
+}
+
+
+def check_values(args: Any) -> None:
+    """Refuse values that are out of range, contradict each other, or mean nothing here.
+
+    Args:
+        args: A `DistillationArguments`, after the `__post_init__` of `TrainingArguments`.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    _check_meaning(args)
+    _check_ranges(args)
+
+
+def _check_meaning(args: Any) -> None:
+    if args.remove_unused_columns or not args.batch_eval_metrics:
+        raise ValueError(
+            "remove_unused_columns must be False and batch_eval_metrics True: images are augmented inside the "
+            "data set, and evaluation keeps a confusion matrix instead of all logits."
+        )
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor is {args.label_smoothing_factor}, but the cross-entropy is the student's "
+            "own, without label smoothing. Leave it at 0."
+        )
+    if args.neftune_noise_alpha is not None:
+        raise ValueError("neftune_noise_alpha is noise on the embeddings of words, which these networks don't have.")
+    for part in (args.optim_args or "").replace(" ", "").split(","):
+        name, equals, _ = part.partition("=")
+        if part and (not equals or (args.optim == "sgd" and name not in ("momentum", "dampening", "nesterov"))):
+            raise ValueError(
+                f"optim_args takes name=value, name=value, of sgd momentum, dampening and nesterov; got {part!r}. "
+                "Learning rate and weight decay are flags of their own."
+            )
+    best = args.metric_for_best_model
+    if best is not None and not best.endswith(("loss", "mean_iou", "mean_accuracy", "overall_accuracy")):
+        raise ValueError(
+            f"metric_for_best_model is {best!r}; there are loss, mean_iou, mean_accuracy and overall_accuracy (of "
+            "several evaluation sets NAME_mean_iou ...)."
+        )
+    if args.scale_lr and (args.recipe_batch_size is None or args.auto_find_batch_size):
+        raise ValueError(
+            "scale_lr scales by images per optimizer step / recipe_batch_size: give recipe_batch_size, the number "
+            "that learning_rate is meant for, and no auto_find_batch_size, which changes it during the run."
+        )
+
+
+def _check_ranges(args: Any) -> None:
+    for name, least in LEAST.items():
+        value = getattr(args, name)
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"{name} must be a number from {least}, got {value}.")
+    if (args.max_steps != -1 and args.max_steps < 1) or not 0 < args.num_train_epochs < math.inf:
+        raise ValueError(
+            f"Nothing to train in {args.max_steps} steps or {args.num_train_epochs} epochs: give max_steps from 1, "
+            "or -1 (the default) and num_train_epochs above 0."
+        )
+    for name, choices in CHOICES.items():
+        if getattr(args, name) not in choices:
+            raise ValueError(f"{name} is one of {', '.join(choices)}; got {getattr(args, name)!r}.")
+    backends = [backend.value.lower() for backend in DynamoBackend]
+    if args.torch_compile_backend is not None and args.torch_compile_backend.lower() not in backends:
+        raise ValueError(f"torch_compile_backend is one of {', '.join(backends)}; got {args.torch_compile_backend!r}.")
+    if not 0 <= args.ema_decay < 1:
+        raise ValueError(f"ema_decay must be below 1, such as 0.999, or 0 for no average; got {args.ema_decay}.")
+    if not 0 < args.unlabelled_ratio < math.inf:
+        raise ValueError(
+            f"unlabelled_ratio must be above 0, got {args.unlabelled_ratio}; without unlabelled images leave their "
+            "data set out."
+        )
+    if len(args.scale_range) != 2 or not 0 < args.scale_range[0] <= args.scale_range[1]:
+        raise ValueError(f"scale_range takes the smallest and the largest scale, got {args.scale_range}.")
+    if args.crop_size is not None and (len(args.crop_size) != 2 or min(args.crop_size) < 1):
+        raise ValueError(f"crop_size takes height and width in pixels, got {args.crop_size}.")
