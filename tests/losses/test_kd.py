@@ -1,6 +1,6 @@
 import pytest
 import torch
-from loss_cases import STUDENT, TEACHER, make_features, make_labels, reference
+from loss_cases import STUDENT, TEACHER, make_features, make_labels
 from torch.nn import functional as F
 
 from hf_segkd.losses import create_loss
@@ -39,12 +39,6 @@ def test_value_and_gradient_are_those_of_the_public_code():
     assert student.grad.norm().item() == pytest.approx(0.041396366484140655, rel=1e-9)
     first = torch.tensor([-5.360312115954002e-06, -1.6110401702462696e-05, 1.4008363905304577e-05])
     torch.testing.assert_close(student.grad.flatten()[:3].float(), first, rtol=2e-5, atol=1e-10)
-
-
-def test_the_reference_file_agrees():
-    case = next(case for case in reference("methods.json")["cases"] if case["id"] == "cirkd_T1")
-    student, teacher = ((x * 3.0).double() for x in randn(0, (2, 19, 12, 20), (2, 19, 12, 20)))
-    assert pixel_wise_divergence(student, teacher).item() == pytest.approx(case["outputs_f64"]["loss"], rel=1e-12)
 
 
 def test_equal_logits_and_logits_shifted_by_a_constant_per_pixel_cost_nothing():

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from loss_cases import STUDENT, TEACHER, make_features, make_labels, reference
+from loss_cases import STUDENT, TEACHER, make_features, make_labels
 from several_processes import spawn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -46,11 +46,6 @@ def test_value_and_gradient_are_those_of_the_public_code():
     assert value.item() == pytest.approx(0.00023245903984154187, rel=1e-10)
     assert student.grad.norm().item() == pytest.approx(0.00020026673963324354, rel=1e-10)
     assert student.grad.sum().item() == pytest.approx(-0.007254780784553383, rel=2e-5)
-
-
-def test_the_reference_file_agrees():
-    case = next(case for case in reference("methods.json")["cases"] if case["id"] == "repdistiller_b4_relu")
-    assert similarity_distance(*public_case()).item() == pytest.approx(case["outputs_f64"]["loss"], rel=1e-10)
 
 
 def test_a_rotation_of_the_features_and_the_order_of_the_images_cost_nothing():
