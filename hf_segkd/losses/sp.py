@@ -94,9 +94,8 @@ class SPLoss(AbstractDistillationLoss):
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class and `similarity_distance`; the labels are not read."""
         student_maps, teacher_maps = student[self.tap], teacher[self.tap]
-        processes = 1
-        if self.gather and dist.is_available() and dist.is_initialized():
-            processes = dist.get_world_size()
+        distributed = self.gather and dist.is_available() and dist.is_initialized()
+        processes = dist.get_world_size() if distributed else 1
         if processes > 1:
             student_maps, teacher_maps = gather_images(student_maps), gather_images(teacher_maps)
         if len(student_maps) == 1:
