@@ -1,10 +1,14 @@
 """Every option of a loss's constructor reaches the formula; every default is the documented one."""
 
 import inspect
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from loss_cases import STUDENT, TEACHER
+from loss_cases import STUDENT, TEACHER, make_features, make_labels
 from torch.nn import functional as F
 
 from hf_segkd.losses import LOSSES, create_loss
@@ -99,6 +103,17 @@ def test_an_option_of_fakd_does_in_the_loss_what_it_does_in_the_formula(name, op
 def test_defaults_are_those_of_the_documentation(name, defaults):
     parameters = inspect.signature(LOSSES[name]).parameters
     assert {key: parameters[key].default for key in defaults} == defaults
+
+
+def test_the_arguments_that_the_documentation_gives_for_public_code_are_taken():
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    rows = re.findall(r"^\| .* \| `(\w+)` \| `(\{.*\})` \|$", page, flags=re.MULTILINE)
+    assert len(rows) > 10
+    sides = [replace(spec, channels={**spec.channels, "auxiliary": 5}) for spec in (STUDENT, TEACHER)]
+    features = [make_features(spec, seed) for seed, spec in enumerate(sides)]
+    for name, arguments in rows:
+        terms = create_loss(name, *sides, **json.loads(arguments))(*features, make_labels())
+        assert all(value.isfinite() for value in terms.values()), (name, arguments)
 
 
 @pytest.mark.parametrize(("name", "option"), [("kd", "drop_ignored"), ("sp", "gather"), ("ickd", "embed")])
