@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 Palette = Sequence[tuple[int, int, int]]
+# Of the networks in a chart, the last in the last; told apart by the colour-blind and in grey (Okabe and Ito's).
+BAR_COLOURS = ("#999999", "#e69f00", "#0072b2")
 
 
 def colour(mask: np.ndarray, palette: Palette) -> np.ndarray:
@@ -28,6 +30,7 @@ def overlay(image: Image.Image, mask: np.ndarray, palette: Palette, opacity: flo
 def legend(names: Sequence[str], palette: Palette, width: int) -> Image.Image:
     """A strip of `width` pixels that names the colours, as many lines high as it takes."""
     font = ImageFont.load_default(13)
+    names = [_one_line(name) for name in names]
     places, x, y = [], 6, 5
     for name in names:
         length = 20 + int(font.getlength(name)) + 14
@@ -69,7 +72,7 @@ def comparison(
 
 
 def per_class_chart(names: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> Image.Image:
-    """Bars that compare the IoU of each class between networks; long lists of classes stand in two columns.
+    """Bars that compare the IoU of each class between up to three networks; many classes stand in two columns.
 
     Args:
         names: Names of the classes.
@@ -93,11 +96,12 @@ def _draw_bars(axis: Axes, names: Sequence[str], series: Mapping[str, Sequence[f
     """One column of the chart, with room for so many rows."""
     thickness = 1 / (len(series) + 0.8)
     places = np.arange(len(names))
+    colours = BAR_COLOURS[-len(series) :]
     for index, (label, values) in enumerate(series.items()):
         percent = [np.nan if value is None else 100 * value for value in values]
         offset = (index - (len(series) - 1) / 2) * thickness
-        axis.barh(places + offset, percent, thickness, label=label)
-    shown = [name if len(name) <= 28 else name[:27] + "…" for name in names]
+        axis.barh(places + offset, percent, thickness, label=label, color=colours[index])
+    shown = [name if len(name) <= 28 else name[:27] + "…" for name in map(_one_line, names)]
     axis.set_yticks(places, shown, parse_math=False, fontsize=9)
     axis.set_ylim(rows - 0.4, -0.6)  # the first class at the top
     axis.set_xlim(0, 100)
@@ -106,3 +110,7 @@ def _draw_bars(axis: Axes, names: Sequence[str], series: Mapping[str, Sequence[f
     axis.grid(axis="x", alpha=0.4)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

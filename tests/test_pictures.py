@@ -1,9 +1,10 @@
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
-from hf_segkd.pictures import colour, comparison, legend, overlay, per_class_chart
+from hf_segkd.pictures import BAR_COLOURS, colour, comparison, legend, overlay, per_class_chart
 
 PALETTE = [(0, 0, 0), (200, 0, 0)]
+LAST, SECOND_LAST = (ImageColor.getrgb(name) for name in BAR_COLOURS[:0:-1])
 
 
 def test_classes_get_their_colours_and_ignored_pixels_are_white():
@@ -33,9 +34,9 @@ def test_a_comparison_shows_every_picture_in_its_place():
 
 
 def longest_bar(chart):
-    """Pixels of the longest line in the colour of the first network; its patch in the legend is shorter than 50."""
-    first = (np.array(chart) == (31, 119, 180)).all(-1)
-    return first.sum(axis=1).max()
+    """Pixels of the longest line in the colour of the last network; its patch in the legend is shorter than 50."""
+    last = (np.array(chart) == LAST).all(-1)
+    return last.sum(axis=1).max()
 
 
 def test_a_bar_is_as_long_as_its_score():
@@ -48,20 +49,24 @@ def test_a_class_without_a_score_has_no_bar():
     assert longest_bar(per_class_chart(["a", "b"], {"network": [None, None]})) < 50
 
 
-def test_networks_and_classes_beyond_the_first_have_bars_too():
-    chart = np.array(per_class_chart(["a", "b"], {"one": [None, None], "two": [None, 0.9]}))
-    second = (chart == (255, 127, 14)).all(-1)
-    assert second.sum(axis=1).max() > 400
+def test_every_network_and_class_has_its_bar():
+    chart = np.array(per_class_chart(["a", "b"], {"one": [None, 0.9], "two": [None, None]}))
+    first = (chart == SECOND_LAST).all(-1)
+    assert first.sum(axis=1).max() > 400
 
 
 def test_many_classes_stand_in_two_columns():
     one, two = (per_class_chart(["name"] * k, {"network": [0.9] * k}) for k in (30, 60))
     assert two.height < one.height
     assert two.width == one.width
-    bars = (np.array(two)[60:] == (31, 119, 180)).all(-1)  # below the legend
+    bars = (np.array(two)[60:] == LAST).all(-1)  # below the legend
     assert bars[:, : two.width // 2].any()
     assert bars[:, two.width // 2 :].any()
 
 
 def test_names_of_classes_are_no_formulas():
     per_class_chart(["$\\frac$", "_hidden"], {"network": [0.5, 0.5]})  # matplotlib would raise on such a formula
+
+
+def test_names_of_several_lines_stand_on_one():
+    assert legend(["a\nb"], PALETTE, 120).tobytes() == legend(["a b"], PALETTE, 120).tobytes()

@@ -295,6 +295,17 @@ def test_images_are_shown_only_where_their_terms_allow_it(monkeypatch):
     assert samples_to_show(scenes("val", 6), 0) == (None, None)
 
 
+def test_pictures_name_the_colours_they_show_and_no_others(monkeypatch):
+    sample, labels = scenes("val", 1)[0], label_info(scenes("val", 1))
+    mask = Image.new("L", SIZE[::-1], 2)
+    mask.paste(255, (0, 0, 9, 9))
+    shown = {}
+    monkeypatch.setattr(publication, "comparison", lambda rows, titles, *legend: shown.update(enumerate(legend)))
+    monkeypatch.setattr(publication, "label_info", lambda _: labels)
+    publication.compare([sample | {"annotation": mask}], {})
+    assert shown == {0: [labels.id2label[2], "not labelled"], 1: [list(labels.palette[2]), [255, 255, 255]]}
+
+
 def test_the_cost_is_counted_at_the_size_the_processor_gives():
     assert publication.image_size(processor(), None) == SIZE
     keeps_size = SegformerImageProcessor(do_resize=False)

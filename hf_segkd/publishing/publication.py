@@ -108,9 +108,9 @@ def is_ours(model: PreTrainedModel) -> bool:
 
 
 def compare(samples: datasets.Dataset, networks: Mapping[str, tuple[PreTrainedModel, Any]]) -> Image.Image:
-    """A table of pictures: image, truth and what each network sees, in the data set's colours."""
+    """A table of pictures: image, truth and what each network sees, in the data set's colours, which are named."""
     labels = label_info(samples)
-    rows, size = [], None
+    rows, size, seen = [], None, set()
     for sample in samples:
         image = sample["image"]
         size = size or (CELL_WIDTH, round(CELL_WIDTH * image.height / image.width))
@@ -118,10 +118,13 @@ def compare(samples: datasets.Dataset, networks: Mapping[str, tuple[PreTrainedMo
         masks += [
             predict(model, processor, image).cpu().numpy().astype("uint8") for model, processor in networks.values()
         ]
+        seen.update(*(np.unique(mask).tolist() for mask in masks))
         pictures = [Image.fromarray(colour(mask, labels.palette)) for mask in masks]
         photo = ImageOps.pad(image.convert("RGB"), size, Image.Resampling.BICUBIC, color="white")
         rows.append([photo, *(ImageOps.pad(p, size, Image.Resampling.NEAREST, color="white") for p in pictures)])
-    return comparison(rows, ["image", "truth", *networks], list(labels.id2label.values()), labels.palette)
+    classes = np.array(sorted(seen))  # those that nothing shows would hide the others in a long legend
+    names = [labels.id2label.get(index, "not labelled") for index in classes]
+    return comparison(rows, ["image", "truth", *networks], names, colour(classes, labels.palette).tolist())
 
 
 def samples_to_show(dataset: datasets.Dataset, count: int | None = None) -> tuple[datasets.Dataset | None, str | None]:
