@@ -1,5 +1,7 @@
 """Reports with scores that are known by hand, for the tests of comparisons and cards."""
 
+import re
+
 import torch
 
 from hf_segkd.data import LabelInfo
@@ -37,3 +39,9 @@ def student(correct, seed=0, method="attnfd", **more):
 
 def alone(correct, seed=0, **more):
     return student(correct, seed, **{"method": "none", **more})
+
+
+def row(card, start):
+    """The cells of the first table row that starts with a text."""
+    (line, *_) = [line for line in card.splitlines() if line.startswith(f"| {start} ")]
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from card_reports import LABELS, alone, report, student
+from card_reports import LABELS, alone, report, row, student
 from huggingface_hub import ModelCard
 from PIL import Image
 from tiny_runs import SIZE, network, processor
@@ -68,12 +68,6 @@ def full(**more):
         "space_id": "ann/space",
     }
     return minimal(**{**values, **more})
-
-
-def row(card, start):
-    """The cells of the first table row that starts with a text."""
-    (line, *_) = [line for line in card.splitlines() if line.startswith(f"| {start} ")]
-    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 
 # --- metadata ---
