@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import StopAfter, network, same, trainer, weights
+from tiny_runs import network, same, trainer, weights
 from torch import nn
+from transformers import TrainerCallback
 
 from hf_segkd.losses import LOSSES
 from hf_segkd.trainer import LOSS_STATE_FILE
@@ -14,6 +15,14 @@ from hf_segkd.training.adversary_callback import AdversaryCallback
 
 def adversary_of(run):
     return run.model.loss.adversary
+
+
+class InterruptedBatch(TrainerCallback):
+    """Ends a run after the first of the fourth step's batches."""
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
 
 
 def sum_of_terms(log):
@@ -55,15 +64,19 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does_bit_for_bit(preset,
     straight = trainer(tmp_path / "straight", **options)
     straight.train()
     cut = trainer(tmp_path / "cut", **options)
-    cut.add_callback(StopAfter(3))
-    cut.train()
-    resumed = trainer(tmp_path / "cut", student=network(seed=9), **options)
-    nn.init.constant_(adversary_of(resumed).discriminator[1].weight, 1.0)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
-    assert resumed.state.global_step == 6
+    interruption = InterruptedBatch()
+    cut.add_callback(interruption)
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    cut.remove_callback(interruption)
+    another = trainer(tmp_path / "cut", student=network(seed=9), **options)
+    nn.init.constant_(adversary_of(another).discriminator[1].weight, 1.0)
     expected = weights(straight.model)
     assert any(".adversary.optimizer." in name for name in expected)
-    assert same(weights(resumed.model), expected)
+    for resumed in (another, cut):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
+        assert resumed.state.global_step == 6
+        assert same(weights(resumed.model), expected)
     saved = load_file(tmp_path / "straight" / "checkpoint-6" / LOSS_STATE_FILE)
     assert same(saved, weights(straight.model.loss))
 

@@ -5,7 +5,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from tiny_runs import arguments, network, processor, same, scenes, trainer, weights
+from tiny_runs import StopAfter, arguments, network, processor, same, scenes, trainer, weights
 from transformers import AutoModelForSemanticSegmentation, Trainer, TrainerCallback, default_data_collator, pipeline
 
 from hf_segkd.data import AugmentedDataset, train_collator
@@ -196,6 +196,14 @@ def test_official_schedules_train_connectors_first_and_then_the_rest_or_all(meth
     assert not seen[0][1][0].equal(seen[2][1][0])
     assert not seen[5][0].equal(start)
     assert all(first.equal(second) != go_on for first, second in zip(seen[2][1], seen[5][1], strict=True))
+
+
+def test_a_run_of_warm_up_alone_is_told(tmp_path, caplog):
+    for steps, told in ((6, False), (3, True)):  # 3 steps an epoch
+        run = trainer(tmp_path, method="ofd", method_kwargs={"preset": "official"}, max_steps=steps)
+        run.add_callback(StopAfter(1))
+        run.train()
+        assert ("the student will learn nothing" in caplog.text) == told
 
 
 def test_augmentation_follows_the_epoch(tmp_path):

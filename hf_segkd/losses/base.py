@@ -191,7 +191,7 @@ def require_whole(argument: str, value: int, minimum: int = 0) -> None:
     Raises:
         ValueError: If `value` is not `minimum`, `minimum` + 1, ...
     """
-    if not isinstance(value, int) or value < minimum:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ValueError(f"{argument} must be a whole number from {minimum}, got {value!r}.")
 
 

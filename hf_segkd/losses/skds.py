@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import ZERO_NORM, align
 from hf_segkd.losses.adversary import Adversary
-from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_same_num_labels
+from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_positive, require_same_num_labels
 from hf_segkd.losses.kd import pixel_wise_divergence
 from hf_segkd.types import Features, NetworkSpec, Paper
 
@@ -152,8 +152,9 @@ class SKDSLoss(AbstractDistillationLoss):
         if "skds_adversarial" not in weights and (objective, discriminator_learning_rate) != (None, None):
             raise ValueError("objective and discriminator_learning_rate need an adversarial_weight above 0.")
         self.pool_scale = 0.5 if pool_scale is None else pool_scale
-        if not 0 < self.pool_scale < 1:
-            raise ValueError(f"pool_scale is {pool_scale}; it must be between 0 and 1: a lone node has no pairs.")
+        require_positive("pool_scale", self.pool_scale)
+        if self.pool_scale >= 1:
+            raise ValueError(f"pool_scale is {pool_scale}; it must be below 1: a lone node has no pairs.")
         self.pixel_wise = summed_cross_entropy if preset == "official" else pixel_wise_divergence
         self.pair_variant: Literal["official", "cirkd"] = "cirkd" if preset == "cirkd" else "official"
         self.tap = tap

@@ -28,6 +28,10 @@ class AdversaryCallback(TrainerCallback):
         self.adversary = adversary
         self.record = record
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Drop what a run of this trainer that was broken off left."""
+        self.adversary.forget()
+
     def on_substep_end(self, args, state, control, **kwargs):
         """After each batch of an optimizer step but the last."""
         key = (args.seed, state.global_step, self.adversary.batches_learnt, args.process_index)

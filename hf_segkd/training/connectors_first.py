@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from hf_segkd.distiller import Distiller
+
+logger = logging.get_logger(__name__)
 
 
 class ConnectorsFirst(TrainerCallback):
@@ -21,6 +24,15 @@ class ConnectorsFirst(TrainerCallback):
         self.finished = list(distiller.loss.finished_parameters())
         held = {id(parameter) for parameter in distiller.loss.connector_parameters()}
         self.others = [parameter for parameter in distiller.parameters() if id(parameter) not in held]
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Tell if the run ends before the student's turn comes."""
+        if state.num_train_epochs <= self.loss.connector_epochs:
+            logger.warning(
+                f"{self.loss.name} trains its connectors alone in the first {self.loss.connector_epochs} epoch(s), and "
+                "this run has no more: the student will learn nothing. Train longer, or set connector_epochs of its "
+                "method_kwargs to 0."
+            )
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         """Leave out the gradients of what does not learn now."""

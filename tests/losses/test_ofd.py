@@ -254,6 +254,7 @@ def test_a_teacher_of_another_size_is_brought_to_the_students():
         ({"divisors": {"stage1_pre": 0}}, "The divisor of stage1_pre is 0; it must be positive"),
         ({"divisors": {"stage9_pre": 1}}, r"reads the student's \['stage9_pre'\], but that network offers"),
         ({"connector_epochs": -1}, "connector_epochs must be a whole number from 0, got -1"),
+        ({"connector_epochs": True}, "connector_epochs must be a whole number from 0, got True"),
         ({"weight": math.nan}, "weight of ofd is nan"),
     ],
 )

@@ -550,7 +550,8 @@ def test_small_logits_of_the_teacher_are_aligned_before_the_discriminator_sees_t
     ("options", "message"),
     [
         ({"preset": "paper"}, "preset is 'paper'; it must be one of 'default', 'official', 'cirkd'"),
-        ({"pool_scale": 1.0}, "pool_scale is 1.0; it must be between 0 and 1"),
+        ({"pool_scale": 1.0}, "pool_scale is 1.0; it must be below 1"),
+        ({"pool_scale": "0.5"}, "pool_scale is '0.5'; it must be positive"),
         ({"objective": "gan"}, "objective is 'gan'; it must be one of 'wgan-gp', 'hinge'"),
         ({"discriminator_learning_rate": 0.0}, "learning_rate is 0.0; it must be positive"),
         ({"adversarial_weight": -0.1}, "weight of skds_adversarial is -0.1; it must be 0 or more"),
