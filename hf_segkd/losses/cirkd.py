@@ -28,12 +28,6 @@ logger = logging.get_logger(__name__)
 # Of pixels and class means (authors' code). Those of 19 to 21 classes fit into a GiB; ADE20K's would take 6.8 GB.
 PUBLISHED_LENGTHS = 20000, 2000
 LARGEST_MEMORY = 2**30
-TERMS = {  # by their weights
-    "kd_weight": "cirkd_kd",
-    "weight": "cirkd_minibatch",
-    "pixel_weight": "cirkd_pixel",
-    "region_weight": "cirkd_region",
-}
 # The weights of the terms that read an option.
 READERS = {
     "tap": ("weight", "pixel_weight", "region_weight"),
@@ -76,7 +70,8 @@ class CIRKDLoss(AbstractDistillationLoss):
         kd_temperature: Temperature of `cirkd_kd`.
         contrast_kd_temperature: T of the relations to earlier images.
         pooling: Height and width of the cells averaged before `cirkd_minibatch`, 1 for none (authors' default). They
-            advise 2 where memory is short; here it saves time alone.
+            advise 2 where memory is short, and their later version takes 4 for maps from 256 x 256; here it saves time
+            alone.
         pixel_queue: Pixels kept of each class. None: 20000 (the authors' code; 2000 for SegFormer), or as many as let
             the queues of all classes fit into 1 GiB, in proportion. Only classes that were seen take memory; each
             checkpoint holds the queues.
@@ -132,29 +127,14 @@ class CIRKDLoss(AbstractDistillationLoss):
         variant: Literal["corrected", "published"] = "corrected",
         seed: int = 0,
     ) -> None:
-        options = {
-            "tap": tap,
-            "temperature": temperature,
-            "kd_temperature": kd_temperature,
-            "contrast_kd_temperature": contrast_kd_temperature,
-            "pooling": pooling,
-            "pixel_queue": pixel_queue,
-            "region_queue": region_queue,
-            "pixel_keys": pixel_keys,
-            "region_keys": region_keys,
-            "pixels_per_image": pixels_per_image,
-            "variant": variant,
-            "seed": seed,
-        }
-        _check(options)
+        _check(locals())
         weights = {
-            "kd_weight": kd_weight,
-            "weight": weight,
-            "pixel_weight": pixel_weight,
-            "region_weight": region_weight,
+            "cirkd_kd": kd_weight,
+            "cirkd_minibatch": weight,
+            "cirkd_pixel": pixel_weight,
+            "cirkd_region": region_weight,
         }
-        _refuse_unread(options, weights)
-        weights = {TERMS[argument]: value for argument, value in weights.items() if value != 0}
+        weights = {term: value for term, value in weights.items() if value != 0}
         taps = ("logits", tap) if "cirkd_kd" in weights else (tap,)
         super().__init__(student, teacher, student_taps=taps, teacher_taps=taps, weights=weights)
         if "cirkd_kd" in weights:
@@ -228,31 +208,28 @@ def _rows(features: Tensor) -> Tensor:
     return features.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def _check(options: dict[str, Any]) -> None:
-    if not options["temperature"] >= LOWEST_TEMPERATURE:
+def _check(arguments: dict[str, Any]) -> None:
+    """Refuse values out of range, and options set for terms of weight 0."""
+    for name in ("temperature", "kd_temperature", "contrast_kd_temperature"):
+        require_positive(name, arguments[name])
+    if arguments["temperature"] < LOWEST_TEMPERATURE:
         raise ValueError(
-            f"temperature is {options['temperature']}; it must be at least {LOWEST_TEMPERATURE}, "
+            f"temperature is {arguments['temperature']}; it must be at least {LOWEST_TEMPERATURE}, "
             "so that fp32 can hold exp(-2 / temperature)."
         )
-    for argument in ("kd_temperature", "contrast_kd_temperature"):
-        require_positive(argument, options[argument])
-    for argument in ("pooling", "pixels_per_image"):
-        require_whole(argument, options[argument], 1)
-    for argument in ("pixel_queue", "region_queue", "pixel_keys", "region_keys"):
-        if options[argument] is not None:
-            require_whole(argument, options[argument], 1)
-    require_choice("variant", options["variant"], ("corrected", "published"))
-    require_whole("seed", options["seed"])
-
-
-def _refuse_unread(options: dict[str, Any], weights: dict[str, float]) -> None:
+    for name in ("pooling", "pixels_per_image"):
+        require_whole(name, arguments[name], 1)
+    for name in ("pixel_queue", "region_queue", "pixel_keys", "region_keys"):
+        if arguments[name] is not None:
+            require_whole(name, arguments[name], 1)
+    require_choice("variant", arguments["variant"], ("corrected", "published"))
+    require_whole("seed", arguments["seed"])
     parameters = inspect.signature(CIRKDLoss).parameters
-    for argument, value in options.items():
-        readers = READERS[argument]
-        if value != parameters[argument].default and all(weights[reader] == 0 for reader in readers):
+    for name, readers in READERS.items():
+        if arguments[name] != parameters[name].default and all(arguments[reader] == 0 for reader in readers):
             raise ValueError(
-                f"{argument} is {value!r}, but nothing reads it: 0 is given for {' and '.join(readers)}. Leave "
-                f"{argument} out, or give a weight that is not 0."
+                f"{name} is {arguments[name]!r}, but nothing reads it: 0 is given for {' and '.join(readers)}. Leave "
+                f"{name} out, or give a weight that is not 0."
             )
 
 

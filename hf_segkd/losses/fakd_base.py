@@ -14,6 +14,7 @@ from hf_segkd.losses.base import (
     AbstractDistillationLoss,
     require_choice,
     require_same_num_labels,
+    require_weight,
 )
 from hf_segkd.losses.class_covariance import ClassCovariance
 from hf_segkd.types import Features, NetworkSpec, Paper
@@ -103,8 +104,7 @@ class AbstractFAKDLoss(AbstractDistillationLoss):
             weights={self.name: weight},
         )
         require_same_num_labels(self.name, student, teacher)
-        if not lambda0 >= 0:  # nan too
-            raise ValueError(f"lambda0 is {lambda0}; it must be 0 or more, as it scales a variance.")
+        require_weight("lambda0", lambda0)
         require_choice("schedule", schedule, ("cosine", "linear", "quarter_cosine", "constant", "cosine_decay"))
         require_choice("label_resize", label_resize, ("nearest", "nearest-exact"))
         channels = student.channels[tap]

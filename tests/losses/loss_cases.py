@@ -2,10 +2,12 @@
 
 import json
 import os
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_segkd.types import NetworkSpec
 
@@ -58,6 +60,33 @@ def make_labels(seed=0, border=3):
     labels = blocks.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :33, :49].clone()
     labels[:, :border], labels[:, -border:], labels[:, :, :border], labels[:, :, -border:] = 255, 255, 255, 255
     return labels
+
+
+class Allocations(TorchDispatchMode):
+    """Counts what is computed under it: bytes at the peak and of the largest tensor, elements of all results."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = self.largest = self.elements = 0
+        self.known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements += tensor.numel()
+                self.count(tensor.untyped_storage())
+        return result
+
+    def count(self, storage):
+        if storage not in self.known:
+            self.known.add(storage)
+            self.live += storage.nbytes()
+            weakref.finalize(storage, self.free, storage.nbytes())
+            self.peak, self.largest = max(self.peak, self.live), max(self.largest, storage.nbytes())
+
+    def free(self, nbytes):
+        self.live -= nbytes
 
 
 def reference(name):

@@ -1,10 +1,9 @@
 import pytest
 import torch
-from loss_cases import STUDENT, TEACHER, make_features, make_labels, reference
+from loss_cases import STUDENT, TEACHER, Allocations, make_features, make_labels, reference
 from several_processes import spawn
 from torch import distributed as dist
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_segkd.losses import cirkd, create_loss
 from hf_segkd.losses.cirkd_memory import CIRKDMemory, ClassQueues, key_divergence
@@ -58,21 +57,20 @@ def test_the_minibatch_term_and_its_gradient_are_the_formula_over_all_ordered_pa
 
 def test_maps_that_take_several_tiles_give_the_same_and_no_n_x_n_map_is_ever_made():
     student, teacher = doubles(1, (2, 3, 30, 35), (2, 4, 30, 35))
-    sizes = []
-
-    class Sizes(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            sizes.append(out.untyped_storage().nbytes() // 8 if isinstance(out, torch.Tensor) else 0)
-            return out
-
-    with Sizes():
+    with Allocations() as allocations:
         value = minibatch_divergence(student, teacher)
         (gradient,) = torch.autograd.grad(value, student)
-    assert max(sizes) < 1050 * 1050 / 2
+    assert allocations.largest < 1050 * 1050 * 8 / 2
     expected = all_pairs(student, teacher)
     torch.testing.assert_close(value, expected, rtol=1e-10, atol=0.0)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, student)[0], rtol=1e-7, atol=1e-12)
+
+
+def test_the_minibatch_term_of_512_channels_at_64_x_64_takes_less_than_200_mb():
+    student, teacher = randn(1, (2, 512, 32, 32), (2, 512, 32, 32))  # a quarter of the pixels
+    with Allocations() as allocations:
+        minibatch_divergence(student.requires_grad_(), teacher).backward()
+    assert allocations.peak < 50e6
 
 
 def test_the_minibatch_term_is_that_of_the_authors_code():
@@ -491,6 +489,7 @@ def test_defaults_are_those_of_the_authors_code():
     ("options", "message"),
     [
         ({"temperature": 0.01}, "temperature is 0.01; it must be at least 0.023"),
+        ({"temperature": "0.1"}, "temperature is '0.1'; it must be positive"),
         ({"variant": "v2"}, "variant is 'v2'; it must be one of 'corrected', 'published'"),
         ({"kd_temperature": 0.0}, "kd_temperature is 0.0; it must be positive"),
         ({"pooling": 0}, "pooling must be a whole number from 1, got 0"),
@@ -517,6 +516,14 @@ def test_networks_with_other_classes_are_refused_unless_kd_is_left_out():
 
 
 # --- several processes ---
+
+
+def test_one_process_gathers_nothing(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(dist, "all_gather", None)
+    loss, *batch = loss_and_batch()
+    assert all(loss(*batch).values())
 
 
 def shares():

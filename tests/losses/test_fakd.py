@@ -330,6 +330,7 @@ def test_a_map_that_does_not_enter_the_classifier_is_refused():
         ("fakd_cwd", {"var_tau_power": 3}, "var_tau_power is 3"),
         ("fakd_cwd", {"schedule": "step"}, "schedule is 'step'"),
         ("fakd_cwd", {"lambda0": -0.1}, "lambda0 is -0.1; it must be 0 or more"),
+        ("fakd_pd", {"lambda0": math.inf}, "lambda0 is inf; it must be 0 or more, and finite"),
         ("fakd_cwd", {"covariance": "low_rank"}, "covariance is 'low_rank'"),
         ("fakd_pd", {"label_resize": "bilinear"}, "label_resize is 'bilinear'"),
         ("fakd_cwd", {"temperature": 0.0}, "temperature is 0.0; it must be positive"),
