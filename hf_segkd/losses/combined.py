@@ -61,6 +61,7 @@ class CombinedLoss(AbstractDistillationLoss):
             )
         self.losses = nn.ModuleList(losses)
         self.needs_labels = any(loss.needs_labels for loss in losses)
+        self.couples_images = any(loss.couples_images for loss in losses)
         self.uses_classifier_weight = any(loss.uses_classifier_weight for loss in losses)
         self.connector_epochs = losses[0].connector_epochs
         self.divide_by_batch = losses[0].divide_by_batch

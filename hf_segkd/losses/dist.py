@@ -56,7 +56,7 @@ def correlation_distances(
 
 
 class DISTLoss(AbstractDistillationLoss):
-    """Knowledge Distillation from A Stronger Teacher; two terms, `dist_inter` and `dist_intra`.
+    """Knowledge Distillation from A Stronger Teacher; two terms, `dist_inter` and `dist_intra`, or three.
 
     On the logits at the head's resolution. The pixels of the intra-class correlation are those of one process, and
     ignored pixels count, as in all public versions.
@@ -64,11 +64,11 @@ class DISTLoss(AbstractDistillationLoss):
     Args:
         student: What the student offers.
         teacher: What the teacher offers.
-        weight: Factor of both terms; 1 in the authors' segmentation code.
+        weight: Factor of all terms; 1 in the authors' segmentation code.
         beta: Weight of the inter-class term; 1 in the authors' segmentation code.
         gamma: Weight of the intra-class term; 1 in the authors' segmentation code.
         temperature: T, positive. The segmentation code has none, that is 1.
-        variant: `paper`, or `mmrazor` for both terms times T^2, as mmrazor and the authors' classification code have
+        variant: `paper`, or `mmrazor` for the terms times T^2, as mmrazor and the authors' classification code have
             it. The correlation doesn't change with the scale of the probabilities, so there is nothing to make up for.
         auxiliary_tap: The logits of auxiliary heads, of the same classes in the same order in both networks, on which
             the same loss is the term `dist_auxiliary`; a class map does not reach them. None (default) has no such
@@ -119,14 +119,15 @@ class DISTLoss(AbstractDistillationLoss):
             weights["dist_auxiliary"] = weight * auxiliary_weight
         super().__init__(student, teacher, student_taps=taps, teacher_taps=taps, weights=weights)
         require_same_num_labels(self.name, student, teacher)
-        for side, spec in (("student", student), ("teacher", teacher)):
-            if auxiliary_tap is not None and spec.channels[auxiliary_tap] != spec.num_labels:
-                raise ValueError(
-                    f"auxiliary_tap must be logits of all {spec.num_labels} classes, but the {side}'s {auxiliary_tap} "
-                    f"has {spec.channels[auxiliary_tap]} channels."
-                )
         require_positive("temperature", temperature)
         require_choice("variant", variant, ("paper", "mmrazor"))
+        if auxiliary_tap is not None:
+            channels = student.channels[auxiliary_tap], teacher.channels[auxiliary_tap]
+            if channels != (student.num_labels, student.num_labels):
+                raise ValueError(
+                    f"auxiliary_tap must be logits of the {student.num_labels} classes, but {auxiliary_tap} has "
+                    f"{channels[0]} channels in the student and {channels[1]} in the teacher."
+                )
         self.beta = beta
         self.gamma = gamma
         self.temperature = temperature

@@ -67,9 +67,10 @@ def test_pixel_wise_kd_that_two_methods_bring_is_told(name, kwargs, told, monkey
     assert all(part in message for part, message in zip(told, messages, strict=True))
 
 
-def test_labels_are_needed_where_one_loss_needs_them():
-    assert values("cwd,fakd_pd")[0].needs_labels
-    assert not values("cwd,kd")[0].needs_labels
+def test_labels_are_needed_and_images_coupled_where_one_loss_does_so():
+    for name, expected in (("cwd,fakd_pd", True), ("cwd,kd", False)):
+        loss, _ = values(name)
+        assert (loss.needs_labels, loss.couples_images) == (expected, expected)
 
 
 def test_blanks_between_names_do_not_matter():

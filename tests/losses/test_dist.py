@@ -124,7 +124,7 @@ def test_mmrazor_multiplies_by_the_squared_temperature():
         ({"beta": -1}, "beta is -1; it must be 0 or more"),
         ({"weight": -1, "beta": -1, "gamma": -1}, "weight is -1"),
         ({"auxiliary_weight": -1}, "auxiliary_weight is -1"),
-        ({"auxiliary_tap": "decoder"}, "logits of all 5 classes, but the student's decoder has 8 channels"),
+        ({"auxiliary_tap": "decoder"}, "logits of the 5 classes, but decoder has 8 channels in the student and 16"),
     ],
     ids=str,
 )
