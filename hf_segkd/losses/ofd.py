@@ -128,9 +128,6 @@ class OFDLoss(AbstractDistillationLoss):
       lower rate and own momentum in epoch 0, and MobileNetV2's first three taps, which are the expansions that follow
       ours.
 
-    MMRazor's `OFDLoss` has no margins and divides by 1000 b, with a weight of 1 for each tap: `margins="none"`,
-    `divisors={"decoder_pre": 1000}`, `divide_by_batch=True`, `weight=1`. (Its cross-entropy is not divided by b.)
-
     Args:
         student: What the student offers.
         teacher: What the teacher offers.
@@ -139,12 +136,14 @@ class OFDLoss(AbstractDistillationLoss):
         divisors: Tap -> what its sum is divided by; both networks must offer the taps. `DIVISORS` by default, but for
             the encoder's where a network has none apart from the decoder (PSPNet, ISANet).
         margins: `teacher`, those of its batch norm at each tap (`margin_of_norm`), estimated where there is none
-            (`TeacherMargin`); or `none`, the distance to the teacher's map itself.
+            (`TeacherMargin`); or `none`, the distance to the teacher's map itself, as in MMRazor (docs/methods.md).
+        connectors: False compares the student's maps as they are, where the widths are the teacher's.
         divide_by_batch: Divide the term, and in the trainer the cross-entropy, by the number of images.
         connector_epochs: In the first so many epochs only the connectors learn, afterwards everything.
 
     Raises:
-        ValueError: If a tap is missing in a network or a value is out of range.
+        ValueError: If a tap is missing in a network, a value is out of range, or there are no connectors though the
+            widths differ or `connector_epochs` speaks of them.
     """
 
     name: ClassVar[str] = "ofd"
@@ -173,6 +172,7 @@ class OFDLoss(AbstractDistillationLoss):
         weight: float = 1e-5,
         divisors: Mapping[str, float] | None = None,
         margins: Literal["teacher", "none"] = "teacher",
+        connectors: bool = True,
         divide_by_batch: bool | None = None,
         connector_epochs: int | None = None,
     ) -> None:
@@ -192,15 +192,21 @@ class OFDLoss(AbstractDistillationLoss):
         self.teacher_batch_statistics = official
         self.connector_epochs = int(official) if connector_epochs is None else connector_epochs
         require_whole("connector_epochs", self.connector_epochs)
-        self.connectors = nn.ModuleList(Connector(student.channels[tap], teacher.channels[tap]) for tap in taps)
-        self.margins = nn.ModuleList()
+        if not connectors and self.connector_epochs:
+            raise ValueError("connectors is false, so connector_epochs, in which they learn alone, must be 0.")
+        self.connectors, self.margins = nn.ModuleList(), nn.ModuleList()
         for tap in taps:
-            known = None
+            width, teacher_width = student.channels[tap], teacher.channels[tap]
+            if not connectors and width != teacher_width:
+                raise ValueError(
+                    f"connectors is false, but {tap} has {width} channels in the student and {teacher_width} in the "
+                    "teacher: only a connector makes them comparable."
+                )
+            known = margin_of_norm(*teacher.norms[tap]) if tap in teacher.norms else None
             if margins == "none":
-                known = torch.full((teacher.channels[tap],), -torch.inf)
-            elif tap in teacher.norms:
-                known = margin_of_norm(*teacher.norms[tap])
-            self.margins.append(TeacherMargin(teacher.channels[tap], known))
+                known = torch.full((teacher_width,), -torch.inf)
+            self.connectors.append(Connector(width, teacher_width) if connectors else nn.Identity())
+            self.margins.append(TeacherMargin(teacher_width, known))
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class and `partial_l2_distance`; the labels are not read."""

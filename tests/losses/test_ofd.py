@@ -19,13 +19,19 @@ MARGINS = [-0.7978845834732056, -0.33437809348, -2.01832079887, -0.90000003576, 
 CASE_MARGINS = [-0.72690993547, -0.14959166944, -1.60816621780, -0.63700670004, -0.99754941463]
 
 
-def official_case():
-    """Seed 6: student and teacher randn(2, 8, 6, 10), gamma rand(8) + 0.2, beta randn(8) * 1.5; maps in float64."""
+def official_draws():
+    """Seed 6: student and teacher randn(2, 8, 6, 10), gamma rand(8) + 0.2, beta randn(8) * 1.5."""
     generator = torch.Generator().manual_seed(6)
-    student, teacher = (torch.randn(2, 8, 6, 10, generator=generator).double() for _ in range(2))
+    student, teacher = (torch.randn(2, 8, 6, 10, generator=generator) for _ in range(2))
     gamma = torch.rand(8, generator=generator) + 0.2
     beta = torch.randn(8, generator=generator) * 1.5
-    return student, teacher, margin_of_norm(gamma, beta)
+    return student, teacher, gamma, beta
+
+
+def official_case():
+    """The maps in float64, and the margins."""
+    student, teacher, gamma, beta = official_draws()
+    return student.double(), teacher.double(), margin_of_norm(gamma, beta)
 
 
 def batch():
@@ -60,7 +66,11 @@ def test_value_and_gradient_are_the_three_cases_of_the_paper_written_as_a_loop()
 def test_value_and_gradient_are_those_of_the_authors_code():
     student, teacher, margin = official_case()
     student.requires_grad_()
-    value = partial_l2_distance(student, teacher, margin)
+    spec = NetworkSpec({"decoder_pre": 8}, 5, norms={"decoder_pre": official_draws()[2:]})
+    loss = create_loss("ofd", spec, spec, weight=1.0, divisors={"decoder_pre": 1}, connectors=False)
+    assert torch.equal(loss.margins[0].value, margin)
+    labels = torch.zeros(2, 6, 10, dtype=torch.long)
+    value = loss({"decoder_pre": student}, {"decoder_pre": teacher}, labels)["ofd"]
     value.backward()
     assert value.item() == pytest.approx(1465.667901350524, rel=1e-12)
     assert student.grad.norm().item() == pytest.approx(76.56808477036694, rel=1e-12)
@@ -143,21 +153,22 @@ def test_the_official_preset_divides_by_the_batch_and_explicit_arguments_win():
     assert {name: getattr(explicit, name) for name in kwargs} == kwargs
 
 
-def test_without_margins_the_term_is_mmrazors():
+@pytest.mark.parametrize("connectors", [False, True])
+def test_without_margins_the_term_is_mmrazors(connectors):
     """Sum of (s - t)^2 where s > t or t > 0, over 1000 times the number of images (mmrazor 90c7af1, ofd_loss.py)."""
     student, teacher, labels = batch()
-    kwargs = {"margins": "none", "divisors": {"decoder_pre": 1000}, "divide_by_batch": True, "weight": 1.0}
-    loss = create_loss("ofd", STUDENT, TEACHER, **kwargs)
+    kwargs = {"divisors": {"decoder_pre": 1000}, "divide_by_batch": True, "weight": 1.0, "connectors": connectors}
+    learner = STUDENT if connectors else TEACHER
+    student = student if connectors else make_features(TEACHER, 3)
+    loss = create_loss("ofd", learner, TEACHER, margins="none", **kwargs)
     value = loss(student, teacher, labels)["ofd"]
     s, t = loss.connectors[0](student["decoder_pre"]), teacher["decoder_pre"]
+    assert connectors or s is student["decoder_pre"]
     expected = F.mse_loss(s, t, reduction="none")[(s > t) | (t > 0)].sum() / 2 / 1000
-    torch.testing.assert_close(value, expected)
-    assert not torch.isclose(
-        create_loss("ofd", STUDENT, TEACHER, **kwargs | {"margins": "teacher"})(student, teacher, labels)["ofd"],
-        expected,
-    )
     gradients = [torch.autograd.grad(v, student["decoder_pre"], retain_graph=True)[0] for v in (value, expected)]
-    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close((value, gradients[0]), (expected, gradients[1]))
+    with_margins = create_loss("ofd", learner, TEACHER, **kwargs)(student, teacher, labels)["ofd"]
+    assert not torch.isclose(with_margins, expected)
 
 
 def test_connectors_learn_first_and_go_on_learning():
@@ -248,6 +259,8 @@ def test_a_teacher_of_another_size_is_brought_to_the_students():
     ("kwargs", "message"),
     [
         ({"preset": "code"}, "preset is 'code'; it must be one of 'default', 'official'"),
+        ({"connectors": False}, "stage1_pre has 6 channels in the student and 12 in the teacher"),
+        ({"connectors": False, "preset": "official"}, "so connector_epochs, in which they learn alone, must be 0"),
         ({"margins": "relu"}, "margins is 'relu'; it must be one of 'teacher', 'none'"),
         ({"divisors": {}}, "divisors is {}; ofd needs taps"),
         ({"divisors": ["decoder_pre"]}, "ofd needs taps, each with its divisor"),
