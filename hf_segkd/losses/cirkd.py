@@ -69,9 +69,9 @@ class CIRKDLoss(AbstractDistillationLoss):
         temperature: tau of the relations, 0.1 in the authors' code; at least 0.023.
         kd_temperature: Temperature of `cirkd_kd`.
         contrast_kd_temperature: T of the relations to earlier images.
-        pooling: Height and width of the cells averaged before `cirkd_minibatch`, 1 for none (authors' default). They
-            advise 2 where memory is short, and their later version takes 4 for maps from 256 x 256; here it saves time
-            alone.
+        pooling: Height and width of the cells averaged before `cirkd_minibatch`, 1 for none (authors' default). Their
+            `pooling=True`, advised where memory is short, is 2; their later version takes 4 for maps from 256 x 256.
+            Here it saves time alone.
         pixel_queue: Pixels kept of each class. None: 20000 (the authors' code; 2000 for SegFormer), or as many as let
             the queues of all classes fit into 1 GiB, in proportion. Only classes that were seen take memory; each
             checkpoint holds the queues.

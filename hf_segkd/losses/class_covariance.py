@@ -19,8 +19,7 @@ def merge_moments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Population statistics of old and new pixels together, exact and stable.
 
-    The new pixels come as sums of deviations $d = x - \mu$ from the old mean, so one reduction over the
-    processes is
+    The new pixels come as sums of deviations $d = x - \mu$ from the old mean, so one reduction over the processes is
     enough: $\mu' = \mu + S_1 / n'$ and $\Sigma' = (n \Sigma + S_2 - S_1 S_1^T / n') / n'$ with $n' = n + m$.
 
     Args:

@@ -1,4 +1,4 @@
-"""FAKD: distillation under endless Gaussian augmentation of the student's features (WACV 2024)."""
+"""FAKD: distillation under endless Gaussian augmentation of the student's features (Yuan et al., 2022)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from hf_segkd.types import NetworkSpec
 class FAKDPDLoss(AbstractFAKDLoss):
     """FAKD, pixel-wise form (eq. 8): KD whose student is augmented in feature space.
 
-    No public code exists; the paper's misprints are mended as `fakd_bounds` says. The paper gives no weight
-    for this
+    No public code exists; the paper's misprints are mended as `fakd_bounds` says. The paper gives no weight for this
     form: 1 at temperature 1 are CIRKD's for plain KD (TorchDistiller: 10 / k in this reduction).
 
     Args:

@@ -494,6 +494,7 @@ def test_defaults_are_those_of_the_authors_code():
         ({"kd_temperature": 0.0}, "kd_temperature is 0.0; it must be positive"),
         ({"pooling": 0}, "pooling must be a whole number from 1, got 0"),
         ({"pooling": 1.5}, "pooling must be a whole number from 1, got 1.5"),
+        ({"pooling": True}, "pooling must be a whole number from 1, got True"),
         ({"pixels_per_image": 0.5}, "pixels_per_image must be a whole number from 1, got 0.5"),
         ({"pixel_queue": 30.5}, "pixel_queue must be a whole number from 1, got 30.5"),
         ({"region_queue": 0}, "region_queue must be a whole number from 1, got 0"),
