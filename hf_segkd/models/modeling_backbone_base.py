@@ -51,14 +51,28 @@ class SegKDBackbone(BackboneMixin, PreTrainedModel):
         """The batch norm that each of `levels` ends in, before its shortcut is added; none where it ends in several."""
         raise NotImplementedError
 
-    def _output(
+    def stages(self, pixel_values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The maps of all of `stage_names`, before their activation and after it.
+
+        Args:
+            pixel_values: Normalised images, (b, 3, hh, ww), of any size.
+        """
+        raise NotImplementedError
+
+    def forward(
         self,
-        sums: list[Tensor],
-        maps: list[Tensor],
-        output_hidden_states: bool | None,
-        return_dict: bool | None,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> SegKDBackboneOutput | tuple:
-        """Packs the maps of the wanted stages, from those of all, before (`sums`) and after (`maps`) the activation."""
+        """The maps of those of `stage_names` that are in `out_features`.
+
+        Args:
+            pixel_values: Normalised images, (b, 3, hh, ww), of any size.
+            output_hidden_states: Also return the maps of all of `stage_names`.
+            return_dict: False returns a tuple.
+        """
+        sums, maps = self.stages(pixel_values)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if return_dict is None:

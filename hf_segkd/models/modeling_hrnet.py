@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BackboneOutput
 from .configuration_backbones import SegKDHRNetBackboneConfig
 from .configuration_hrnet import HRNetConfig
 from .modeling_auxiliary_head import init_mmseg_classifier
-from .modeling_backbone_base import SegKDBackbone, SegKDBackboneOutput
+from .modeling_backbone_base import SegKDBackbone
 from .modeling_layers import ConvNorm, resize
 from .modeling_resnet import BasicBlock, Bottleneck, ResNetStage
 from .modeling_segmentation import SegKDSegmentationModel
@@ -138,19 +138,8 @@ class SegKDHRNetBackbone(SegKDBackbone):
         """Of no level: each branch ends in a sum over several batch norms."""
         return {}
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> SegKDBackboneOutput | tuple:
-        """Feature maps of the branches in `out_features`.
-
-        Args:
-            pixel_values: Normalised images, (b, 3, hh, ww), of any size.
-            output_hidden_states: Also return the maps of all of `stage_names`.
-            return_dict: False returns a tuple.
-        """
+    def stages(self, pixel_values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """See the base class."""
         x = F.relu(self.bn1(self.conv1(pixel_values)), inplace=True)
         stem = F.relu(self.bn2(self.conv2(x)), inplace=True)
         sums = [self.layer1(stem)]
@@ -163,7 +152,7 @@ class SegKDHRNetBackbone(SegKDBackbone):
             # A new branch starts from the lowest resolution so far.
             sums = stage([layer(maps[min(i, len(maps) - 1)]) for i, layer in enumerate(transition)])
         maps = [F.relu(x) for x in sums]
-        return self._output([stem, *sums], [stem, *maps], output_hidden_states, return_dict)
+        return [stem, *sums], [stem, *maps]
 
 
 class HRNetForSemanticSegmentation(SegKDSegmentationModel):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_backbones import MOBILENET_V2_STAGES, SegKDMobileNetV2Config
-from .modeling_backbone_base import SegKDBackbone, SegKDBackboneOutput
+from .modeling_backbone_base import SegKDBackbone
 
 
 class InvertedResidual(nn.Module):
@@ -109,22 +109,11 @@ class SegKDMobileNetV2Backbone(SegKDBackbone):
         ends = dict(zip(self.stage_names, self.stage_ends, strict=True))
         return {level: self.features[ends[level]].conv[-1] for level in self.levels}
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> SegKDBackboneOutput | tuple:
-        """Feature maps of the stages in `out_features`.
-
-        Args:
-            pixel_values: Normalised images, (b, 3, hh, ww).
-            output_hidden_states: Also return the maps of all of `stage_names`.
-            return_dict: False returns a tuple.
-        """
+    def stages(self, pixel_values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """See the base class."""
         x, maps = pixel_values, []
         for i, layer in enumerate(self.features):
             x = layer(x)
             if i in self.stage_ends:
                 maps.append(x)
-        return self._output(maps, maps, output_hidden_states, return_dict)
+        return maps, maps

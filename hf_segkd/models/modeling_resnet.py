@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_backbones import SegKDResNetConfig
-from .modeling_backbone_base import SegKDBackbone, SegKDBackboneOutput
+from .modeling_backbone_base import SegKDBackbone
 
 
 class BasicBlock(nn.Module):
@@ -132,19 +132,8 @@ class SegKDResNetBackbone(SegKDBackbone):
         norms = [block.bn2 if isinstance(block, BasicBlock) else block.bn3 for block in blocks]
         return dict(zip(self.levels, norms, strict=True))
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> SegKDBackboneOutput | tuple:
-        """Feature maps of the stages in `out_features`.
-
-        Args:
-            pixel_values: Normalised images, (b, 3, hh, ww).
-            output_hidden_states: Also return the maps of all of `stage_names`.
-            return_dict: False returns a tuple.
-        """
+    def stages(self, pixel_values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """See the base class."""
         stem = self.stem(pixel_values) if self.config.deep_stem else self.bn1(self.conv1(pixel_values))
         stem = self.maxpool(F.relu(stem, inplace=True))
         x, sums, maps = stem, [stem], [stem]  # max-pooling follows the stem's ReLU: there is no map before it
@@ -152,4 +141,4 @@ class SegKDResNetBackbone(SegKDBackbone):
             sums.append(stage(x))
             x = F.relu(sums[-1])
             maps.append(x)
-        return self._output(sums, maps, output_hidden_states, return_dict)
+        return sums, maps
