@@ -19,7 +19,20 @@ from .configuration_base import SegKDConfig
 MOBILENET_V2_STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
 
 
-class SegKDResNetConfig(BackboneConfigMixin, SegKDConfig):
+class SegKDBackboneConfig(BackboneConfigMixin, SegKDConfig):
+    """A backbone's configuration; a subclass sets `stage_names` and leaves the choice among them to this one."""
+
+    extra_keywords = ("out_features", "out_indices", "stage_names")
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("stage_names", None)  # a config.json has it, but it follows from the rest
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+
+class SegKDResNetConfig(SegKDBackboneConfig):
     """Configuration of `SegKDResNetBackbone`; the defaults are torchvision's `resnet18`.
 
     Args:
@@ -43,7 +56,6 @@ class SegKDResNetConfig(BackboneConfigMixin, SegKDConfig):
     """
 
     model_type = "segkd-resnet"
-    extra_keywords = ("out_features", "out_indices", "stage_names")
 
     num_channels: int = 3
     layer_type: str = "basic"
@@ -62,15 +74,11 @@ class SegKDResNetConfig(BackboneConfigMixin, SegKDConfig):
         self.depths = list(self.depths)
         self.strides = list(self.strides)
         self.dilations = complete_dilations(self.depths, self.strides, self.dilations)
-        kwargs.pop("stage_names", None)  # a config.json has it, but it follows from the rest
         self.stage_names = ["stem", *(f"stage{i}" for i in range(1, 5))]
-        self.set_output_features_output_indices(
-            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
-        )
         super().__post_init__(**kwargs)
 
 
-class SegKDMobileNetV2Config(BackboneConfigMixin, SegKDConfig):
+class SegKDMobileNetV2Config(SegKDBackboneConfig):
     """Configuration of `SegKDMobileNetV2Backbone`; the defaults are torchvision's `mobilenet_v2`.
 
     The last 1x1 convolution (to 1280 channels) belongs to the classifier of whole images and is not part of it.
@@ -92,7 +100,6 @@ class SegKDMobileNetV2Config(BackboneConfigMixin, SegKDConfig):
     """
 
     model_type = "segkd-mobilenet-v2"
-    extra_keywords = ("out_features", "out_indices", "stage_names")
 
     num_channels: int = 3
     depth_multiplier: float = 1.0
@@ -106,15 +113,11 @@ class SegKDMobileNetV2Config(BackboneConfigMixin, SegKDConfig):
         self.strides = list(self.strides)
         depths = [blocks for _, _, blocks in MOBILENET_V2_STAGES]
         self.dilations = complete_dilations(depths, self.strides, self.dilations)
-        kwargs.pop("stage_names", None)  # a config.json has it, but it follows from the rest
         self.stage_names = ["stem", *(f"stage{i}" for i in range(1, len(MOBILENET_V2_STAGES) + 1))]
-        self.set_output_features_output_indices(
-            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
-        )
         super().__post_init__(**kwargs)
 
 
-class SegKDHRNetBackboneConfig(BackboneConfigMixin, SegKDConfig):
+class SegKDHRNetBackboneConfig(SegKDBackboneConfig):
     """Configuration of `SegKDHRNetBackbone`; the defaults are HRNet-W18-small.
 
     Args:
@@ -133,7 +136,6 @@ class SegKDHRNetBackboneConfig(BackboneConfigMixin, SegKDConfig):
     """
 
     model_type = "segkd-hrnet-backbone"
-    extra_keywords = ("out_features", "out_indices", "stage_names")
 
     num_channels: int = 3
     width: int = 18
@@ -148,11 +150,7 @@ class SegKDHRNetBackboneConfig(BackboneConfigMixin, SegKDConfig):
         for name in ("width", "stem_blocks", "num_blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        kwargs.pop("stage_names", None)  # a config.json has it, but it is always the same
         self.stage_names = ["stem", *(f"branch{i}" for i in range(1, 5))]
-        self.set_output_features_output_indices(
-            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
-        )
         super().__post_init__(**kwargs)
 
 
