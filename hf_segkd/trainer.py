@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import evaluation_collator, train_collator
-from hf_segkd.distiller import build_distiller
+from hf_segkd.distiller import Distiller, build_distiller
 from hf_segkd.foreign import ForeignNetwork, with_taps, without_taps
 from hf_segkd.losses.adversary import Adversary
 from hf_segkd.reports import ARGUMENTS_FILE
@@ -168,26 +168,29 @@ class DistillationTrainer(CheckpointingTrainer):
             logger.warning(warning)
 
     @property
+    def distiller(self) -> Distiller:
+        """The student and the loss, without what accelerate wraps them in."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
     def student(self) -> PreTrainedModel:
         """The network being trained."""
-        return self.accelerator.unwrap_model(self.model).student
+        return self.distiller.student
 
     # --- training ---
 
     def _teacher_features(self, images: Tensor) -> Features:
-        loss = self.accelerator.unwrap_model(self.model).loss
-        return taps_for(loss, self.teacher, images, self._batch_statistics)
+        return taps_for(self.distiller.loss, self.teacher, images, self._batch_statistics)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
         """The batches of an optimizer step, and how many pixels are labelled in them, on all processes together."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        ignore_index = self.accelerator.unwrap_model(self.model).config.semantic_loss_ignore_index
         labelled = torch.zeros((), dtype=torch.int64, device=device)
         for batch in batches:
             if "labels" in batch:
-                labelled += (batch["labels"] != ignore_index).sum().to(device)
+                labelled += (batch["labels"] != self._label_range["ignore_index"]).sum().to(device)
         return batches, self.accelerator.reduce(labelled, reduction="sum")
 
     def compute_loss(
@@ -204,11 +207,11 @@ class DistillationTrainer(CheckpointingTrainer):
         """
         self._scored_images = None  # the student is about to change
         teacher_features = None
-        distiller = self.accelerator.unwrap_model(model)
+        loss = self.distiller.loss
         if "labels" not in inputs:
-            refuse_need_of_labels(distiller.loss, "the training batch has")
-        if distiller.loss is not None:
-            distiller.loss.set_progress(self.state.global_step / max(1, self.state.max_steps))
+            refuse_need_of_labels(loss, "the training batch has")
+        if loss is not None:
+            loss.set_progress(self.state.global_step / max(1, self.state.max_steps))
             teacher_features = self._teacher_features(inputs["pixel_values"])
         labelled_pixels = None
         if num_items_in_batch is not None:
@@ -243,9 +246,8 @@ class DistillationTrainer(CheckpointingTrainer):
     def _share_buffers(self) -> None:
         """Give all processes the batch norm statistics of process 0: each has its own after a step."""
         if self.args.world_size > 1:
-            distiller = self.accelerator.unwrap_model(self.model)
-            for name, buffer in distiller.named_buffers():
-                if name not in distiller._ddp_params_and_buffers_to_ignore:  # equal by themselves, and large
+            for name, buffer in self.distiller.named_buffers():
+                if name not in self.distiller._ddp_params_and_buffers_to_ignore:  # equal by themselves, and large
                     torch.distributed.broadcast(buffer, src=0)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -259,17 +261,15 @@ class DistillationTrainer(CheckpointingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as `Trainer` does, with the mean of each term since the last log: `raw_` and, weighted, `loss_`."""
         if "loss" in logs:
-            weights = self.accelerator.unwrap_model(self.model).weights
-            logs.update(self._term_means.take(weights, self.accelerator))
+            logs.update(self._term_means.take(self.distiller.weights, self.accelerator))
         super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Three groups: the student's backbone, the rest of the student, the loss's own parameters."""
         if self.optimizer is None:
-            distiller = self.accelerator.unwrap_model(self.model if model is None else model)
-            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, distiller)
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.distiller)
             kwargs["lr"] = self.args.scaled_learning_rate
-            self.optimizer = optimizer_class(parameter_groups(distiller, self.args), **kwargs)
+            self.optimizer = optimizer_class(parameter_groups(self.distiller, self.args), **kwargs)
         return self.optimizer
 
     # --- evaluation ---
@@ -358,20 +358,19 @@ class DistillationTrainer(CheckpointingTrainer):
             self.processing_class.save_pretrained(directory)
         # JSON, where Trainer would write a pickle.
         (directory / ARGUMENTS_FILE).write_text(self.args.to_json_string())
-        loss = self.accelerator.unwrap_model(self.model).loss
+        loss = self.distiller.loss
         if loss is not None and is_checkpoint:
             state = {name: value.contiguous() for name, value in loss.state_dict().items()}
             save_file(state, directory / LOSS_STATE_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        distiller = self.accelerator.unwrap_model(self.model if model is None else model)
-        saved = type(distiller.student).from_pretrained(resume_from_checkpoint, use_safetensors=True)
-        distiller.student.load_state_dict(saved.state_dict())
+        saved = type(self.student).from_pretrained(resume_from_checkpoint, use_safetensors=True)
+        self.student.load_state_dict(saved.state_dict())
         self._scored_images = None
         if self._average is not None:
             self._average.load(Path(resume_from_checkpoint))
-        if distiller.loss is not None:
-            distiller.loss.load_state_dict(load_file(Path(resume_from_checkpoint, LOSS_STATE_FILE)))
+        if self.distiller.loss is not None:
+            self.distiller.loss.load_state_dict(load_file(Path(resume_from_checkpoint, LOSS_STATE_FILE)))
 
     def _load_best_model(self) -> None:
         logger.info(f"Loading the best model, {self.state.best_model_checkpoint} ({self.state.best_metric}).")

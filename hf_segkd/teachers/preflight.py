@@ -59,7 +59,7 @@ class Preflight(TrainerCallback):
         if class_map is None:
             logger.info("The teacher is not tried: it has no classes in common with the student.")
             return
-        student = self.trainer.accelerator.unwrap_model(self.trainer.model).network
+        student = self.trainer.distiller.network
         some = EvaluationDataset(evenly_spread(images.dataset, args.preflight_images), images.image_processor)
         scores = self._scores(some, teacher, student, list(class_map.common))
         if scores is not None:

@@ -20,6 +20,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
+from hf_segkd.distiller import Distiller
 from hf_segkd.publishing.publishing_trainer import PublishingTrainer
 from hf_segkd.training.checkpoints import (
     RECORD_FILE,
@@ -51,6 +52,7 @@ class CheckpointingTrainer(PublishingTrainer):
         ValueError: If `args.enable_jit_checkpoint` is set.
     """
 
+    distiller: Distiller
     _saving = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -129,7 +131,7 @@ class CheckpointingTrainer(PublishingTrainer):
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        student = self.accelerator.unwrap_model(self.model).network  # with its taps
+        student = self.distiller.network  # with its taps
         return run_settings(self.args, self.train_dataset, student, self.bare_teacher, self.processing_class)
 
     def _run_epoch(self, *args: Any, train_dataloader: Any, **kwargs: Any) -> None:
