@@ -5,16 +5,29 @@ import foreign_models
 import yaml
 from foreign_models import build
 from tiny_runs import arguments, network, processor, scenes
-from transformers import SegformerImageProcessor
+from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 
 from hf_segkd.teachers.class_map import ClassMap
 from hf_segkd.trainer import DistillationTrainer
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
 
 
 def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), flags=re.M | re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), flags=re.M | re.S)
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network().save_pretrained("runs/teacher")
+    processor().save_pretrained("runs/teacher")
+    (example,) = blocks("README.md", "python")
+    example = example.replace('{"num_classes": 4}', '{"num_classes": 4, "num_images": 8, "image_size": (32, 48)}')
+    example = example.replace("max_steps=500", "max_steps=1, preflight_images=0, use_cpu=True, disable_tqdm=True")
+    exec(example, given := {})
+    assert given["trainer"].state.global_step == 1
+    saved = AutoModelForSemanticSegmentation.from_pretrained("runs/student")
+    assert saved.config.id2label == given["teacher"].config.id2label
 
 
 def test_the_example_of_a_teacher_of_other_pixels_and_classes_runs(tmp_path, monkeypatch):
@@ -24,7 +37,7 @@ def test_the_example_of_a_teacher_of_other_pixels_and_classes_runs(tmp_path, mon
     build(foreign_models.segformer, **labels).save_pretrained("teacher")
     SegformerImageProcessor(image_mean=[0.5] * 3).save_pretrained("teacher")
     Path("scene_classes.yaml").write_text(yaml.safe_dump({"a": names[0], "b": names[2], "c": None}))
-    (example,) = blocks("teachers.md", "python")
+    (example,) = blocks("docs/teachers.md", "python")
     example = re.sub(r'^name = ".*"$', 'name = "teacher"', example, flags=re.M)
     given = {
         "DistillationTrainer": DistillationTrainer,
@@ -39,7 +52,7 @@ def test_the_example_of_a_teacher_of_other_pixels_and_classes_runs(tmp_path, mon
 
 
 def test_the_example_of_a_class_map_is_one(tmp_path):
-    (example,) = blocks("teachers.md", "yaml")
+    (example,) = blocks("docs/teachers.md", "yaml")
     (tmp_path / "map.yaml").write_text(example)
     teacher = dict(enumerate(["car", "bus", "sky", *(f"class {index}" for index in range(3, 13))]))
     found = ClassMap.from_yaml(tmp_path / "map.yaml", teacher, {0: "person", 1: "vehicle"})
