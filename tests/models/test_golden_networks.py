@@ -9,37 +9,28 @@ import numpy as np
 import pytest
 import torch
 from tiny_networks import fill_weights, hashed
+from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 from hf_segkd.models import (
     DeepLabV3PlusConfig,
     DeepLabV3PlusForSemanticSegmentation,
-    HRNetConfig,
-    HRNetForSemanticSegmentation,
-    ISANetConfig,
-    ISANetForSemanticSegmentation,
-    PSPNetConfig,
-    PSPNetForSemanticSegmentation,
     convert_attnfd_state_dict,
     convert_mmseg_state_dict,
 )
 
-DEEPLABV3PLUS = (DeepLabV3PlusForSemanticSegmentation, DeepLabV3PlusConfig)
-HRNET = (HRNetForSemanticSegmentation, HRNetConfig)
-ISANET = (ISANetForSemanticSegmentation, ISANetConfig)
-PSPNET = (PSPNetForSemanticSegmentation, PSPNetConfig)
 ATTNFD_MOBILENET = {"backbone": "mobilenet_v2", "pad_before_expansion": True, "late_dilation": True}
 NETWORKS = {
-    "attnfd_resnet18": (*DEEPLABV3PLUS, {"backbone": "resnet18"}),
-    "attnfd_resnet101": (*DEEPLABV3PLUS, {"backbone": "resnet101"}),
-    "attnfd_mobilenet": (*DEEPLABV3PLUS, ATTNFD_MOBILENET),
-    "dlv3p_mv2": (*DEEPLABV3PLUS, {"backbone": "mobilenet_v2", "layout": "mmsegmentation"}),
-    "dlv3p_r101": (*DEEPLABV3PLUS, {"backbone": "resnet101", "layout": "mmsegmentation"}),
-    "hrnet_w18s": (*HRNET, {"backbone": "hrnet_w18_small"}),
-    "hrnet_w48": (*HRNET, {"backbone": "hrnet_w48"}),
-    "isanet_r18": (*ISANET, {"backbone": "resnet18"}),
-    "isanet_r101": (*ISANET, {"backbone": "resnet101"}),
-    "pspnet_r18": (*PSPNET, {"backbone": "resnet18"}),
-    "pspnet_r101": (*PSPNET, {"backbone": "resnet101"}),
+    "attnfd_resnet18": ("segkd-deeplabv3plus", {"backbone": "resnet18"}),
+    "attnfd_resnet101": ("segkd-deeplabv3plus", {"backbone": "resnet101"}),
+    "attnfd_mobilenet": ("segkd-deeplabv3plus", ATTNFD_MOBILENET),
+    "dlv3p_mv2": ("segkd-deeplabv3plus", {"backbone": "mobilenet_v2", "layout": "mmsegmentation"}),
+    "dlv3p_r101": ("segkd-deeplabv3plus", {"backbone": "resnet101", "layout": "mmsegmentation"}),
+    "hrnet_w18s": ("segkd-hrnet", {"backbone": "hrnet_w18_small"}),
+    "hrnet_w48": ("segkd-hrnet", {"backbone": "hrnet_w48"}),
+    "isanet_r18": ("segkd-isanet", {"backbone": "resnet18"}),
+    "isanet_r101": ("segkd-isanet", {"backbone": "resnet101"}),
+    "pspnet_r18": ("segkd-pspnet", {"backbone": "resnet18"}),
+    "pspnet_r101": ("segkd-pspnet", {"backbone": "resnet101"}),
 }
 # Of networks with the weights of `fill_weights`, in float64: shape, mean and root mean square of each tap, and its
 # values at the flat indices floor(j * (n - 1) / 7), j = 0..7. AttnFD's logits are those at the image's size.
@@ -62,8 +53,9 @@ def reference_network(file):
 
 
 def network(file, num_labels):
-    model_class, config_class, kwargs = NETWORKS[file]
-    return model_class(config_class(num_labels=num_labels, **kwargs)).eval()
+    model_type, kwargs = NETWORKS[file]
+    config = AutoConfig.for_model(model_type, num_labels=num_labels, **kwargs)
+    return AutoModelForSemanticSegmentation.from_config(config).eval()
 
 
 def maps(file, model, image):

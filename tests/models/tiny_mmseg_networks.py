@@ -1,16 +1,9 @@
 """Small networks in mmsegmentation's form, by the name of their kind."""
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel
 
-from hf_segkd.models import (
-    DeepLabV3PlusConfig,
-    DeepLabV3PlusForSemanticSegmentation,
-    ISANetConfig,
-    ISANetForSemanticSegmentation,
-    PSPNetConfig,
-    PSPNetForSemanticSegmentation,
-)
+import hf_segkd  # noqa: F401  makes the Auto classes know them
 
 TINY_BACKBONE = {
     "model_type": "segkd-resnet",
@@ -24,28 +17,20 @@ TINY_BACKBONE = {
 }
 TINY_HEAD = {"channels": 8, "auxiliary_channels": 6, "num_labels": 5}
 NETWORKS = {
-    "pspnet": (PSPNetForSemanticSegmentation, PSPNetConfig, TINY_HEAD),
-    "isanet": (
-        ISANetForSemanticSegmentation,
-        ISANetConfig,
-        {**TINY_HEAD, "attention_channels": 4, "group_size": [2, 3]},
-    ),
-    "deeplabv3plus": (
-        DeepLabV3PlusForSemanticSegmentation,
-        DeepLabV3PlusConfig,
-        {
-            "layout": "mmsegmentation",
-            "aspp_channels": 8,
-            "decoder_channels": 8,
-            "low_level_channels": 4,
-            "auxiliary_channels": 6,
-            "num_labels": 5,
-        },
-    ),
+    "pspnet": TINY_HEAD,
+    "isanet": {**TINY_HEAD, "attention_channels": 4, "group_size": [2, 3]},
+    "deeplabv3plus": {
+        "layout": "mmsegmentation",
+        "aspp_channels": 8,
+        "decoder_channels": 8,
+        "low_level_channels": 4,
+        "auxiliary_channels": 6,
+        "num_labels": 5,
+    },
 }
 
 
 def tiny_network(kind: str, **kwargs) -> PreTrainedModel:
-    model_class, config_class, head = NETWORKS[kind]
+    config = AutoConfig.for_model(f"segkd-{kind}", **{"backbone_config": TINY_BACKBONE, **NETWORKS[kind], **kwargs})
     torch.manual_seed(0)
-    return model_class(config_class(**{"backbone_config": TINY_BACKBONE, **head, **kwargs})).eval()
+    return AutoModelForSemanticSegmentation.from_config(config).eval()
