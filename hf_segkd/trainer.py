@@ -149,7 +149,7 @@ class DistillationTrainer(CheckpointingTrainer):
                 raise ValueError("scale_lr scales the rates of the optimizer that is built from args; you passed one.")
         self.add_callback(EpochOfAugmentation(self))
         self.add_callback(ConstantTerms())
-        self._average = StudentAverage(model, args.ema_decay) if args.ema_decay else None
+        self._average = StudentAverage(distiller.student, args.ema_decay) if args.ema_decay else None
         if self._average is not None:
             self.add_callback(self._average)
         if distiller.loss is not None and distiller.loss.connector_epochs:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from foreign_models import DENSE, QUERY, SIDE, build, no_scipy  # noqa: F401
+from safetensors.torch import load_file
 from several_processes import spawn
 from tiny_commands import OPTIONS, flags
 from tiny_runs import NUM_CLASSES, network, same, scenes, trainer, weights
@@ -15,6 +16,7 @@ from hf_segkd.commands import evaluation, training
 from hf_segkd.data import label_info, train_collator
 from hf_segkd.foreign import ForeignNetwork
 from hf_segkd.losses import LOSSES
+from hf_segkd.training.ema import AVERAGE_FILE
 
 pytestmark = pytest.mark.usefixtures("no_scipy")
 CROP = {"crop_size": [SIDE, SIDE], "max_steps": 1}  # DPT takes squares only
@@ -84,6 +86,12 @@ def test_what_only_a_distilled_tap_depends_on_is_trained(tmp_path):
         run = trainer(tmp_path, student=model, teacher=teacher, method="at", method_kwargs={"taps": read}, **CROP)
         unread = run.student.mobilenet_v2.conv_1x1.convolution.weight
         assert unread.requires_grad == (read == ["unread"])
+
+
+def test_the_averages_in_a_checkpoint_have_the_models_own_names(tmp_path):
+    trainer(tmp_path, student=student(), ema_decay=0.5, max_steps=1, save_strategy="steps", save_steps=1).train()
+    averages = load_file(tmp_path / "checkpoint-1" / AVERAGE_FILE)
+    assert averages.keys() == dict(student().named_parameters()).keys()
 
 
 @pytest.mark.parametrize("make", DENSE, ids=ids(DENSE))
