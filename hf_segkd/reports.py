@@ -16,6 +16,8 @@ from hf_segkd.metrics import scores_from_confusion_matrix
 # What a run leaves beside the student that it saves: all arguments, and the scores.
 ARGUMENTS_FILE = "training_args.json"
 SCORES_FILE = "evaluation.json"
+# The scores in a report, and what people call them.
+METRICS = {"mean_iou": "mIoU", "mean_accuracy": "mean class accuracy", "overall_accuracy": "pixel accuracy"}
 
 
 def evaluation_report(matrix: Tensor, labels: LabelInfo, split: str, num_images: int) -> dict[str, Any]:
@@ -51,17 +53,13 @@ def format_report(report: dict[str, Any]) -> str:
     def percent(value: float | None) -> str:
         return "     -" if value is None else f"{100 * value:6.2f}"
 
-    width = max(len(name) for name in (*report["classes"], "mean class accuracy"))
+    width = max(len(name) for name in (*report["classes"], *METRICS.values()))
     lines = [f"{report['dataset']} {report['split']}, {report['num_images']} images, %"]
     lines.append(f"{'class':{width}}     IoU  accuracy")
     for name, scores in report["classes"].items():
         lines.append(f"{name:{width}}  {percent(scores['iou'])}    {percent(scores['accuracy'])}")
     lines.append("")
-    for name, key in (
-        ("mIoU", "mean_iou"),
-        ("mean class accuracy", "mean_accuracy"),
-        ("pixel accuracy", "overall_accuracy"),
-    ):
+    for key, name in METRICS.items():
         lines.append(f"{name:{width}}  {percent(report[key])}")
     return "\n".join(lines)
 

@@ -25,11 +25,10 @@ from hf_segkd.commands.study import Run, run_all
 from hf_segkd.data import load_segmentation_dataset
 from hf_segkd.profiling import count_macs, milliseconds_per_image
 from hf_segkd.publishing.publication import compare
-from hf_segkd.reports import mean_and_std, table
+from hf_segkd.reports import METRICS, mean_and_std, table
 
 SCRIPTS = Path(__file__).parent
 RECIPES = SCRIPTS.parent / "hf_segkd" / "recipes"
-METRICS = ("mean_iou", "mean_accuracy", "overall_accuracy")
 
 
 def main() -> None:

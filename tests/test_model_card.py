@@ -14,7 +14,8 @@ from hf_segkd.data.licences import DATA_TERMS
 from hf_segkd.data.loading import LOADERS
 from hf_segkd.losses import LOSSES
 from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
-from hf_segkd.publishing.model_card import TEMPLATE, CardFacts, class_series, render_card
+from hf_segkd.publishing.card_facts import CardFacts
+from hf_segkd.publishing.model_card import TEMPLATE, card_data, class_series, render_card
 from hf_segkd.publishing.privacy import shareable
 from hf_segkd.types import Paper
 
@@ -83,6 +84,7 @@ def test_metadata_read_back_as_they_were_meant():
     assert data.library_name == "transformers"
     assert {"semantic-segmentation", "knowledge-distillation", "hf_segkd", "attnfd", "onnx"} == set(data.tags)
     assert data.model_name == "student"
+    assert data.eval_results == card_data(full()).eval_results
     results = {result.metric_type: result for result in data.eval_results}
     values = {name: result.metric_value for name, result in results.items()}
     assert values == {"mean_iou": 60.0, "mean_accuracy": 75.0, "overall_accuracy": 75.0}  # of this network, no mean

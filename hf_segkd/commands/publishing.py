@@ -18,8 +18,8 @@ from hf_segkd.commands.networks import load_network
 from hf_segkd.commands.run_folder import copy_exports, read_exports, run_report, scores, training_settings, with_method
 from hf_segkd.data import check_keeps_whole_images, load_segmentation_dataset
 from hf_segkd.foreign import with_taps
+from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.hub import planned_upload, prepare_repository, upload
-from hf_segkd.publishing.model_card import CardFacts
 from hf_segkd.publishing.publication import (
     NOT_ALWAYS_THERE,
     cost,

@@ -24,7 +24,8 @@ from hf_segkd.data.licences import data_terms
 from hf_segkd.inference import predict
 from hf_segkd.pictures import colour, comparison, per_class_chart
 from hf_segkd.profiling import count_macs
-from hf_segkd.publishing.model_card import CardFacts, class_series, render_card
+from hf_segkd.publishing.card_facts import CardFacts
+from hf_segkd.publishing.model_card import class_series, render_card
 from hf_segkd.publishing.privacy import public
 from hf_segkd.reports import SCORES_FILE, write_json
 
@@ -78,7 +79,7 @@ def write_publication(
     if samples is not None and networks:
         compare(samples, networks).save(folder / PICTURE_FILE, optimize=True)
         facts = replace(facts, pictures=[PICTURE_FILE])
-    (folder / "README.md").write_text(render_card(facts))
+    (folder / "README.md").write_text(render_card(facts), encoding="utf-8")
 
 
 def weights_sha256(folder: Path) -> str | None:

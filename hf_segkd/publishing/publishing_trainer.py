@@ -22,8 +22,8 @@ from transformers.utils import PushInProgress, logging
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
 from hf_segkd.foreign import ForeignNetwork
+from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.hub import prepare_repository, upload
-from hf_segkd.publishing.model_card import CardFacts
 from hf_segkd.publishing.privacy import shareable
 from hf_segkd.publishing.publication import (
     NOT_ALWAYS_THERE,

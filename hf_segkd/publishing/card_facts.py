@@ -1,0 +1,109 @@
+"""What a model card tells of a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_segkd.losses import LOSSES
+from hf_segkd.publishing.comparisons import Report, check_comparable
+
+
+@dataclass(kw_only=True)
+class CardFacts:
+    """Everything the card tells; JSON-like, so that it can be gathered once and rendered anywhere.
+
+    Reports are those of `evaluation_report`, with what the training command adds (method, seed, steps ...).
+
+    Args:
+        repo_id: "user/name" on the Hub, or a bare name.
+        architecture: E.g. "DeepLabV3+ (MobileNetV2 x 0.35, output stride 16)".
+        id2label: Class id to name.
+        method: Name in `LOSSES`, several joined by ",", or "none" for training on the labels alone; None says that it
+            is not known how the network was trained.
+        method_kwargs: The method's arguments.
+        dataset: What the network was trained on: name as `load_segmentation_dataset` knows it, or what the user calls
+            the data set; None says that it is not known.
+        dataset_id: Its Hub id, where it has one.
+        dataset_license: What the user says of the licence of a data set that `data/licences.py` does not know.
+        teacher: The teacher's architecture, or what the user calls it. Of a path only the last part is shown.
+        teacher_id: The teacher's Hub id, where it has one.
+        license: The network's licence, by the user; never assumed.
+        report: Report of the published network; None says that it was not evaluated.
+        runs: Reports of this method with all its seeds, this network's included.
+        baseline_runs: Reports of the same student trained on the labels alone.
+        teacher_report: Report of the teacher.
+        costs: One entry per network: "network" ("student" or "teacher"), "parameters", "macs", "image_size" [h, w],
+            "file_mb" (or None).
+        export: What `scripts/export.py` writes to export.json. Each of its "exports" may tell the "dataset", "split"
+            and "image_size" [h, w] it was checked on, and for how many pixels its program gives PyTorch's class,
+            "snippet_agreement" (0..1).
+        settings: Training arguments; what differs from `defaults` is listed first.
+        defaults: Defaults of the training arguments.
+        versions: Package -> version.
+        pictures: Files in the repository that show image, truth, teacher and student.
+        pictures_note: Why there are no pictures, where there are none.
+        chart: File in the repository with the bar chart of the classes.
+        self_contained: Whether the repository holds the code, for `trust_remote_code=True`.
+        needs_package: Whether the network is one of `hf_segkd.models`, which transformers alone does not know.
+        space_id: Hub id of a Space that runs the network.
+
+    Raises:
+        ValueError: If a method is unknown, the report is of other classes, or reports cannot stand side by side (see
+            `check_comparable`).
+    """
+
+    repo_id: str
+    architecture: str
+    id2label: dict[int, str]
+    method: str | None
+    method_kwargs: dict[str, Any] = field(default_factory=dict)
+    dataset: str | None
+    dataset_id: str | None = None
+    dataset_license: str | None = None
+    teacher: str | None = None
+    teacher_id: str | None = None
+    license: str | None = None
+    report: Report | None = None
+    runs: list[Report] = field(default_factory=list)
+    baseline_runs: list[Report] = field(default_factory=list)
+    teacher_report: Report | None = None
+    costs: list[dict[str, Any]] = field(default_factory=list)
+    export: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    pictures: list[str] = field(default_factory=list)
+    pictures_note: str | None = None
+    chart: str | None = None
+    self_contained: bool = False
+    needs_package: bool = True
+    space_id: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.method_names:
+            if name not in LOSSES:
+                raise ValueError(f"Unknown distillation method {name!r}. There are: {', '.join(LOSSES)}.")
+        if self.report is None:
+            return
+        if list(self.report["classes"]) != self.class_names:
+            raise ValueError(
+                f"The report has the classes {list(self.report['classes'])}, the network {self.class_names}."
+            )
+        check_comparable(self.report, runs=self.runs, baseline_runs=self.baseline_runs, teacher=self.teacher_report)
+        self.runs = self.runs or [self.report]
+
+    @property
+    def method_names(self) -> list[str]:
+        """Names of the losses; none for training on the labels alone, or in a way that is not known."""
+        return [] if self.method in (None, "none") else self.method.split(",")
+
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of the ids."""
+        return [self.id2label[index] for index in sorted(self.id2label)]
+
+    @property
+    def exports(self) -> list[dict[str, Any]]:
+        """Exported files with what was measured of them."""
+        return self.export["exports"] if self.export else []
