@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from foreign_models import SIDE, build, eomt, no_scipy  # noqa: F401
 from PIL import Image
 from tiny_runs import NUM_CLASSES, SIZE, network, processor, scenes
 from torch import nn
@@ -21,12 +22,14 @@ from transformers import (
 )
 
 from hf_segkd.commands import exporting
+from hf_segkd.commands.failures import plain_errors
 from hf_segkd.commands.networks import load_network
 from hf_segkd.export import run_onnx, runtimes
 from hf_segkd.export.graph import DenseNetwork, save_onnx, trace
-from hf_segkd.export.latency import latency_report, onnx_variant, pytorch_variants
+from hf_segkd.export.latency import latency_report, onnx_variant, pytorch_variants, traced_variants
 from hf_segkd.export.metadata import check_description, describe, fixed_size, with_size
 from hf_segkd.export.parity import Parity, check_parity, classes_at, compare
+from hf_segkd.foreign import with_taps
 from hf_segkd.inference import predict
 from hf_segkd.metrics import MeanIoU
 
@@ -169,13 +172,19 @@ def test_the_program_prepares_images_as_the_processor_does(size):
     check_description(facts, image_processor, [image])
 
 
-def test_a_processor_that_does_more_than_a_user_of_the_file_could_know_is_refused():
-    cropping = BeitImageProcessor(
-        size={"height": 40, "width": 40}, do_center_crop=True, crop_size={"height": 32, "width": 32}
-    )
-    facts = describe(network(), cropping, "logits")
-    with pytest.raises(ValueError, match="BeitImageProcessor does something else"):
-        check_description(facts, cropping, [scenes("val", 1)[0]["image"]])
+@pytest.mark.parametrize(
+    "image_processor",
+    [
+        BeitImageProcessor(
+            size={"height": 40, "width": 40}, do_center_crop=True, crop_size={"height": 32, "width": 32}
+        ),
+        SegformerImageProcessor(size={"max_height": 40, "max_width": 30}),
+    ],
+)
+def test_a_processor_that_does_more_than_a_user_of_the_file_could_know_is_refused(image_processor):
+    facts = describe(network(), image_processor, "logits")
+    with pytest.raises(ValueError, match=f"{type(image_processor).__name__} does something else"):
+        check_description(facts, image_processor, [scenes("val", 1)[0]["image"]])
 
 
 def test_an_export_that_is_another_network_is_not_kept(model, copied_onnx, tmp_path):
@@ -201,7 +210,7 @@ def test_an_export_that_is_another_network_is_not_kept(model, copied_onnx, tmp_p
 
 def test_int8_that_costs_more_than_allowed_is_refused(model, copied_onnx, tmp_path):
     flags = ["--int8", "--calibration_images", "2", "--max_int8_loss", "-100", "--output", str(tmp_path / "new")]
-    with pytest.raises(ValueError, match=r"int8 costs .* points of mIoU .* --max_int8_loss allows -100"):
+    with pytest.raises(ValueError, match=r"model-int8\.onnx in int8 costs .* mIoU .* --max_int8_loss allows -100"):
         export(model, *ONNX, *flags)
     assert list(tmp_path.iterdir()) == []
 
@@ -343,6 +352,16 @@ def test_the_size_of_images_is_the_users_or_the_processors(tmp_path):
         export(tmp_path, *ONNX)
 
 
+def test_an_output_that_cannot_be_is_refused_before_the_work(model, tmp_path):
+    pytest.importorskip("onnxruntime", reason="ONNX files need the extra [export]")
+    (tmp_path / "notes").write_text("the user's own")
+    with pytest.raises(ValueError, match="notes is a file, and --output takes the folder"):
+        export("nowhere", *ONNX, "--output", str(tmp_path / "notes"))
+    with pytest.raises(ValueError, match="no split 'nosuch'"):
+        export(model, *ONNX, "--int8", "--calibration_split", "nosuch", "--output", str(tmp_path / "new" / "onnx"))
+    assert [file.name for file in tmp_path.iterdir()] == ["notes"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -367,7 +386,7 @@ def test_a_wrong_format_is_named_with_the_right_ones(capsys):
     assert all(word in message for word in ("tflite", "onnx", "torch_export"))
 
 
-def test_missing_packages_are_named_with_the_line_that_installs_them(monkeypatch, tmp_path):
+def test_missing_packages_are_named_with_the_line_that_installs_them(monkeypatch, tmp_path, capsys):
     find_spec = runtimes.importlib.util.find_spec
     monkeypatch.setattr(
         runtimes.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name)
@@ -375,6 +394,9 @@ def test_missing_packages_are_named_with_the_line_that_installs_them(monkeypatch
     for needs_it in (lambda: save_onnx(None, tmp_path / "a.onnx", "logits"), lambda: runtimes.onnx_network(tmp_path)):
         with pytest.raises(ImportError, match=r"need onnxruntime: pip install 'hf-segkd\[export\]'"):
             needs_it()
+    with pytest.raises(SystemExit), plain_errors():  # before the model is looked for
+        export("nowhere", *ONNX)
+    assert "error: ONNX files need onnxruntime" in capsys.readouterr().err
 
 
 def test_latencies_are_of_all_variants_on_one_image(exported):
@@ -388,6 +410,21 @@ def test_latencies_are_of_all_variants_on_one_image(exported):
         assert 0 < row["median_ms"] <= row["p95_ms"]
         assert row["file_mb"] == pytest.approx((exported / "model.onnx").stat().st_size / 1e6)
     assert "ONNX Runtime" in exporting.latency_table(report)
+
+
+def test_a_teacher_of_queries_is_timed_where_it_runs(model, no_scipy, monkeypatch, tmp_path, caplog):  # noqa: F811
+    query_model = build(eomt)
+    teacher = save_model(tmp_path / "teacher", query_model)
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic: network)  # takes minutes, and is tested below
+    flags = ["--format", "torch_export", "--teacher", str(teacher), "--latency_runs", "1"]
+    report = export(model, *flags, "--image_size", str(SIDE), str(SIDE), "--output", str(tmp_path / "files"))
+    rows = [(row["network"], row["runtime"]) for row in report["latency"]["rows"]]
+    assert rows == [(name, runtime) for name in ("student", "teacher") for runtime in ("eager", "compiled")]
+    with pytest.raises(ValueError, match=r"teacher cannot be timed .* takes no images of 48 x 32"):
+        export(model, *flags)
+    if runtimes.importlib.util.find_spec("onnxruntime"):
+        assert traced_variants("teacher", DenseNetwork(with_taps(query_model)), torch.zeros(1, 3, SIDE, SIDE)) == []
+        assert "The teacher is not timed in ONNX Runtime" in caplog.text
 
 
 @pytest.mark.slow
@@ -412,7 +449,7 @@ def test_the_table_has_student_and_teacher_in_every_runtime(model, exported, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("build", "resize", "name", "argmax"),
+    ("make", "resize", "name", "argmax"),
     [
         (network, {"do_resize": False}, "onnx", False),
         (network, {"size": {"shortest_edge": 48}}, "torch_export", True),
@@ -420,14 +457,15 @@ def test_the_table_has_student_and_teacher_in_every_runtime(model, exported, tmp
         (segformer, {"size": {"height": 64, "width": 96}}, "torch_export", False),
     ],
 )
-def test_a_dynamic_export_takes_batches_and_odd_sizes(build, resize, name, argmax, tmp_path):
+def test_a_dynamic_export_takes_batches_and_odd_sizes(make, resize, name, argmax, tmp_path):
     if name == "onnx":
         pytest.importorskip("onnxruntime", reason="ONNX files need the extra [export]")
-    student = build()
+    student = make()
     save_model(tmp_path, student, SegformerImageProcessor(**resize))
+    int8 = ["--int8", "--calibration_images", "4"] if (name, argmax) == ("onnx", False) else []
     flags = ["--format", name, "--latency_runs", "0", "--dynamic"] + ["--argmax"] * argmax
-    report = export(tmp_path, *flags)
-    assert report["exports"][0]["dynamic"]
+    report = export(tmp_path, *flags, *int8)
+    assert [entry["dynamic"] for entry in report["exports"]] == [True] * (2 if int8 else 1)
     assert report["exports"][0]["argmax"] is argmax
     assert (report["exports"][0]["parity"]["max_logit_difference"] is None) is argmax
     load = runtimes.onnx_network if name == "onnx" else runtimes.program_network

@@ -46,5 +46,5 @@ def _is_meant(error: Exception) -> bool:
     """Whether an error says what its user can mend."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     module = frame.f_globals.get("__name__", "")
-    ours = isinstance(error, (ValueError, FloatingPointError)) and module.startswith("hf_segkd.")
+    ours = isinstance(error, (ValueError, FloatingPointError, ImportError)) and module.startswith("hf_segkd.")
     return ours or isinstance(error, OSError) or module.startswith(OF_FLAGS)

@@ -34,8 +34,12 @@ logger = logging.get_logger(__name__)
 def load_config(path: str) -> tuple[PreTrainedConfig, type]:
     """The config of a network in a folder or on the Hub, and the Auto class that makes the network."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    masks = config.model_type in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
-    return config, AutoModelForUniversalSegmentation if masks else AutoModelForSemanticSegmentation
+    return config, AutoModelForUniversalSegmentation if predicts_masks(config) else AutoModelForSemanticSegmentation
+
+
+def predicts_masks(config: PreTrainedConfig) -> bool:
+    """Whether such a network predicts masks and their classes (MaskFormer ...), and no logits for each pixel."""
+    return config.model_type in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
 
 def load_model(path: str, *, pickled: bool = False, dtype: str = "auto") -> tuple[PreTrainedModel, dict[str, Any]]:

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
-from transformers import PreTrainedModel
 
 from .runtimes import require_extra
 
@@ -30,7 +29,7 @@ class DenseNetwork(nn.Module):
             equal logits the lowest class wins, as in PyTorch.
     """
 
-    def __init__(self, model: PreTrainedModel, argmax: bool = False) -> None:
+    def __init__(self, model: nn.Module, argmax: bool = False) -> None:
         super().__init__()
         self.model = model.float()
         self.argmax = argmax

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hf_segkd.profiling import cpu_name, measure_latencies
+from hf_segkd.reports import table
 
-from .graph import DenseNetwork
+from .graph import DenseNetwork, save_onnx, trace
 from .runtimes import Network, onnx_network
 
 logger = logging.get_logger(__name__)
@@ -35,6 +37,23 @@ class Variant:
     file_mb: float
 
 
+def check_takes(network: DenseNetwork, image: Tensor) -> None:
+    """Make sure that a network runs on images of this size, before much is done.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    try:
+        with torch.inference_mode():
+            network(image)
+    except (RuntimeError, ValueError) as error:
+        height, width = image.shape[-2:]
+        raise ValueError(
+            f"The teacher cannot be timed beside the network, as it takes no images of {width} x {height}: {error} "
+            "Choose another --image_size, or leave --teacher out."
+        ) from error
+
+
 def pytorch_variants(name: str, network: DenseNetwork, image: Tensor) -> list[Variant]:
     """The network as it is and compiled; a warning instead where that fails, as it does without a C++ compiler."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()) / 1e6
@@ -43,7 +62,7 @@ def pytorch_variants(name: str, network: DenseNetwork, image: Tensor) -> list[Va
     try:
         with torch.inference_mode():
             compiled(image)
-    except torch._dynamo.exc.TorchDynamoException as error:
+    except (torch._dynamo.exc.TorchDynamoException, ValueError) as error:  # ValueError: a ForeignNetwork's
         logger.warning(f"The compiled {name} is not timed, torch.compile failed: {str(error).splitlines()[0]}")
         return [eager]
     return [eager, Variant(name, "compiled", compiled, size)]
@@ -52,6 +71,18 @@ def pytorch_variants(name: str, network: DenseNetwork, image: Tensor) -> list[Va
 def onnx_variant(name: str, runtime: str, path: Path) -> Variant:
     """An ONNX file."""
     return Variant(name, runtime, onnx_network(path), file_mb(path))
+
+
+def traced_variants(name: str, network: DenseNetwork, image: Tensor) -> list[Variant]:
+    """The network in ONNX Runtime; none and a warning where it can't be exported, as some that predict masks."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        try:
+            save_onnx(trace(network, tuple(image.shape[-2:])), path, network.output_name)
+            return [onnx_variant(name, "ONNX Runtime", path)]
+        except Exception as error:  # PyTorch's tracer, its translator and ONNX Runtime each have their own
+            logger.warning(f"The {name} is not timed in ONNX Runtime, its export failed: {str(error).splitlines()[0]}")
+            return []
 
 
 def latency_report(variants: list[Variant], image: Tensor, runs: int) -> dict[str, Any]:
@@ -83,6 +114,17 @@ def latency_report(variants: list[Variant], image: Tensor, runs: int) -> dict[st
         "runs": runs,
         "rows": rows,
     }
+
+
+def latency_table(report: dict[str, Any]) -> str:
+    """How long an image takes, from a `latency_report`."""
+    height, width = report["image_size"]
+    numbers = ("median_ms", "p95_ms", "file_mb")
+    rows = [[row["network"], row["runtime"], *(f"{row[key]:.2f}" for key in numbers)] for row in report["rows"]]
+    return (
+        f"{report['device']}, threads: {report['threads']}, one image of {width} x {height}, {report['runs']} runs in "
+        f"turns\n\n{table(['network', 'runtime', 'median ms', '95th percentile ms', 'MB'], rows)}"
+    )
 
 
 def file_mb(path: Path) -> float:

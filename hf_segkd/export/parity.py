@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from hf_segkd.data import EvaluationDataset
 from hf_segkd.metrics import MeanIoU
+from hf_segkd.reports import table
 
 from .runtimes import Network
 
@@ -26,7 +28,8 @@ class Parity:
         images: How many.
         max_logit_difference: Largest absolute difference of two logits; None where only masks can be compared.
         argmax_agreement: Share of the pixels, at the networks' resolution, that both give the same class.
-        miou: Mean IoU of the first network, 0 to 1, at the labels' resolution.
+        miou: Mean IoU of the first network, 0 to 1, at the labels' resolution: of its logits resized, which is what
+            evaluation gives, or of its masks resized as pictures.
         miou_exported: That of the second one.
     """
 
@@ -99,3 +102,55 @@ def check_parity(parity: Parity, what: str) -> None:
             f"{100 * parity.miou:.3f} % (may differ by {100 * MAX_MIOU_DIFFERENCE:g}), the largest difference of "
             f"logits is {parity.max_logit_difference}."
         )
+
+
+def check_int8_loss(parity: Parity, what: str, allowed: float) -> None:
+    """Make sure that a quantised network costs no more than `allowed` points of mean IoU.
+
+    Raises:
+        ValueError: If it does; with the numbers.
+    """
+    loss = 100 * (parity.miou - parity.miou_exported)
+    if not loss <= allowed:  # not so for nan, too
+        raise ValueError(
+            f"{what} in int8 costs {loss:.2f} points of mIoU ({100 * parity.miou:.2f} to "
+            f"{100 * parity.miou_exported:.2f} % on {parity.images} images, {100 * parity.argmax_agreement:.2f} % of "
+            f"the pixels alike), and --max_int8_loss allows {allowed:g}, so nothing was written. Calibrate on more "
+            "images, or export without --int8."
+        )
+
+
+def other_sizes(height: int, width: int) -> list[tuple[int, int]]:
+    """Odd (height, width) that a network for any size is tried on: larger one way, smaller the other."""
+    larger, smaller = (lambda side: 5 * side // 4 | 1), (lambda side: 3 * side // 4 | 1)
+    return [(larger(height), smaller(width)), (smaller(height), larger(width))]
+
+
+def worst_of(first: Parity, second: Parity) -> Parity:
+    """The mean IoU of the first with the larger deviations of both."""
+    differences = [part.max_logit_difference for part in (first, second)]
+    return replace(
+        first,
+        max_logit_difference=None if None in differences else max(differences),
+        argmax_agreement=min(first.argmax_agreement, second.argmax_agreement),
+    )
+
+
+def exports_table(exports: list[dict[str, Any]]) -> str:
+    """What was exported and how close it is, from the "exports" of export.json."""
+    rows = []
+    for export in exports:
+        parity = export["parity"]
+        difference = parity["max_logit_difference"]
+        rows.append(
+            [
+                export["file"],
+                f"{export['file_mb']:.2f}",
+                str(parity["images"]),
+                "-" if difference is None else f"{difference:.1e}",
+                f"{100 * parity['argmax_agreement']:.3f}",
+                f"{100 * parity['miou']:.2f}",
+                f"{100 * parity['miou_exported']:.2f}",
+            ]
+        )
+    return table(["file", "MB", "images", "max logit diff.", "same class %", "mIoU %", "exported mIoU %"], rows)

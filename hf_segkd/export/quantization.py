@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
+
+from hf_segkd.data import EvaluationDataset
 
 from .graph import INPUT
 
 
-def quantize(path: Path, output: Path, images: Iterable[Tensor]) -> None:
+def quantize(path: Path, output: Path, samples: EvaluationDataset) -> None:
     """Static int8 quantisation by ONNX Runtime (QDQ), calibrated on training images.
 
     Weights get a scale per output channel, and activations the range they take on the images (MinMax). On five
@@ -24,7 +24,7 @@ def quantize(path: Path, output: Path, images: Iterable[Tensor]) -> None:
     Args:
         path: The ONNX file in fp32.
         output: The file to write.
-        images: Normalised images (3, hh, ww) as the network sees them.
+        samples: Images as the network sees them.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -35,7 +35,7 @@ def quantize(path: Path, output: Path, images: Iterable[Tensor]) -> None:
         quantize_static(
             prepared,
             output,
-            _Reader(images),
+            _Reader(samples),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -47,8 +47,8 @@ def quantize(path: Path, output: Path, images: Iterable[Tensor]) -> None:
 class _Reader:
     """The images as ONNX Runtime asks for them."""
 
-    def __init__(self, images: Iterable[Tensor]) -> None:
-        self.images = iter(images)
+    def __init__(self, samples: EvaluationDataset) -> None:
+        self.images = (samples[index]["pixel_values"] for index in range(len(samples)))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         image = next(self.images, None)
