@@ -20,7 +20,7 @@ from transformers import (
     SegformerImageProcessor,
 )
 
-from hf_segkd.commands import evaluation, publishing, training
+from hf_segkd.commands import evaluation, gathering, publishing, training
 from hf_segkd.data import label_info
 from hf_segkd.publishing import publication
 from hf_segkd.publishing.hub import upload
@@ -40,6 +40,9 @@ def runs(tmp_path_factory):
     ):
         training.main(flags(folder / name, student_config=STUDENT, seed=seed, learning_rate=0.01, **values))
     return folder
+
+
+PROCESSOR = "preprocessor_config.json"
 
 
 @pytest.fixture
@@ -114,12 +117,11 @@ def test_code_goes_along_only_when_asked(published, runs, tmp_path):
     assert not (plain / "comparison.png").exists()
 
 
-def test_a_network_that_was_never_evaluated_claims_no_score(runs, tmp_path):
+def test_a_network_that_was_never_evaluated_claims_no_score(runs, tmp_path, capsys):
     run = copy(runs / "distilled", tmp_path / "run")
     (run / "evaluation.json").unlink()
-    with pytest.raises(ValueError, match="--dataset_name"):
-        publish(tmp_path, tmp_path / "out", model="run")
     card = ModelCard.load(publish(tmp_path, tmp_path / "out", "--dataset_name", "demo", model="run") / "README.md")
+    assert "is not known: its scores (hf-segkd evaluate), its licence (--license)." in capsys.readouterr().out
     assert not card.data.eval_results
     assert "cwd" in card.data.tags
     assert "labels alone" not in card.text
@@ -184,14 +186,47 @@ def test_the_card_tells_the_teachers_architecture(published):
     assert "a teacher network: DeepLabV3+ (" in ModelCard.load(published / "README.md").text
 
 
-def test_a_network_of_unknown_training_is_not_called_trained_on_the_labels_alone(runs, tmp_path):
-    with pytest.raises(ValueError, match=r"says how the network was trained.*as training leaves it"):
-        publish(runs, tmp_path / "out", "--dataset_name", "demo", model="teacher")
+def test_a_network_saved_by_save_pretrained_is_published_with_what_is_not_known(runs, tmp_path, capsys):
+    folder = publish(runs, tmp_path / "out", "--license", "mit", model="teacher")
+    told = capsys.readouterr().out
+    assert "not known: how it was trained" in told
+    assert "--dataset_name" in told
+    assert "--license" not in told
+    text = (folder / "README.md").read_text()
+    assert "How, and on what, it was trained is not recorded." in text
+    assert "labels alone" not in text
+    assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "model.safetensors", PROCESSOR}
+    teacher = copy(runs / "teacher", tmp_path / "teacher")
+    evaluate(teacher, teacher / "evaluation.json")
+    publish(tmp_path, tmp_path / "scored", model="teacher")
+    card = ModelCard.load(tmp_path / "scored" / "README.md")
+    assert {result.metric_type for result in card.data.eval_results} == {
+        "mean_iou",
+        "mean_accuracy",
+        "overall_accuracy",
+    }
+    assert "is not recorded" in card.text
+
+
+def test_a_checkpoint_is_published_without_its_state_and_says_whose_weights_it_has(runs, tmp_path, capsys):
+    run = copy(runs / "distilled", tmp_path / "checkpoint-2")
+    (run / "evaluation.json").unlink()
+    for name in ("ema.safetensors", "optimizer.pt", "rng_state.pth", "my-data.bin"):
+        (run / name).write_bytes(b"0")
+    folder = publish(tmp_path, tmp_path / "out", model="checkpoint-2")
+    assert "not the averages of --ema_decay" in capsys.readouterr().out
+    assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "model.safetensors", PROCESSOR}
+
+
+def test_nothing_is_compared_with_a_network_of_unknown_training(runs, tmp_path):
     run = copy(runs / "alone-0", tmp_path / "run")
     (run / "training_args.json").unlink()
     evaluate(run, run / "evaluation.json")
-    with pytest.raises(ValueError, match="says how the network was trained"):
-        publish(runs, tmp_path / "out", "--baseline", str(run))
+    for flag in ("--runs", "--baseline"):
+        with pytest.raises(ValueError, match=r"says how the network was trained.*as training leaves it"):
+            publish(runs, tmp_path / "out", flag, str(run))
+        with pytest.raises(ValueError, match="does not tell how the network was trained"):
+            publish(tmp_path, tmp_path / "out", flag, str(runs / "alone-0"), model="run")
 
 
 def test_a_baseline_of_another_budget_is_refused(runs, tmp_path):
@@ -262,11 +297,12 @@ def test_a_publication_without_code_and_exports_leaves_none_of_the_last_one(runs
         (["--baseline", "nowhere"], "no evaluation.json in nowhere"),
         (["--teacher", "no/such/folder"], "no/such/folder"),
         (["--model", "nowhere"], "no folder with a saved network"),
+        (["--model", "RUNS"], r"no folder with a saved network.* in its subfolders: .*alone-0, .*alone-1, .*distilled"),
     ],
 )
 def test_what_is_missing_is_named(runs, tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
-        publish(runs, tmp_path / "out", *more)
+        publish(runs, tmp_path / "out", *(str(runs) if value == "RUNS" else value for value in more))
 
 
 def test_a_folder_with_something_in_it_is_not_written_over(runs, tmp_path):
@@ -350,7 +386,8 @@ def test_a_teacher_whose_folder_is_gone_is_no_name_on_the_hub(runs, tmp_path, mo
     change(run, teacher=gone)
     load = publishing.load_network
     asked = []
-    monkeypatch.setattr(publishing, "load_network", lambda name: asked.append(name) or load(name))
+    for module in (publishing, gathering):
+        monkeypatch.setattr(module, "load_network", lambda name: asked.append(name) or load(name))
     folder = publish(tmp_path, tmp_path / "out", "--space", "ann/page", model="run")
     assert asked == [str(run)]
     assert f"The teacher {gone} could not be loaded" in capsys.readouterr().out
@@ -366,8 +403,8 @@ def test_a_teacher_whose_folder_is_gone_is_no_name_on_the_hub(runs, tmp_path, mo
 def test_a_teacher_is_linked_when_it_came_from_the_hub(runs, tmp_path, monkeypatch):
     run = copy(runs / "distilled", tmp_path / "run")
     change(run, teacher="ann/teacher")
-    load, places = publishing.load_network, {"ann/teacher": str(runs / "teacher")}
-    monkeypatch.setattr(publishing, "load_network", lambda name: load(places.get(name, name)))
+    load, places = gathering.load_network, {"ann/teacher": str(runs / "teacher")}
+    monkeypatch.setattr(gathering, "load_network", lambda name: load(places.get(name, name)))
     card = ModelCard.load(publish(tmp_path, tmp_path / "out", model="run") / "README.md")
     assert card.data.base_model == "ann/teacher"
     places["ann/teacher"] = str(tmp_path / "nowhere")

@@ -17,13 +17,19 @@ BESIDE_THE_NETWORK = ("transformers_version", "dtype", "_name_or_path", "auto_ma
 
 
 def run_report(folder: Path, evaluation: str) -> dict[str, Any]:
-    """The scores in a run's folder, with what its training says of itself (method, seed, steps ...) and its network.
+    """The scores in the folder of a run that others are compared with, with what its training says of itself.
 
     Raises:
-        ValueError: If the file is not there, or nothing in the folder names the method.
+        ValueError: If the file is not there, or nothing in the folder names the method: what was distilled must not
+            pass for trained on the labels alone.
     """
-    report = with_method(folder, scores(folder, evaluation))
-    return report | {"settings": training_settings(folder), "network": network_configuration(folder)}
+    report = with_training(folder, scores(folder, evaluation))
+    if "method" not in report:
+        raise ValueError(
+            f"Nothing in {folder} says how the network was trained: there is no {ARGUMENTS_FILE} with a method, and "
+            "the scores name none. Give a run's folder as training leaves it."
+        )
+    return report
 
 
 def scores(folder: Path, evaluation: str) -> dict[str, Any]:
@@ -49,20 +55,14 @@ def scores(folder: Path, evaluation: str) -> dict[str, Any]:
     return {**report, "trained_on": trained_on, **read_json(file)}
 
 
-def with_method(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """A report with method and seed, from the training arguments in the folder where it lacks them.
+def with_training(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """A report with method and seed, from the training arguments in the folder where it lacks them, and the network.
 
-    Raises:
-        ValueError: If neither names the method: what was distilled must not pass for trained on the labels alone.
+    Without "method" it is not known how the network was trained.
     """
     settings = training_settings(folder)
-    told = {name: settings[name] for name in ("method", "method_kwargs", "seed") if name in settings} | report
-    if "method" not in told:
-        raise ValueError(
-            f"Nothing in {folder} says how the network was trained: there is no {ARGUMENTS_FILE} with a method, and "
-            "the scores name none. Give a run's folder as training leaves it."
-        )
-    return told
+    told = {name: settings[name] for name in ("method", "method_kwargs", "seed") if name in settings}
+    return told | report | {"settings": settings, "network": network_configuration(folder)}
 
 
 def training_settings(folder: Path) -> dict[str, Any]:
