@@ -80,7 +80,7 @@ def write(command: PublishingCommand, scratch: Path) -> tuple[str, list[Part]]:
         model.folder, student=student, processor=processor, facts=facts, networks=networks, samples=samples
     )
     copy_exports(folder, model.folder)
-    message = facts.architecture if facts.method is None else f"{facts.architecture}, {facts.method}"
+    message = ", ".join([facts.architecture, *facts.method_names])
     if command.space is None:
         return message, [model]
     kind = {"repo_type": "space", "space_sdk": "gradio"}
