@@ -17,6 +17,7 @@ from transformers import AutoModelForSemanticSegmentation, pipeline
 from hf_segkd.commands import evaluation, prediction, publishing, training
 from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.commands.networks import load_network
+from hf_segkd.data import cityscapes
 
 ROOT = Path(__file__).parents[1]
 
@@ -160,6 +161,19 @@ def test_a_network_of_another_label_set_is_not_evaluated(student, tmp_path):
         evaluation.main(["--model", str(student), "--dataset", "demo", "--dataset_options", other])
 
 
+def test_classes_have_the_colours_of_their_data_set(tmp_path):
+    Image.new("RGB", (48, 32)).save(tmp_path / "a.png")
+    for classes, colour in ((cityscapes.INFO.id2label, (70, 130, 180)), ({0: "a", 10: "sky"}, (64, 128, 0))):
+        id2label = {index: classes.get(index, f"class {index}") for index in range(19)}
+        model = network(id2label=id2label, label2id={name: index for index, name in id2label.items()})
+        model.classifier.bias.data[10] += 1000
+        model.save_pretrained(tmp_path / "net")
+        processor().save_pretrained(tmp_path / "net")
+        command = ["--model", str(tmp_path / "net"), "--images", str(tmp_path / "a.png"), "--opacity", "1"]
+        (written,) = prediction.main([*command, "--output", str(tmp_path / "out")])
+        assert Image.open(written).getcolors() == [(48 * 32, colour)]
+
+
 def test_images_that_are_not_there_or_share_a_name_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no file or folder"):
         prediction.image_files([str(tmp_path / "nowhere")])
@@ -172,9 +186,9 @@ def test_images_that_are_not_there_or_share_a_name_are_refused(tmp_path):
 
 
 def test_pictures_of_absurd_size_are_refused_by_name(student, tmp_path, monkeypatch):
-    Image.new("RGB", (20, 10)).save(tmp_path / "poster.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
-    with pytest.raises(ValueError, match=r"poster\.png: 20 x 10 pixels, more than the limit of 150"):
+    Image.new("RGB", (60, 40)).save(tmp_path / "poster.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with pytest.raises(ValueError, match=r"poster\.png: 60 x 40 pixels, more than the limit of 2,000"):
         prediction.main(["--model", str(student), "--images", str(tmp_path), "--output", str(tmp_path / "out")])
 
 
@@ -190,7 +204,7 @@ def test_pictures_never_overwrite_the_images_they_show(student, tmp_path):
         prediction.main(["--model", str(student), "--images", str(tmp_path), "--output", str(tmp_path / "out")])
 
 
-def test_photos_are_turned_upright_and_a_damaged_one_is_named(student, tmp_path):
+def test_photos_are_turned_upright_and_damaged_ones_are_named_when_the_others_are_done(student, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     Image.new("RGB", (48, 32)).save(tmp_path / "phone.jpg", exif=exif)
@@ -201,10 +215,10 @@ def test_photos_are_turned_upright_and_a_damaged_one_is_named(student, tmp_path)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     noise.save(tmp_path / "half.jpg")
     (tmp_path / "half.jpg").write_bytes((tmp_path / "half.jpg").read_bytes()[:1500])
-    with pytest.raises(ValueError, match=r"half\.jpg"):
-        prediction.main(
-            ["--model", str(student), "--images", str(tmp_path / "half.jpg"), "--output", str(tmp_path / "o")]
-        )
+    Image.new("I;16", (48, 32)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"2 of 3 images could not be read\.(.|\n)*deep\.png: (.|\n)*half\.jpg: "):
+        prediction.main(["--model", str(student), "--images", str(tmp_path), "--output", str(tmp_path / "o")])
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {"phone.png", "phone_mask.png", "legend.png"}
 
 
 def test_a_teacher_that_would_go_unused_is_refused(tmp_path, teacher):

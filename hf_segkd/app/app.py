@@ -10,7 +10,8 @@ import base64
 import io
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,21 @@ import numpy as np
 import torch
 from gradio.themes.utils.fonts import LocalFont
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+)
 
-from hf_segkd.data.image_files import read_rgb
+from hf_segkd.data.image_files import FORMATS, read_rgb
 from hf_segkd.data.labels import Colour, voc_palette
+from hf_segkd.foreign import predicts_masks, with_taps
 from hf_segkd.inference import predict
 
 HERE = Path(__file__).resolve().parent
-SETTINGS = {"teacher": None, "title": "Student and teacher", "examples": []}
+SETTINGS = {"teacher": None, "title": "Student and teacher", "examples": [], "colours": {}}
 
 # A free Space has 16 GB. Logits exist at the picture's size, at times twice: 1e9 of them take 4 GB.
 MAX_PIXELS = 25_000_000
@@ -36,6 +44,7 @@ SHOWN_SIDE = 1280
 OPACITY = 0.5
 WAITING = "The classes will appear here."
 REFUSED = "This picture cannot be used."
+POSSIBLE = "What can: {formats}, one picture a file, of 8 bits and up to {megapixels:.1f} megapixels."
 
 CSS = """
 .heading h1 { margin: 0; }
@@ -67,16 +76,30 @@ CSS = """
 
 @dataclass(frozen=True)
 class Network:
-    """A network with its image processor, and the Hub id or folder it came from."""
+    """A network with its image processor, and the Hub id or folder it came from.
+
+    Args:
+        source: The Hub id or folder.
+        model: The network, in evaluation mode.
+        processor: Its image processor.
+        colours: Name of a class -> its colour, where it is known.
+    """
 
     source: str
-    model: PreTrainedModel
+    model: nn.Module
     processor: Any
+    colours: dict[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
         """Class names in the order of the ids."""
         return [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+
+    @property
+    def palette(self) -> list[Colour]:
+        """Colours in the order of the ids: equal names have equal colours in all networks; else those of Pascal VOC."""
+        pairs = zip(self.names, voc_palette(len(self.names)), strict=True)
+        return [tuple(self.colours.get(name, colour)) for name, colour in pairs]
 
     @property
     def link(self) -> str:
@@ -86,14 +109,14 @@ class Network:
         return f'<a href="https://huggingface.co/{escape(self.source)}" target="_blank">{escape(self.source)}</a>'
 
 
-def load_network(source: str) -> Network:
+def load_network(source: str, colours: dict[str, Sequence[int]] | None = None) -> Network:
     """A network from a folder or the Hub; of safetensors files, and without running code of a repository."""
-    model = AutoModelForSemanticSegmentation.from_pretrained(
-        source, use_safetensors=True, trust_remote_code=False, dtype="float32"
-    )
+    masks = predicts_masks(AutoConfig.from_pretrained(source, trust_remote_code=False))
+    auto_class = AutoModelForUniversalSegmentation if masks else AutoModelForSemanticSegmentation
+    model = auto_class.from_pretrained(source, use_safetensors=True, trust_remote_code=False, dtype="float32").eval()
     processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     processor.do_center_crop = False  # the classes are laid over the whole picture
-    return Network(source, model.eval(), processor)
+    return Network(source, with_taps(model), processor, colours or {})  # also masks with classes become logits
 
 
 def segment(network: Network, image: Image.Image) -> tuple[np.ndarray, float]:
@@ -123,20 +146,19 @@ def max_pixels(networks: list[Network]) -> int:
     return min(MAX_PIXELS, MAX_LOGITS // max(network.model.config.num_labels for network in networks))
 
 
-def legend(mask: np.ndarray, names: list[str]) -> list[tuple[str, Colour, float]]:
+def legend(mask: np.ndarray, names: list[str], palette: list[Colour]) -> list[tuple[str, Colour, float]]:
     """Name, colour and share of the pixels of each class in a mask (h, w), largest first."""
-    palette = voc_palette(len(names))
     counts = np.bincount(mask.ravel(), minlength=len(names))
     present = sorted(np.flatnonzero(counts), key=lambda index: -counts[index])
     return [(names[index], palette[index], counts[index] / mask.size) for index in present]
 
 
-def overlay(image: Image.Image, mask: np.ndarray, num_labels: int) -> str:
+def overlay(image: Image.Image, mask: np.ndarray, palette: list[Colour]) -> str:
     """The image with its classes (h, w) over it as HTML: two layers, so that the browser alone sets the opacity."""
     photo = image.copy()
     photo.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     classes = Image.fromarray(mask).resize(photo.size, Image.Resampling.NEAREST)
-    classes.putpalette(np.asarray(voc_palette(num_labels), dtype=np.uint8).tobytes())
+    classes.putpalette(np.asarray(palette, dtype=np.uint8).tobytes())
     return (
         f'<div class="stage"><img src="{_data_uri(photo, "JPEG")}" alt="The picture">'
         f'<img class="classes" src="{_data_uri(classes, "PNG")}" alt="Its classes as colours"></div>'
@@ -155,11 +177,11 @@ def result(role: str, network: Network, image: Image.Image) -> tuple[str, np.nda
     rows = "".join(
         f'<tr><th scope="row"><span class="swatch" style="background: rgb{colour}"></span>{escape(name)}</th>'
         f"<td>{'< 0.1' if share < 0.001 else f'{100 * share:.1f}'}&nbsp;%</td></tr>"
-        for name, colour, share in legend(mask, network.names)
+        for name, colour, share in legend(mask, network.names, network.palette)
     )
     parameters = network.model.num_parameters() / 1e6
     html = (
-        f"{_heading(role, network)}{overlay(image, mask, len(network.names))}"
+        f"{_heading(role, network)}{overlay(image, mask, network.palette)}"
         f'<p class="numbers"><b>{milliseconds:.1f} ms</b> forward pass · <b>{parameters:.3g} M</b> parameters</p>'
         f"<table>{rows}</table>"
     )
@@ -203,7 +225,7 @@ def build_page(networks: dict[str, Network], title: str, examples: list[str]) ->
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.HTML(_introduction(networks, title), elem_classes="heading")
-        with gr.Row(equal_height=True):
+        with gr.Row():
             with gr.Column(min_width=300, elem_classes="inputs"):
                 picture = gr.Image(
                     label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=300
@@ -212,17 +234,17 @@ def build_page(networks: dict[str, Network], title: str, examples: list[str]) ->
                 if examples:
                     gr.Examples(examples, picture, cache_examples=False)
             outputs = []
-            for role, network in networks.items():
-                with gr.Column(min_width=300, elem_classes="output"):
-                    outputs.append(
-                        gr.HTML(
-                            empty_result(role, network, WAITING), elem_classes="result", container=True, padding=True
-                        )
-                    )
-                    outputs.append(gr.DownloadButton("Download mask (PNG)", interactive=False))
+            # A row of its own: where three columns have no room, the picture stands above and not between them.
+            with gr.Column(scale=len(networks), min_width=300 * len(networks)), gr.Row(equal_height=True):
+                for role, network in networks.items():
+                    with gr.Column(min_width=280, elem_classes="output"):
+                        waiting = empty_result(role, network, WAITING)
+                        outputs.append(gr.HTML(waiting, elem_classes="result", container=True, padding=True))
+                        outputs.append(gr.DownloadButton("Download mask (PNG)", interactive=False))
         shown = picture.change(show, picture, outputs, api_name="segment")
         # Else the results of the picture before would stay.
-        shown.failure(lambda: blank(REFUSED), None, outputs, api_visibility="private")
+        possible = POSSIBLE.format(formats=", ".join(FORMATS), megapixels=limit / 1e6)
+        shown.failure(lambda: blank(f"{REFUSED} {possible}"), None, outputs, api_visibility="private")
         opacity.change(None, opacity, js="value => document.documentElement.style.setProperty('--opacity', value)")
     return page
 
@@ -230,7 +252,11 @@ def build_page(networks: dict[str, Network], title: str, examples: list[str]) ->
 def _introduction(networks: dict[str, Network], title: str) -> str:
     links = [network.link for network in networks.values()]
     sentence = f"Semantic segmentation with {' distilled from '.join(links)}."
-    return f"<h1>{escape(title)}</h1><p>{sentence}</p>"
+    threads = torch.get_num_threads()
+    timed = (
+        f"Timed is the forward pass alone, on the CPU of this server (threads: {threads}), the fastest of up to five."
+    )
+    return f"<h1>{escape(title)}</h1><p>{sentence} {timed}</p>"
 
 
 def read_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -252,7 +278,9 @@ def main(args: list[str] | None = None) -> None:
     if "student" not in settings:
         parser.error("--student is needed: there is no models.json beside app.py that names one")
     networks = {
-        role.capitalize(): load_network(settings[role]) for role in ("student", "teacher") if settings[role] is not None
+        role.capitalize(): load_network(settings[role], settings["colours"])
+        for role in ("student", "teacher")
+        if settings[role] is not None
     }
     # gradio opens an upload before `read_rgb` does, whose own limit is stricter and gives its reason.
     Image.MAX_IMAGE_PIXELS = None

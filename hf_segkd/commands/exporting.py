@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from hf_segkd.command_line import parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
-from hf_segkd.commands.networks import load_network, predicts_masks
+from hf_segkd.commands.networks import load_network
 from hf_segkd.data import EvaluationDataset, evenly_spread, label_info
 from hf_segkd.export import run_onnx
 from hf_segkd.export.graph import OPSET, DenseNetwork, save_onnx, save_program, trace
@@ -30,7 +30,7 @@ from hf_segkd.export.metadata import check_description, describe, describe_onnx,
 from hf_segkd.export.parity import Parity, check_int8_loss, check_parity, compare, exports_table, other_sizes, worst_of
 from hf_segkd.export.quantization import quantize
 from hf_segkd.export.runtimes import onnx_network, program_network, require_extra
-from hf_segkd.foreign import with_taps
+from hf_segkd.foreign import predicts_masks, with_taps
 from hf_segkd.inference import predict
 from hf_segkd.publishing.publication import weights_sha256
 from hf_segkd.reports import write_json

@@ -21,10 +21,10 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import logging
 
 from hf_segkd.data import LabelInfo
+from hf_segkd.foreign import predicts_masks
 from hf_segkd.training.inputs import check_labels
 from hf_segkd.words import did_you_mean
 
@@ -35,11 +35,6 @@ def load_config(path: str) -> tuple[PreTrainedConfig, type]:
     """The config of a network in a folder or on the Hub, and the Auto class that makes the network."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     return config, AutoModelForUniversalSegmentation if predicts_masks(config) else AutoModelForSemanticSegmentation
-
-
-def predicts_masks(config: PreTrainedConfig) -> bool:
-    """Whether such a network predicts masks and their classes (MaskFormer ...), and no logits for each pixel."""
-    return config.model_type in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
 
 def load_model(path: str, *, pickled: bool = False, dtype: str = "auto") -> tuple[PreTrainedModel, dict[str, Any]]:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from hf_segkd.command_line import parse_arguments
 from hf_segkd.commands.networks import load_network
-from hf_segkd.data import voc_palette
+from hf_segkd.data import class_colours
 from hf_segkd.data.folder import IMAGE_SUFFIXES
 from hf_segkd.data.image_files import read_rgb
 from hf_segkd.foreign import with_taps
@@ -33,7 +33,11 @@ class PredictionCommand:
 
 
 def main(args: list[str] | None = None) -> list[Path]:
-    """Write an overlay and a mask for each image; returns the overlays' paths."""
+    """Write an overlay and a mask for each image; returns the overlays' paths.
+
+    Raises:
+        ValueError: If the flags make no sense, or, when all others are done, some images could not be read.
+    """
     (command,) = parse_arguments(PredictionCommand, args=args)
     if not 0 <= command.opacity <= 1:
         raise ValueError(f"opacity must lie between 0 and 1, got {command.opacity}.")
@@ -46,17 +50,23 @@ def main(args: list[str] | None = None) -> list[Path]:
     model = with_taps(model.to(device))  # also masks with classes become logits
     if model.config.num_labels > MAX_CLASSES:
         raise ValueError(f"{command.model} has {model.config.num_labels} classes; masks hold at most {MAX_CLASSES}.")
-    palette = voc_palette(model.config.num_labels)
-    written = []
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    palette = class_colours(names)
+    written, refused = [], []
     for file in tqdm(files, unit="image"):
-        image = read_rgb(str(file), str(file))
+        try:
+            image = read_rgb(str(file), str(file))
+        except ValueError as error:  # the others are worth having
+            refused.append(str(error))
+            continue
         mask = predict(model, processor, image).cpu().numpy().astype("uint8")
         written.append(output / f"{file.stem}.png")
         overlay(image, mask, palette, command.opacity).save(written[-1])
         Image.fromarray(mask).save(output / f"{file.stem}_mask.png")
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     legend(names, palette, width=480).save(output / "legend.png")
     print(f"Wrote {len(written)} overlays with their masks, and legend.png, to {output}.")
+    if refused:
+        raise ValueError("\n".join([f"{len(refused)} of {len(files)} images could not be read.", *refused]))
     return written
 
 

@@ -13,6 +13,7 @@ from hf_segkd.commands.gathering import evaluated_images, find_teacher, gather_f
 from hf_segkd.commands.networks import load_network
 from hf_segkd.commands.publishing_flags import PublishingCommand
 from hf_segkd.commands.run_folder import copy_exports, scores, with_training
+from hf_segkd.data import class_colours, label_info
 from hf_segkd.foreign import with_taps
 from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.hub import planned_upload, prepare_repository, upload
@@ -83,6 +84,10 @@ def write(command: PublishingCommand, scratch: Path) -> tuple[str, list[Part]]:
     message = ", ".join([facts.architecture, *facts.method_names])
     if command.space is None:
         return message, [model]
+    if teacher is not None and facts.teacher_id is None:
+        print("The Space shows the student alone: --teacher_id says where on the Hub its teacher is.")
+    names = [student.config.id2label[index] for index in range(student.config.num_labels)]
+    palette = class_colours(names) if images is None else label_info(images).palette
     kind = {"repo_type": "space", "space_sdk": "gradio"}
     space = Part(command.space, scratch / "space", command.kept_space, kind)
     write_space(
@@ -92,6 +97,7 @@ def write(command: PublishingCommand, scratch: Path) -> tuple[str, list[Part]]:
         title=facts.repo_id.split("/")[-1],
         license=command.license,
         examples=[] if samples is None else list(samples["image"]),
+        colours=dict(zip(names, palette, strict=True)),
     )
     return message, [model, space]
 

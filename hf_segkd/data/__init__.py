@@ -1,5 +1,6 @@
 """Data sets for semantic segmentation: loading, checking, joint augmentation, evaluation."""
 
+from .colours import class_colours
 from .decoding import check_dataset, evenly_spread, label_info
 from .labels import LabelInfo, voc_palette
 from .loading import load_segmentation_dataset
@@ -18,6 +19,7 @@ __all__ = [
     "TrainTransform",
     "check_dataset",
     "check_keeps_whole_images",
+    "class_colours",
     "evaluation_collator",
     "evenly_spread",
     "label_info",

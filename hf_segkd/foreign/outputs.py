@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, OneFormerConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
 from hf_segkd.foreign.taps import described
 from hf_segkd.losses.base import at_least_float32
@@ -15,6 +16,11 @@ from hf_segkd.losses.base import at_least_float32
 TRIAL_SIZE = 64
 # OneFormer's processor turns the task "semantic" into this sentence.
 ONEFORMER_TASK = "the task is semantic"
+
+
+def predicts_masks(config: PreTrainedConfig) -> bool:
+    """Whether the segmentation model of a config gives masks with their classes, and no logits for each pixel."""
+    return config.model_type in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
 
 def query_log_probabilities(class_logits: Tensor, mask_logits: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Template
@@ -12,8 +12,8 @@ from PIL import Image
 
 PACKAGE = Path(__file__).parents[1]
 APP = PACKAGE / "app"
-# What app.py imports of this package, which a Space cannot install by its name. `data` goes without its __init__.py,
-# which would need `datasets`: its three files stand alone.
+# What app.py imports of this package, which a Space cannot install by its name. `data` and `losses` go without
+# their __init__.py, which would need `datasets` and all losses: these files of theirs stand alone.
 SOURCES = (
     "__init__.py",
     "auto.py",
@@ -21,6 +21,9 @@ SOURCES = (
     "data/image_files.py",
     "data/labels.py",
     "data/whole_images.py",
+    "foreign/*.py",
+    "losses/base.py",
+    "types.py",
     "models/*.py",
 )
 
@@ -33,6 +36,7 @@ def write_space(
     title: str,
     license: str | None = None,
     examples: Sequence[Image.Image] = (),
+    colours: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
     """Write the app, its settings and the source files it needs.
 
@@ -43,6 +47,7 @@ def write_space(
         title: Headline of the page.
         license: Licence of the Space as the Hub spells it; never assumed.
         examples: Pictures to pick from; their terms must allow showing them.
+        colours: Name of a class -> its colour; of others Pascal VOC's.
     """
     for source in (file for pattern in SOURCES for file in PACKAGE.glob(pattern)):
         target = folder / "hf_segkd" / source.relative_to(PACKAGE)
@@ -54,7 +59,13 @@ def write_space(
     for file, image in zip(files, examples, strict=True):
         (folder / file).parent.mkdir(exist_ok=True)
         image.save(folder / file)
-    settings = {"student": student_id, "teacher": teacher_id, "title": title, "examples": files}
+    settings = {
+        "student": student_id,
+        "teacher": teacher_id,
+        "title": title,
+        "examples": files,
+        "colours": dict(colours or {}),
+    }
     (folder / "models.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     models = [name for name in (student_id, teacher_id) if name is not None]
     readme = Template((APP / "README.md").read_text(encoding="utf-8"), keep_trailing_newline=True)

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from foreign_models import SIDE, build, eomt, no_scipy  # noqa: F401
 from PIL import Image
 from tiny_runs import network, processor, scenes
+from transformers import SegformerImageProcessor
 
 from hf_segkd.data.decoding import read_image
+from hf_segkd.foreign import with_taps
 from hf_segkd.inference import predict
 from hf_segkd.publishing.space import write_space
 
@@ -83,7 +86,7 @@ def test_the_time_is_that_of_the_fastest_of_a_few_passes_and_a_slow_network_runs
 def test_the_classes_are_laid_over_the_picture_at_a_size_for_screens():
     mask = np.zeros((1000, 2560), dtype=np.uint8)
     mask[:, 1280:] = 1
-    html = app.overlay(Image.new("RGB", (2560, 1000), (0, 0, 200)), mask, num_labels=2)
+    html = app.overlay(Image.new("RGB", (2560, 1000), (0, 0, 200)), mask, [(0, 0, 0), (128, 0, 0)])
     photo, classes = (
         Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
         for data in re.findall(r'src="data:image/\w+;base64,([^"]+)"', html)
@@ -95,10 +98,30 @@ def test_the_classes_are_laid_over_the_picture_at_a_size_for_screens():
 
 def test_the_legend_lists_the_classes_present_with_their_share_the_largest_first():
     mask = np.array([[2, 2, 0], [2, 0, 0], [2, 2, 2]], dtype=np.uint8)
-    assert [(name, colour, round(share, 3)) for name, colour, share in app.legend(mask, ["sky", "road", "car"])] == [
-        ("car", (0, 128, 0), 0.667),
-        ("sky", (0, 0, 0), 0.333),
+    entries = app.legend(mask, ["sky", "road", "car"], [(70, 130, 180), (128, 64, 128), (0, 0, 142)])
+    assert [(name, colour, round(share, 3)) for name, colour, share in entries] == [
+        ("car", (0, 0, 142), 0.667),
+        ("sky", (70, 130, 180), 0.333),
     ]
+
+
+def test_classes_of_one_name_have_one_colour_in_both_networks(folders):
+    names = app.load_network(str(folders / "student")).names
+    network = app.load_network(str(folders / "student"), {names[2]: [1, 2, 3], "of another network": [4, 5, 6]})
+    assert network.palette == [(0, 0, 0), (128, 0, 0), (1, 2, 3), (128, 128, 0)]
+
+
+@pytest.mark.usefixtures("no_scipy")
+def test_a_teacher_that_predicts_masks_is_shown_as_predict_sees_it(tmp_path):
+    model = build(eomt).eval()
+    model.class_predictor.weight.data *= 100  # so that more than one class is seen
+    model.save_pretrained(tmp_path)
+    SegformerImageProcessor(size={"height": SIDE, "width": SIDE}, do_reduce_labels=False).save_pretrained(tmp_path)
+    teacher, image = app.load_network(str(tmp_path)), scenes("val", 1)[0]["image"]
+    html, mask = app.result("Teacher", teacher, image)
+    assert np.array_equal(mask, predict(with_taps(model), teacher.processor, image).numpy())
+    assert len(np.unique(mask)) > 1
+    assert "M</b> parameters" in html
 
 
 def test_a_picture_of_absurd_size_is_refused_before_it_is_decoded(tmp_path):
@@ -158,7 +181,7 @@ def test_flags_stand_in_for_what_the_settings_say(tmp_path, monkeypatch):
         app.main([])
     (tmp_path / "models.json").write_text('{"student": "ann/student", "title": "Scenes"}')
     settings = app.read_settings(app.argparse.Namespace(student="ann/other", teacher=None))
-    assert settings == {"student": "ann/other", "teacher": None, "title": "Scenes", "examples": []}
+    assert settings == {"student": "ann/other", "teacher": None, "title": "Scenes", "examples": [], "colours": {}}
 
 
 # Run in a Space's folder: what it prints shows that nothing is needed which requirements.txt does not name.
@@ -194,7 +217,8 @@ def test_a_space_holds_what_it_needs_of_the_package_and_no_more(tmp_path):
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     networks = {f"hf_segkd/models/{path.name}" for path in (ROOT / "hf_segkd" / "models").glob("*.py")}
     data = ("data/image_files", "data/labels", "data/whole_images")
-    sources = {f"hf_segkd/{name}.py" for name in ("__init__", "auto", "inference", *data)}
+    foreign = ("foreign/__init__", "foreign/network", "foreign/outputs", "foreign/taps", "losses/base", "types")
+    sources = {f"hf_segkd/{name}.py" for name in ("__init__", "auto", "inference", *data, *foreign)}
     own = {"app.py", "models.json", "requirements.txt", "README.md", "examples/0.png"}
     assert files == networks | sources | own
     assert (tmp_path / "app.py").read_bytes() == (ROOT / "app" / "app.py").read_bytes()
@@ -218,4 +242,5 @@ def test_a_space_installs_versions_that_the_package_takes():
     config.read(ROOT / "setup.cfg")
     index, *needed = (ROOT / "app" / "requirements.txt").read_text().splitlines()
     assert index == "--extra-index-url https://download.pytorch.org/whl/cpu"
-    assert set(needed) < set(config["options"]["install_requires"].split())
+    bounds = {line.split(",")[0] for line in needed if not line.startswith("scipy")}  # of teachers that predict masks
+    assert bounds < set(config["options"]["install_requires"].split())
