@@ -54,6 +54,19 @@ def resize_labels(
     return F.interpolate(labels[:, None].float(), size=size, mode=mode)[:, 0].long()
 
 
+def class_labels(
+    labels: Tensor, size: tuple[int, int], ignore_index: int, mode: Literal["nearest", "nearest-exact"] = "nearest"
+) -> Tensor:
+    """`resize_labels` with -1 for the ignore index, which may be a class's number too."""
+    labels = resize_labels(labels, size, mode)
+    return labels.masked_fill(labels == ignore_index, -1)
+
+
+def pixel_rows(maps: Tensor) -> Tensor:
+    """The pixels of maps (b, c, h, w) one below the other, in the order of the labels' (b, h, w): (b*h*w, c)."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
+
+
 def lengths(vectors: Tensor, dim: int = 1, keepdim: bool = False, zero: float = ZERO_NORM) -> Tensor:
     """Length of the vectors along `dim`; infinite for those no longer than `zero`.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from hf_segkd.losses.adapters import align, lengths, resize_labels
+from hf_segkd.losses.adapters import align, class_labels, lengths, pixel_rows
 from hf_segkd.losses.base import (
     AbstractDistillationLoss,
     require_choice,
@@ -62,7 +62,7 @@ class CIRKDLoss(AbstractDistillationLoss):
         student: What the student offers.
         teacher: What the teacher offers.
         weight: Weight of `cirkd_minibatch`.
-        kd_weight: Weight of `cirkd_kd`.
+        kd_weight: Weight of `cirkd_kd`. With `--method cirkd,kd` the two would add up: give 0 here.
         pixel_weight: Weight of `cirkd_pixel`.
         region_weight: Weight of `cirkd_region`.
         tap: The map whose pixels are related.
@@ -183,15 +183,14 @@ class CIRKDLoss(AbstractDistillationLoss):
     def _memory_terms(self, student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> dict[str, Tensor]:
         dtype = self.projector[0].weight.dtype  # the maps may be fp64
         student_map, teacher_map = student_map.to(dtype), teacher_map.to(dtype)
-        rows = F.normalize(_rows(teacher_map), dim=1)
-        labels = resize_labels(labels, student_map.shape[2:])
-        # Not the ignore index, which may be a class's number; not what overflowed, which would stay in the queues.
-        left_out = (labels == self.ignore_index) | ~rows.isfinite().all(dim=1).view(labels.shape)
-        labels = labels.masked_fill(left_out, -1)
+        rows = F.normalize(pixel_rows(teacher_map), dim=1)
+        labels = class_labels(labels, student_map.shape[2:], self.ignore_index)
+        # What overflowed would stay in the queues.
+        labels = labels.masked_fill(~rows.isfinite().all(dim=1).view(labels.shape), -1)
         if self.training:
             self.memory.update(rows, labels)
         anchors = (labels >= 0).flatten().nonzero()[:, 0]
-        student_anchors = _rows(self.projector(student_map)).index_select(0, anchors)
+        student_anchors = pixel_rows(self.projector(student_map)).index_select(0, anchors)
         student_anchors = student_anchors / lengths(student_anchors, keepdim=True)
         teacher_anchors = rows.index_select(0, anchors)
         terms = {}
@@ -201,11 +200,6 @@ class CIRKDLoss(AbstractDistillationLoss):
                     student_anchors, teacher_anchors, keys, self.temperature, self.contrast_kd_temperature
                 )
         return terms
-
-
-def _rows(features: Tensor) -> Tensor:
-    """(b, c, h, w) -> (b*h*w, c)."""
-    return features.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _check(arguments: dict[str, Any]) -> None:

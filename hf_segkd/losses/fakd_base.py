@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from hf_segkd.losses.adapters import align, resize_labels
+from hf_segkd.losses.adapters import align, class_labels, pixel_rows
 from hf_segkd.losses.base import (
     AbstractDistillationLoss,
     require_choice,
@@ -135,11 +135,9 @@ class AbstractFAKDLoss(AbstractDistillationLoss):
                 f"{tuple(features.shape)} beside a classifier weight {tuple(weight.shape)} and logits "
                 f"{tuple(logits.shape)}. Name the right map with `tap`."
             )
-        labels = resize_labels(labels, logits.shape[2:], self.label_resize)
-        labels = labels.masked_fill(labels == self.ignore_index, -1)  # which may be a class's number too
+        labels = class_labels(labels, logits.shape[2:], self.ignore_index, self.label_resize)
         if self.training:
-            rows = features.detach().permute(0, 2, 3, 1).flatten(0, 2)  # (b*h*w, c)
-            self.statistics.update(rows, labels.flatten())
+            self.statistics.update(pixel_rows(features), labels.flatten())
         covariance = self.statistics.covariance.to(weight.dtype)
         strength = augmentation_strength(self.progress, self.lambda0, self.schedule)
         teacher_logits = align(teacher["logits"], logits)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from hf_segkd.losses.adapters import pixel_rows
 from hf_segkd.losses.class_covariance import sort_by_class
 from hf_segkd.losses.logit_variance import (
     logit_difference_variances,
@@ -160,8 +161,7 @@ def augmented_pixel_wise_divergence(
         valid = (labels >= 0) & (labels < num_classes)
         divergence, pixels = divergence * valid, valid.sum().clamp_min(1)
 
-    log_student = log_student.permute(0, 2, 3, 1).flatten(0, 2)  # (b*h*w, k)
-    target = target.permute(0, 2, 3, 1).flatten(0, 2)
+    log_student, target = pixel_rows(log_student), pixel_rows(target)  # (b*h*w, k)
     order, count = sort_by_class(labels.flatten(), num_classes)
     sizes = count.tolist()
     if sigma_index == "pixel" or drop_ignored:

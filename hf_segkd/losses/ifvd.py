@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hf_segkd.losses.adapters import align, lengths, resize_labels
+from hf_segkd.losses.adapters import align, class_labels, lengths, pixel_rows
 from hf_segkd.losses.base import AbstractDistillationLoss
 from hf_segkd.types import Features, NetworkSpec, Paper
 
@@ -25,7 +25,7 @@ def intra_class_variation(features: Tensor, labels: Tensor, num_classes: int) ->
     Returns:
         (b, h, w), -1 to 1; 0 where a pixel or its mean is zero.
     """
-    rows = features.permute(0, 2, 3, 1).flatten(0, 2)  # (b*h*w, c)
+    rows = pixel_rows(features)
     sums, group = class_sums(rows, labels, num_classes)
     # The cosine doesn't mind that a sum is longer than the mean.
     cosines = (rows * sums.index_select(0, group)).sum(1) / lengths(rows) / lengths(sums).index_select(0, group)
@@ -107,8 +107,7 @@ class IFVDLoss(AbstractDistillationLoss):
         """See the base class and `intra_class_variation`."""
         student_map = student[self.tap]
         teacher_map = align(teacher[self.tap], student_map)
-        labels = resize_labels(labels, student_map.shape[2:])
-        labels = labels.masked_fill(labels == self.ignore_index, -1)  # which may be a class's number too
+        labels = class_labels(labels, student_map.shape[2:], self.ignore_index)
         student_cosines = intra_class_variation(student_map, labels, self.num_classes)
         teacher_cosines = intra_class_variation(teacher_map, labels, self.num_classes)
         valid = (labels >= 0) & (labels < self.num_classes)
