@@ -215,6 +215,13 @@ def test_without_a_baseline_the_card_says_so():
     assert "no undistilled baseline under the same protocol, and so no gain" in render_card(full(baseline_runs=[]))
 
 
+def test_a_teacher_without_scores_is_no_silent_gap():
+    silent = "The teacher's scores under this protocol are not known."
+    assert silent in render_card(full(teacher_report=None))
+    assert silent not in render_card(full())
+    assert silent not in render_card(minimal(report=alone(50)))
+
+
 def test_one_seed_has_no_spread():
     card = render_card(full(runs=[], baseline_runs=[]))
     assert "One seed: how much the scores differ from seed to seed is not known." in card

@@ -77,8 +77,9 @@ DATA_TERMS = {
     "camvid": DataTerms(
         title="CamVid",
         url="http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/",
-        terms="The authors ask for citation; a licence of theirs is not known to us. Copies state terms of their own, "
-        "CC BY-NC 4.0 among them: take it as for non-commercial research.",
+        terms="The authors ask for citation (Brostow, Fauqueur and Cipolla: Semantic object classes in video, Pattern "
+        "Recognition Letters, 2009); a licence of theirs is not known to us. Copies state terms of their own, CC BY-NC "
+        "4.0 among them: take it as for non-commercial research.",
         limits="701 frames of a few drives through Cambridge (UK): neighbouring frames resemble each other, and "
         "training and test frames are of the same place.",
     ),

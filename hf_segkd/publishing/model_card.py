@@ -129,6 +129,8 @@ def _comparison(facts: CardFacts) -> str:
     if facts.teacher_report and facts.teacher_report["mean_iou"] > 0:
         kept = statistics.mean(run["mean_iou"] for run in facts.runs) / facts.teacher_report["mean_iou"]
         sentences.append(f"The student reaches {_percent(kept)} % of the teacher's mIoU.")
+    elif facts.method_names and not facts.teacher_report:
+        sentences.append("The teacher's scores under this protocol are not known.")
     return " ".join(filter(None, sentences))
 
 
