@@ -104,8 +104,9 @@ class AttnFDLoss(AbstractDistillationLoss):
       CE : KD = 1 : 2, the ratio that this term has beside a mean cross-entropy.
     - `official`: what the released code computes: the term over b (the trainer divides its cross-entropy likewise),
       random attention on the teacher, student channel attention left as initialised (no optimizer holds it),
-      connectors alone trained in epoch 0 and frozen afterwards. Not copied: the teacher in train mode and without
-      ASPP dropout, and the code's learning rates of connectors and attention (`connector_lr_multiplier` is for all).
+      connectors alone trained in epoch 0 and frozen afterwards. Not copied: the teacher in train mode (its
+      batch norms are with `--teacher_batch_norm batch_stats`), no ASPP dropout in both networks, and the code's
+      learning rates of connectors and attention (`connector_lr_multiplier` is for all).
     - `paper`: eq. 1-6 as printed, misprints mended: the norm along the channels, unsquared, mean over
       positions; pre-ReLU maps, "backbone" being the low-level one; trained teacher attention; alpha = 1 (VOC;
       10 for Cityscapes).
