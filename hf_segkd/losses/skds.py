@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import ZERO_NORM, align
-from hf_segkd.losses.adversary import Adversary
+from hf_segkd.losses.adversary import Adversary, Objective
 from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_positive, require_same_num_labels
 from hf_segkd.losses.kd import pixel_wise_divergence
 from hf_segkd.types import Features, NetworkSpec, Paper
-
-Preset = Literal["default", "official", "cirkd"]
-
-# Weights of the pixel-wise, pair-wise and adversarial term.
-WEIGHTS = {
-    "default": (10.0, 0.5, 0.1),
-    "official": (10.0, 0.5, 0.1),
-    "cirkd": (1.0, 10.0, 0.001),
-}
 
 
 def summed_cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -74,6 +66,25 @@ def _cosines(nodes: Tensor, detach_norm: bool) -> Tensor:
     return unit.transpose(1, 2) @ unit
 
 
+class Setting(NamedTuple):
+    """What a repository trains with."""
+
+    weight: float
+    pair_weight: float
+    adversarial_weight: float
+    pixel_wise: Callable[[Tensor, Tensor], Tensor]
+    pair_variant: Literal["official", "cirkd"]
+    objective: Objective
+    optimizer: Literal["sgd", "adam"]
+
+
+PRESETS = {
+    "default": Setting(10.0, 0.5, 0.1, pixel_wise_divergence, "official", "wgan-gp", "sgd"),
+    "official": Setting(10.0, 0.5, 0.1, summed_cross_entropy, "official", "wgan-gp", "sgd"),
+    "cirkd": Setting(1.0, 10.0, 0.001, pixel_wise_divergence, "cirkd", "hinge", "adam"),
+}
+
+
 class SKDSLoss(AbstractDistillationLoss):
     """Structured Knowledge Distillation for Semantic Segmentation.
 
@@ -97,7 +108,7 @@ class SKDSLoss(AbstractDistillationLoss):
         adversarial_weight: 0.1 (run script and paper) or 0.001 (`cirkd`).
         tap: The map of the pair-wise term, the one before the classifier in both codes.
         pool_scale: See `pair_wise_distance`; 0.5 by default (run script), not for `cirkd`.
-        objective: `wgan-gp` or `hinge`; None takes the preset's.
+        objective: `wgan-gp` or `hinge`; the preset's by default.
         discriminator_learning_rate: 4e-4 by default, as in both codes.
 
     Raises:
@@ -127,27 +138,27 @@ class SKDSLoss(AbstractDistillationLoss):
         student: NetworkSpec,
         teacher: NetworkSpec,
         *,
-        preset: Preset = "default",
+        preset: Literal["default", "official", "cirkd"] = "default",
         weight: float | None = None,
         pair_weight: float | None = None,
         adversarial_weight: float | None = None,
         tap: str = "decoder",
         pool_scale: float | None = None,
-        objective: Literal["wgan-gp", "hinge"] | None = None,
+        objective: Objective | None = None,
         discriminator_learning_rate: float | None = None,
     ) -> None:
-        require_choice("preset", preset, tuple(WEIGHTS))
-        terms = ("skds_pixel", "skds_pair", "skds_adversarial")
-        given = (weight, pair_weight, adversarial_weight)
+        require_choice("preset", preset, tuple(PRESETS))
+        setting = PRESETS[preset]
         weights = {
-            term: default if value is None else value
-            for term, value, default in zip(terms, given, WEIGHTS[preset], strict=True)
+            "skds_pixel": setting.weight if weight is None else weight,
+            "skds_pair": setting.pair_weight if pair_weight is None else pair_weight,
+            "skds_adversarial": setting.adversarial_weight if adversarial_weight is None else adversarial_weight,
         }
         weights = {term: value for term, value in weights.items() if value != 0}
         taps = ("logits", tap) if "skds_pair" in weights else ("logits",)
         super().__init__(student, teacher, student_taps=taps, teacher_taps=taps, weights=weights)
         require_same_num_labels(self.name, student, teacher)
-        if pool_scale is not None and (preset == "cirkd" or "skds_pair" not in weights):
+        if pool_scale is not None and (setting.pair_variant == "cirkd" or "skds_pair" not in weights):
             raise ValueError("pool_scale is for the authors' pair-wise term: not for preset cirkd or pair_weight 0.")
         if "skds_adversarial" not in weights and (objective, discriminator_learning_rate) != (None, None):
             raise ValueError("objective and discriminator_learning_rate need an adversarial_weight above 0.")
@@ -155,13 +166,12 @@ class SKDSLoss(AbstractDistillationLoss):
         require_positive("pool_scale", self.pool_scale)
         if self.pool_scale >= 1:
             raise ValueError(f"pool_scale is {pool_scale}; it must be below 1: a lone node has no pairs.")
-        self.pixel_wise = summed_cross_entropy if preset == "official" else pixel_wise_divergence
-        self.pair_variant: Literal["official", "cirkd"] = "cirkd" if preset == "cirkd" else "official"
+        self.pixel_wise = setting.pixel_wise
+        self.pair_variant = setting.pair_variant
         self.tap = tap
         if "skds_adversarial" in weights:
-            default, optimizer = ("hinge", "adam") if preset == "cirkd" else ("wgan-gp", "sgd")
             rate = 4e-4 if discriminator_learning_rate is None else discriminator_learning_rate
-            self.adversary = Adversary(student.num_labels, objective or default, optimizer, rate)
+            self.adversary = Adversary(student.num_labels, objective or setting.objective, setting.optimizer, rate)
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class and this one; the labels are not read."""
