@@ -112,8 +112,8 @@ class SKDSLoss(AbstractDistillationLoss):
         discriminator_learning_rate: 4e-4 by default, as in both codes.
 
     Raises:
-        ValueError: If the class counts differ, a tap is missing, a value is out of range or belongs to a term that
-            is left out.
+        ValueError: If logits are compared and the class counts differ, a tap is missing, a value is out of range or
+            belongs to a term that is left out.
     """
 
     name: ClassVar[str] = "skds"
@@ -155,9 +155,12 @@ class SKDSLoss(AbstractDistillationLoss):
             "skds_adversarial": setting.adversarial_weight if adversarial_weight is None else adversarial_weight,
         }
         weights = {term: value for term, value in weights.items() if value != 0}
-        taps = ("logits", tap) if "skds_pair" in weights else ("logits",)
+        taps = ("logits",) if "skds_pixel" in weights or "skds_adversarial" in weights else ()
+        if "skds_pair" in weights:
+            taps += (tap,)
         super().__init__(student, teacher, student_taps=taps, teacher_taps=taps, weights=weights)
-        require_same_num_labels(self.name, student, teacher)
+        if "logits" in taps:
+            require_same_num_labels(self.name, student, teacher)
         if pool_scale is not None and (setting.pair_variant == "cirkd" or "skds_pair" not in weights):
             raise ValueError("pool_scale is for the authors' pair-wise term: not for preset cirkd or pair_weight 0.")
         if "skds_adversarial" not in weights and (objective, discriminator_learning_rate) != (None, None):
@@ -175,9 +178,10 @@ class SKDSLoss(AbstractDistillationLoss):
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class and this one; the labels are not read."""
-        logits = student["logits"]
-        teacher_logits = align(teacher["logits"], logits)
         terms = {}
+        if "logits" in self.student_taps:
+            logits = student["logits"]
+            teacher_logits = align(teacher["logits"], logits)
         if "skds_pixel" in self.weights:
             terms["skds_pixel"] = self.pixel_wise(logits, teacher_logits)
         if "skds_pair" in self.weights:

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from loss_cases import STUDENT, TEACHER, make_features, make_labels, reference
+from loss_cases import STUDENT, TEACHER, make_features, make_labels
 from torch import distributed as dist
 from torch.nn import functional as F
 
@@ -77,17 +77,6 @@ def test_value_and_gradient_are_those_of_the_authors_code():
     first = torch.tensor([0.0, -1.3513174057006836, -4.001224040985107, -2.976426601409912])
     torch.testing.assert_close(student.grad.flatten()[:4].float(), first, rtol=2e-5, atol=0.0)
     torch.testing.assert_close(margin[:5], torch.tensor(CASE_MARGINS), rtol=1e-6, atol=0.0)
-
-
-def test_the_reference_file_agrees():
-    cases = {case["id"]: case for case in reference("methods.json")["cases"] if case["method"] == "OFD"}
-    case = cases["distillation_loss_with_margin"]
-    student, teacher, margin = official_case()
-    assert partial_l2_distance(student, teacher, margin).item() == pytest.approx(case["outputs_f64"]["loss"], rel=1e-12)
-    torch.testing.assert_close(margin, torch.tensor(case["margin"]), rtol=1e-6, atol=0.0)
-    case = cases["margin_from_bn_unit"]
-    margin = margin_of_norm(*(torch.tensor(case["inputs_inline"][name]) for name in ("gamma", "beta")))
-    torch.testing.assert_close(margin, torch.tensor(case["outputs"]["margin"]), rtol=1e-6, atol=0.0)
 
 
 def test_margins_are_those_of_the_authors_code():
