@@ -89,6 +89,19 @@ class Allocations(TorchDispatchMode):
         self.live -= nbytes
 
 
+def draw(seed, *shapes, scale=1.0):
+    """The recipe of methods.json: torch seed, then randn * scale in order."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) * scale for shape in shapes]
+
+
+def value_and_gradient(function, student):
+    student = student.clone().requires_grad_()
+    value = function(student)
+    value.backward()
+    return value.detach(), student.grad
+
+
 def reference(name):
     """Contents of a reference file; skips the test where the folder is missing."""
     folder = Path(os.environ.get("HF_SEGKD_SHARED", Path(__file__).parents[3] / "shared")) / "golden"
