@@ -163,6 +163,7 @@ def test_settings_that_are_not_recorded_are_not_called_the_same():
     assert "same is not recorded for 1 of the runs" in words({"learning_rate": 0.01}, (0, None))
     assert "same is not recorded for 2 of the runs" in words({}, (0, None), (1, {"learning_rate": 0.05}))
     assert words({}) == ""
+    assert words({}, runs=[student(75, settings={})]) == ""  # the network itself, of which nothing is recorded
 
 
 def test_a_report_without_any_labelled_pixel_is_no_score():

@@ -136,9 +136,10 @@ def test_what_is_not_known_of_the_training_is_said_and_not_guessed():
     card = render_card(minimal(method=None, dataset=None, report=unknown))
     assert "How, and on what, it was trained is not recorded.\n" in card
     assert "What the network was trained on is not recorded; ask the publisher." in card
-    assert row(card, "student")[1:] == ["60.00", "75.00", "75.00", "1", "-", "16"]
+    assert row(card, "this network")[1:] == ["60.00", "75.00", "75.00", "1", "-", "16"]
+    assert "Published with `hf_segkd`." in card
     assert "10 images of Pascal VOC 2012, split `val`" in card
-    for claim in ("labels alone", "Distilled", "Gain", "no gain", "last step"):
+    for claim in ("labels alone", "Distilled", "Gain", "no gain", "last step", "settings", "Made"):
         assert claim not in card
     assert "It was trained on Pascal VOC 2012; how is not recorded.\n" in render_card(minimal(method=None))
     assert "knowledge-distillation" not in ModelCard(card).data.tags

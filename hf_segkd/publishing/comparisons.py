@@ -101,6 +101,8 @@ def differences_in_words(reference: Report, *, runs: Sequence[Report], baseline_
     ours, others, silent = _training_settings(reference), {}, 0
     for what, reports in (("other seeds", runs), ("labels alone", baseline_runs)):
         for report in reports:
+            if report == reference:  # is one of its runs
+                continue
             theirs = _training_settings(report)
             silent += not (ours and theirs)
             for name in theirs.keys() & ours.keys():

@@ -101,10 +101,11 @@ def _results(facts: CardFacts) -> str:
     """Teacher, undistilled and distilled students side by side."""
     if facts.report is None:
         return ""
+    students = {None: "this network", "none": "student"}.get(facts.method, "student, distilled")
     groups = {
         "teacher": [facts.teacher_report] if facts.teacher_report else [],
         "student, labels alone": facts.baseline_runs,
-        "student, distilled" if facts.method_names else "student": facts.runs,
+        students: facts.runs,
         "**this network**": [facts.report] if len(facts.runs) > 1 else [],
     }
     header = ["", *(f"{name} %" for name in METRICS.values()), "seeds", "steps", "images per step"]
