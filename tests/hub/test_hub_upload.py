@@ -147,6 +147,13 @@ def test_missing_rights_are_told_apart_from_a_wrong_token(hub, folder):
         publish(folder, token=hub.read_token)
 
 
+def test_a_repository_that_is_gone_is_told_with_its_name(hub, folder, monkeypatch):
+    monkeypatch.setattr(hub, "create", lambda *_: None)  # made, and deleted by somebody at once
+    with pytest.raises(ValueError, match=r"tester/student or its branch is not there(.|\n)*404"):
+        publish(folder)
+    assert sent_objects(hub) == []
+
+
 @pytest.mark.parametrize("name", ["a/b/c", "my student", "-student"])
 def test_an_impossible_name_is_an_error_before_anything_is_sent(name, hub, folder):
     for action in (publish, planned_upload):

@@ -21,10 +21,17 @@ import torch
 from PIL import Image
 import hf_segkd
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from hf_segkd.commands.networks import load_network
 
 processor = AutoImageProcessor.from_pretrained(sys.argv[1])
 model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1])
 assert type(model).__module__.startswith("hf_segkd.")
+try:
+    load_network("tester/nobody")
+except ValueError as error:
+    assert "neither a folder with a saved network" in str(error)
+else:
+    raise AssertionError("There is no such repository.")
 image = Image.open(sys.argv[2])
 with torch.inference_mode():
     outputs = model(**processor(image, return_tensors="pt"))

@@ -9,7 +9,7 @@ from safetensors.torch import load
 from tiny_runs import arguments, network, processor, same, trainer, weights
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, TrainerCallback
 
-from hf_segkd.publishing import publishing_trainer
+from hf_segkd.publishing import publishing_trainer, reporting_trainer
 from hf_segkd.trainer import DistillationTrainer
 
 NAME = "tester/student"
@@ -256,14 +256,14 @@ def test_a_failed_push_is_told_and_training_goes_on(hub, tmp_path, monkeypatch, 
 def test_a_push_that_can_not_be_written_is_told_and_training_goes_on(hub, tmp_path, monkeypatch, scratch):
     told = []
     monkeypatch.setattr(publishing_trainer.logger, "error", told.append)
-    write = publishing_trainer.write_publication
+    write = reporting_trainer.write_publication
 
     def fill_the_disk(folder, **kwargs):
         write(folder, **kwargs)
         raise OSError("No space left on device")
 
     run = saving(tmp_path / "run", "every_save")
-    monkeypatch.setattr(publishing_trainer, "write_publication", fill_the_disk)
+    monkeypatch.setattr(reporting_trainer, "write_publication", fill_the_disk)
     run.train()
     assert run.state.global_step == 3
     assert published(hub) == []
@@ -271,7 +271,7 @@ def test_a_push_that_can_not_be_written_is_told_and_training_goes_on(hub, tmp_pa
     *each, last = told
     assert ["No space left" in message for message in each] == [True] * 3
     assert "tester/student on the Hub does not hold the last student" in last
-    monkeypatch.setattr(publishing_trainer, "write_publication", write)
+    monkeypatch.setattr(reporting_trainer, "write_publication", write)
     run.push_to_hub()
     assert same(load(published(hub)[-1].files["model.safetensors"]), weights(run.student))
 
