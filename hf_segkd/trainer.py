@@ -147,17 +147,9 @@ class DistillationTrainer(CheckpointingTrainer):
             require_all_parameters(self.optimizer, distiller)
             if args.scale_lr:
                 raise ValueError("scale_lr scales the rates of the optimizer that is built from args; you passed one.")
-        self.add_callback(EpochOfAugmentation(self))
-        self.add_callback(ConstantTerms())
         self._average = StudentAverage(distiller.student, args.ema_decay) if args.ema_decay else None
-        if self._average is not None:
-            self.add_callback(self._average)
-        if distiller.loss is not None and distiller.loss.connector_epochs:
-            self.add_callback(ConnectorsFirst(distiller))
-        for module in distiller.modules():
-            if isinstance(module, Adversary):
-                self.add_callback(AdversaryCallback(module, self._term_means.add_beside))
-        self.add_callback(Preflight(self))
+        for callback in self._own_callbacks():
+            self.add_callback(callback)
         self.teacher = None
         if distiller.loss is not None:
             wanted = distiller.loss.teacher_batch_statistics
@@ -166,6 +158,20 @@ class DistillationTrainer(CheckpointingTrainer):
         self._guard = NonFiniteGuard(distiller, self.accelerator, self._teacher_features)
         if (warning := args.warn_about_batch_size()) is not None:
             logger.warning(warning)
+
+    def _own_callbacks(self) -> Iterator[TrainerCallback]:
+        """What goes on beside the steps, in the order in which it is called."""
+        loss = self.distiller.loss
+        yield EpochOfAugmentation(self)
+        yield ConstantTerms()
+        if self._average is not None:
+            yield self._average
+        if loss is not None and loss.connector_epochs:
+            yield ConnectorsFirst(self.distiller)
+        for module in self.distiller.modules():
+            if isinstance(module, Adversary):
+                yield AdversaryCallback(module, self._term_means.add_beside)
+        yield Preflight(self)
 
     @property
     def distiller(self) -> Distiller:

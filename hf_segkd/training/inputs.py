@@ -49,15 +49,8 @@ def augmented(
             are not the model's, there are fewer images than one step takes, or there are unlabelled images and the loss
             needs labels, or they have no data set to be mixed with.
     """
-    for name, splits in (("train_dataset", dataset), ("unlabelled_dataset", unlabelled)):
-        if isinstance(splits, datasets.DatasetDict):
-            raise ValueError(f"{name} holds the splits {', '.join(splits)}; pass one of them.")
-        if isinstance(splits, datasets.IterableDataset | IterableDataset):
-            raise ValueError(
-                f"{name} is a stream ({type(splits).__name__}), whose length is not known and which can't be resumed "
-                "at an image. Pass a data set with a length: datasets.load_dataset without streaming, or a torch data "
-                "set with __len__ and __getitem__."
-            )
+    _refuse_splits_and_streams("train_dataset", dataset)
+    _refuse_splits_and_streams("unlabelled_dataset", unlabelled)
     if not isinstance(unlabelled, datasets.Dataset | None):
         raise ValueError(
             f"unlabelled_dataset is a {type(unlabelled).__name__}, and it takes a data set of load_unlabelled_images "
@@ -190,6 +183,17 @@ def normalisation(processor: Any) -> dict[str, Any]:
 def reverses_channels(processor: Any) -> bool:
     """Whether the processor gives BGR, as MobileViT's does, where all others give RGB."""
     return bool(getattr(processor, "do_flip_channel_order", False))
+
+
+def _refuse_splits_and_streams(name: str, images: Any) -> None:
+    if isinstance(images, datasets.DatasetDict):
+        raise ValueError(f"{name} holds the splits {', '.join(images)}; pass one of them.")
+    if isinstance(images, datasets.IterableDataset | IterableDataset):
+        raise ValueError(
+            f"{name} is a stream ({type(images).__name__}), whose length is not known and which can't be resumed at an "
+            "image. Pass a data set with a length: datasets.load_dataset without streaming, or a torch data set with "
+            "__len__ and __getitem__."
+        )
 
 
 def _train_transform(args: DistillationArguments, processor: Any, model: PreTrainedModel) -> TrainTransform:
