@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,15 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_segkd.words import did_you_mean
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML reads YAML 1.1, to which 1e-3 is a word; here it is a number, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d{1,3}$"), list("-+.0123456789")
+)
 
 
 def parse_arguments(*types: type, args: list[str] | None = None) -> tuple[Any, ...]:
@@ -35,6 +45,8 @@ def parse_arguments(*types: type, args: list[str] | None = None) -> tuple[Any, .
     known = {action.dest for action in parser._actions}
     parser.add_argument("--config", help="YAML file of defaults for the flags below.")
     config, flags = _take_config(flags, parser)
+    if any(flag.partition("=")[0] == "--config" for flag in flags):
+        parser.error("--config is given twice; one file holds the defaults.")
     parsed, unknown = _parse(parser, [*_flags_of_yaml(config, known, parser), *flags])
     unknown = [flag for flag in unknown if flag.startswith("--")] or unknown
     if unknown:
@@ -86,7 +98,7 @@ def _flags_of_yaml(path: str | None, known: set[str], parser: HfArgumentParser) 
     if not Path(path).is_file():
         parser.error(f"--config: there is no file {path}.")
     try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
+        values = _Loader(Path(path).read_text()).get_single_data() or {}
     except yaml.YAMLError as error:
         parser.error(f"{path} is not YAML: {error}")
     if not isinstance(values, dict):

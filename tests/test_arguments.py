@@ -1,3 +1,4 @@
+import json
 from dataclasses import dataclass, field
 
 import pytest
@@ -27,7 +28,15 @@ def test_yaml_gives_defaults_and_flags_win(tmp_path):
 
 
 def test_a_number_in_scientific_notation_is_a_number(tmp_path):
-    assert parse(tmp_path, "name: a\nrate: 1e-2\n").rate == 0.01
+    extra = parse(tmp_path, "name: a\nrate: 1e-2\noptions: {x: 1e-2, y: [.5E+1], z: e1, v: 1.2e3.4}\n")
+    assert extra.rate == 0.01
+    assert json.loads(extra.options) == {"x": 0.01, "y": [5.0], "z": "e1", "v": "1.2e3.4"}
+
+
+def test_a_second_config_file_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse(tmp_path, "name: a\n", "--config=other.yaml")
+    assert "--config is given twice" in capsys.readouterr().err
 
 
 def test_a_list_given_as_flag_replaces_the_one_of_the_file(tmp_path):
