@@ -371,6 +371,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(model, tmp_path):
         (["--format", "onnx", "--calibration_images", "3"], "--calibration_images is for the file of --int8"),
         (["--format", "onnx", "--teacher", "x", "--latency_runs", "0"], "--latency_runs 0 times nothing"),
         (["--format", "onnx", "--num_images", "0"], "num_images must be at least 1"),
+        (["--format", "onnx", "--num_images", "1", "--dynamic"], "num_images must be at least 2"),
         (["--format", "onnx", "--latency_runs", "-1"], "latency_runs must be at least 0"),
     ],
 )

@@ -277,6 +277,7 @@ def test_costs_exports_and_latencies_are_listed():
     assert "one image of 96 x 128 pixels (height x width) on A processor,\n2 threads, 50 runs" in card
     onnx, exported = card[card.index("- onnx/model.onnx: on 32 images, 99.91 %") :].split("- model.pt2", 1)
     assert "mIoU 35.00 %, of the network itself 36.00 %; largest difference of a logit 1.0e-06." in onnx
+    assert "36.00 %, both of masks resized to the labels." in exported.split("\n\n")[0]
     assert "largest difference" not in exported.split("\n\n")[0]
     assert "latency on other hardware than named above" in card
 

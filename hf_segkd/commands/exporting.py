@@ -77,7 +77,8 @@ class ExportCommand(DataFlags):
                 raise ValueError(f"--{name} is for the file of --int8, which is not asked for.")
         if self.teacher is not None and self.latency_runs == 0:
             raise ValueError("--teacher is timed beside the network, and --latency_runs 0 times nothing.")
-        for name, least in (("num_images", 1), ("calibration_images", 1), ("latency_runs", 0)):
+        images = 2 if self.dynamic else 1  # of one, batches would go unchecked
+        for name, least in (("num_images", images), ("calibration_images", 1), ("latency_runs", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
         if self.folder().is_file():
@@ -101,10 +102,10 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     (command,) = parse_arguments(ExportCommand, args=args)
     export = Export(command)
     folder = command.folder()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch:
+    near = next(parent for parent in folder.absolute().parents if parent.is_dir())  # of one file system, mostly
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=near) as scratch:
         report = export.run(Path(scratch))
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         # The report goes first and comes last, so that it never tells of files that are not there.
         names = (*FILES.values(), SNIPPET, REPORT)
         for name in reversed(names):
