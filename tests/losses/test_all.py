@@ -32,6 +32,7 @@ ARXIV = {
 VARIANTS = {
     **{name: (name, {}) for name in LOSSES},
     "ofd official": ("ofd", {"preset": "official"}),
+    "ofd mmrazor": ("ofd", {"margins": "none", "divide_by_batch": True, "divisors": {"decoder_pre": 1000}}),
     "ofd estimated margins": ("ofd", {"divisors": {"stage2": 1.0, "backbone": 0.5}}),
     "at three taps": ("at", {"taps": ["low_level", "backbone", "encoder"], "reduction": "mean"}),
     "ickd patches": ("ickd", {"patches": [2, 3], "variant": "imagenet"}),
