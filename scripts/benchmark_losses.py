@@ -34,7 +34,7 @@ from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegment
 from hf_segkd.reports import table
 from hf_segkd.types import NetworkSpec
 
-IMAGES, SIZE, STRIDE = 2, 64, 8
+IMAGES, SIZE = 2, 64
 WIDTHS, CLASSES = (128, 512), (19, 150)
 MIB = 2**20
 HEADER = ("method", "D", "C", "CPU ms", "copy ms", "peak MiB", "saved MiB", "state MiB", "parameters")

@@ -54,11 +54,8 @@ def load_model(path: str, *, pickled: bool = False, dtype: str = "auto") -> tupl
 @contextlib.contextmanager
 def explained(path: str, pickled: bool = False) -> Iterator[None]:
     """Inside, what goes wrong while a network is loaded from `path` becomes a ValueError that says what to do."""
-    folder = Path(path)
-    if not folder.exists() and len(folder.parts) == 2 and folder.parent.is_dir():  # so it may be a mistyped folder
-        hint = did_you_mean(path, [str(sibling) for sibling in folder.parent.iterdir()])
-        logger.warning(f"There is no folder {path}: it is looked for on the Hub, which may take a while.{hint}")
     try:
+        _tell_of_mistyped_folder(Path(path))
         yield
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
@@ -94,6 +91,13 @@ def explained(path: str, pickled: bool = False) -> Iterator[None]:
             f"{path!r} predicts masks and their classes, and transformers builds such a model with its training loss, "
             "which needs scipy: pip install scipy"
         ) from error
+
+
+def _tell_of_mistyped_folder(folder: Path) -> None:
+    """Say that a network is looked for on the Hub, of which the name may be one, when its folder is not there."""
+    if not folder.exists() and len(folder.parts) == 2 and folder.parent.is_dir():
+        hint = did_you_mean(str(folder), [str(sibling) for sibling in folder.parent.iterdir()])
+        logger.warning(f"There is no folder {folder}: it is looked for on the Hub, which may take a while.{hint}")
 
 
 def load_network(
