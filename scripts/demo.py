@@ -1,6 +1,6 @@
 """The main job, offline: teach a small network what a larger one knows, on generated scenes.
 
-    python scripts/demo.py [--output runs/demo] [--seeds 0 1 2 3]
+    python scripts/demo.py [--output runs/demo] [--seeds 0 1 2 3] [--max_steps N]
 
 Trains a teacher, then the same student on the labels alone and with AttnFD, each with four seeds and the same budget.
 Ends with a table, a picture, and the lines of Python that load the result.
@@ -36,13 +36,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder for everything")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], help="one student per seed and method")
+    parser.add_argument("--max_steps", help="steps of each run, for a quick look; by default those of the recipes")
     arguments = parser.parse_args()
     start = time.monotonic()
-    teacher = Run(SCRIPTS / "train.py", arguments.output / "teacher", ["--config", str(RECIPES / "demo_teacher.yaml")])
-    alone = [student(arguments.output, "alone", seed, ["--method", "none"]) for seed in arguments.seeds]
-    distilled = [
-        student(arguments.output, "attnfd", seed, ["--teacher", str(teacher.output_dir)]) for seed in arguments.seeds
-    ]
+    steps = [] if arguments.max_steps is None else ["--max_steps", arguments.max_steps]
+    config = ["--config", str(RECIPES / "demo_teacher.yaml")]
+    teacher = Run(SCRIPTS / "train.py", arguments.output / "teacher", [*config, *steps])
+    alone = [student(arguments.output, "alone", seed, ["--method", "none", *steps]) for seed in arguments.seeds]
+    distilling = ["--teacher", str(teacher.output_dir), *steps]
+    distilled = [student(arguments.output, "attnfd", seed, distilling) for seed in arguments.seeds]
     run_all([teacher], jobs=1)
     run_all([*alone, *distilled], jobs=1 if torch.cuda.is_available() else 2)
 

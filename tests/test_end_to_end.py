@@ -1,4 +1,4 @@
-"""One student, from training to the Hub, and back by every way that a user has: always the same mask."""
+"""One student, from `make demo` to the Hub, and back by every way that a user has: always the same mask."""
 
 import json
 import os
@@ -11,15 +11,15 @@ import pytest
 from browser import open_page, require_browser, segment, start_app
 from local_hub import LocalHub
 
-from hf_segkd.commands import exporting, publishing, training
+from hf_segkd.commands import exporting, publishing
 from hf_segkd.commands.networks import load_network
 from hf_segkd.data import load_segmentation_dataset
 from hf_segkd.inference import predict
 
 ROOT = Path(__file__).parents[1]
-RECIPES = ROOT / "hf_segkd" / "recipes"
-DATA = {"image_size": [96, 128], "num_classes": 4, "num_images": 16}
+DATA = {"image_size": [96, 128], "num_classes": 4}  # of the demo's recipes
 STUDENT, SPACE = "tester/student", "tester/page"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 FROM_PRETRAINED = """
 import sys
@@ -64,14 +64,14 @@ np.save(target, np.asarray(Image.open(target + ".png")))
 
 
 @pytest.mark.slow
-def test_a_student_goes_from_training_to_every_user_with_one_mask(tmp_path, monkeypatch):
+def test_a_student_goes_from_the_demo_to_every_user_with_one_mask(tmp_path, monkeypatch):
     require_browser()
     pytest.importorskip("onnxruntime", reason="needs onnxruntime (pip install hf-segkd[export])")
-    data = ["--dataset", "demo", "--dataset_options", json.dumps(DATA)]
-    short = [*data, "--max_steps", "30", "--disable_tqdm", "True", "--use_cpu", "--output_dir"]
-    teacher, student = tmp_path / "teacher", tmp_path / "student"
-    training.main(["--config", str(RECIPES / "demo_teacher.yaml"), *short, str(teacher)])
-    training.main(["--config", str(RECIPES / "demo.yaml"), *short, str(student), "--teacher", str(teacher)])
+    # What `make demo` runs, with one seed and fewer steps.
+    demo = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--output", "demo", "--seeds", "0", "--max_steps", "40"]
+    shown = subprocess.run(demo, cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
+    assert "student, AttnFD" in shown
+    student = tmp_path / "demo" / "attnfd-seed0"
 
     model, processor = load_network(str(student))
     picture = load_segmentation_dataset("demo", split="val", **DATA)[1]["image"]
@@ -80,6 +80,7 @@ def test_a_student_goes_from_training_to_every_user_with_one_mask(tmp_path, monk
     expected = predict(model, processor, picture).numpy()
     assert len(np.unique(expected)) > 1
 
+    data = ["--dataset", "demo", "--dataset_options", json.dumps(DATA)]
     exporting.main(["--model", str(student), "--format", "onnx", *data, "--num_images", "4", "--latency_runs", "0"])
     with LocalHub(tmp_path) as hub:
         with monkeypatch.context() as patch:
@@ -111,7 +112,7 @@ def test_a_student_goes_from_training_to_every_user_with_one_mask(tmp_path, monk
 def in_another_process(program, photo, target, hub):
     """The mask that a program finds, which knows nothing but the student's name on the Hub."""
     command = [sys.executable, "-c", program, STUDENT, str(photo), str(target)]
-    environment = {**os.environ, **hub.environment(), "PYTHONPATH": str(ROOT)}
+    environment = {**ENVIRONMENT, **hub.environment()}
     ran = subprocess.run(command, env=environment, cwd=target.parent, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     return np.load(target)
