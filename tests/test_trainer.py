@@ -368,6 +368,11 @@ def test_what_would_train_nothing_is_refused(tmp_path):
         DistillationTrainer(network(), arguments(tmp_path), train_dataset=splits, processing_class=processor())
 
 
+def test_an_evaluation_of_no_image_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="eval_dataset is empty"):
+        trainer(tmp_path).evaluate(scenes("val", 2).select([]))
+
+
 def test_an_optimizer_without_the_losss_parameters_is_refused(tmp_path):
     student = network()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)

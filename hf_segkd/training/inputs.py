@@ -99,13 +99,16 @@ def whole_images(dataset: Any, processor: Any, model: PreTrainedModel) -> Any:
         model: The student.
 
     Raises:
-        ValueError: If there is no processor, it does not keep whole images, or the labels are not the model's.
+        ValueError: If there is no processor, it does not keep whole images, the labels are not the model's, or there is
+            no image.
     """
     if isinstance(dataset, dict):
         return {name: whole_images(part, processor, model) for name, part in dataset.items()}
     if not isinstance(dataset, datasets.Dataset):
         return dataset
     check_labels(model, label_info(dataset))
+    if len(dataset) == 0:
+        raise ValueError("A data set without images has no score: eval_dataset is empty.")
     return EvaluationDataset(dataset, _needed(processor))
 
 
