@@ -6,6 +6,7 @@ from concurrent.futures import Future
 import pytest
 import torch
 from safetensors.torch import load
+from several_processes import GLOO, spawn
 from tiny_runs import arguments, network, processor, same, trainer, weights
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, TrainerCallback
 
@@ -410,6 +411,19 @@ def test_a_branch_that_is_not_there_is_made_before_training(hub, tmp_path):
     run.push_to_hub()
     assert len(branches["trial"]) == 2
     assert published(hub) == []
+
+
+def push_as_one_of_two(rank, folder):
+    saving(folder / "run", "every_save", method="kd", per_device_train_batch_size=2, **GLOO).train()
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_pushes(hub, tmp_path, monkeypatch):
+    for name, value in hub.environment().items():
+        monkeypatch.setenv(name, value)
+    spawn(2, tmp_path, push_as_one_of_two)
+    assert [path for method, path, _ in hub.requests].count("/api/models/tester/student/auth-check/write") == 4
+    assert [commit.message[-6:] for commit in published(hub)] == ["step 1", "step 2", "step 3"]
 
 
 def test_only_the_main_process_asks_anything_of_the_hub(hub, tmp_path, monkeypatch):

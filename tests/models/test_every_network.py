@@ -43,6 +43,7 @@ from hf_segkd.models import (
 )
 from hf_segkd.models.auto_registration import register_configs, register_image_processors, register_models
 from hf_segkd.models.configuration_backbones import geometry
+from hf_segkd.publishing.publication import save_network
 
 
 @dataclass(frozen=True)
@@ -484,22 +485,23 @@ def test_the_pipeline_gives_the_networks_own_mask_without_a_complaint(name, tmp_
 
 
 @pytest.mark.slow
-def test_saved_code_loads_where_the_package_is_not_installed(tmp_path, monkeypatch):
+def test_saved_code_loads_where_the_package_is_not_installed_and_is_saved_again_from_there(tmp_path):
     for name, case in CASES.items():
         model = case.build()
         fill_weights(model)
-        monkeypatch.setattr(type(model), "_auto_class", "AutoModelForSemanticSegmentation")
-        monkeypatch.setattr(type(model.config), "_auto_class", "AutoConfig")
-        model.save_pretrained(tmp_path / name)
+        save_network(model, tmp_path / name, self_contained=True)
         torch.save(model(torch.ones(1, 3, 64, 64)).logits.detach(), tmp_path / name / "expected.pt")
     load = """
 import sys, torch
 from pathlib import Path
 sys.modules["hf_segkd"] = None  # any import of it fails now, installed or not
 from transformers import AutoModelForSemanticSegmentation
-for folder in sys.argv[1:]:
-    model = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True).eval()
-    torch.testing.assert_close(model(torch.ones(1, 3, 64, 64)).logits, torch.load(Path(folder, "expected.pt")))
+for folder in map(Path, sys.argv[1:]):
+    for source in (folder, folder / "again"):
+        model = AutoModelForSemanticSegmentation.from_pretrained(source, trust_remote_code=True).eval()
+        torch.testing.assert_close(model(torch.ones(1, 3, 64, 64)).logits, torch.load(folder / "expected.pt"))
+        model.save_pretrained(folder / "again")
+    assert {file.name for file in (folder / "again").glob("*.py")} == {file.name for file in folder.glob("*.py")}
 """
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     env["HF_HOME"] = str(tmp_path / "home")
