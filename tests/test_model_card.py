@@ -109,16 +109,18 @@ def test_no_licence_is_assumed():
 def test_an_unpublished_teacher_is_no_base_model_and_its_folder_stays_private():
     card = render_card(full(teacher_id=None))
     assert "base_model" not in ModelCard(card).data.to_dict()
-    assert "a teacher network: teacher, without a Hub id.\n" in card
+    assert "a teacher network:\nteacher, without a Hub id.\n" in card
     assert "/home/ann" not in card
-    assert "network: big, without a Hub id" in render_card(full(teacher_id=None, teacher="C:\\runs\\big"))
-    assert "network: which one is not recorded" in render_card(full(teacher_id=None, teacher=None))
+    assert "network:\nbig, without a Hub id" in render_card(full(teacher_id=None, teacher="C:\\runs\\big"))
+    backbone = "UperNet (microsoft/resnet-50)"
+    assert f"a teacher network:\n{backbone}, without" in render_card(full(teacher_id=None, teacher=backbone))
+    assert "network:\nwhich one is not recorded" in render_card(full(teacher_id=None, teacher=None))
 
 
 def test_a_published_teacher_is_linked_where_it_is_named_and_where_its_terms_count():
     card = render_card(full(teacher="PSPNet (resnet101, output stride 8)"))
     link = "(https://huggingface.co/ann/teacher)"
-    assert f"a teacher network: PSPNet (resnet101, output stride 8), [ann/teacher]{link}.\n" in card
+    assert f"a teacher network:\nPSPNet (resnet101, output stride 8), [ann/teacher]{link}.\n" in card
     assert f"The terms of the data and of the [teacher]{link} apply beside it." in card
 
 

@@ -183,7 +183,7 @@ def test_what_runs_do_not_share_is_refused_or_named(runs, tmp_path):
 
 
 def test_the_card_tells_the_teachers_architecture(published):
-    assert "a teacher network: DeepLabV3+ (" in ModelCard.load(published / "README.md").text
+    assert "a teacher network:\nDeepLabV3+ (" in ModelCard.load(published / "README.md").text
 
 
 def test_a_network_saved_by_save_pretrained_is_published_with_what_is_not_known(runs, tmp_path, capsys):

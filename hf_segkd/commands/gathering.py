@@ -16,6 +16,7 @@ from hf_segkd.commands.run_folder import read_exports, run_report, scores, train
 from hf_segkd.data import check_keeps_whole_images, load_segmentation_dataset
 from hf_segkd.foreign import with_taps
 from hf_segkd.publishing.card_facts import CardFacts
+from hf_segkd.publishing.privacy import last_part
 from hf_segkd.publishing.publication import cost, default_settings, describe, image_size
 from hf_segkd.teachers.adapted import adapted
 from hf_segkd.teachers.class_map import ClassMap, match_classes
@@ -147,7 +148,7 @@ def gather_facts(
         dataset=command.dataset_name or trained_on,
         dataset_id=command.dataset_id or report.get("data", {}).get("hub_id"),
         dataset_license=command.dataset_license,
-        teacher=None if teacher is None else teacher.architecture or teacher.name,
+        teacher=None if teacher is None else teacher.architecture or last_part(teacher.name),
         teacher_id=command.teacher_id or (None if teacher is None else teacher.hub_id),
         license=command.license,
         report=report or None,

@@ -26,7 +26,8 @@ class CardFacts:
             the data set; None says that it is not known.
         dataset_id: Its Hub id, where it has one.
         dataset_license: What the user says of the licence of a data set that `data/licences.py` does not know.
-        teacher: The teacher's architecture, or what the user calls it. Of a path only the last part is shown.
+        teacher: The teacher's architecture, or what the user calls it. Of an absolute path only the last part is
+            shown.
         teacher_id: The teacher's Hub id, where it has one.
         license: The network's licence, by the user; never assumed.
         report: Report of the published network; None says that it was not evaluated.

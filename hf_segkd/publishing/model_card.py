@@ -26,8 +26,8 @@ TEMPLATE = Path(__file__).with_name("model_card_template.md")
 def render_card(facts: CardFacts) -> str:
     """The whole README.md: metadata for the Hub, text for people."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"md": _escape, "last_part": last_part, "size": _size, "title": _title}
-    environment.filters |= {"percent": _percent, "number": _number, "checked_on": _checked_on}
+    environment.filters |= {"md": _escape, "title": _title, "last_part": last_part, "shareable": shareable}
+    environment.filters |= {"percent": _percent, "number": _number, "size": _size, "checked_on": _checked_on}
     changed, unchanged = _settings(facts)
     card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         facts=facts,
@@ -42,7 +42,7 @@ def render_card(facts: CardFacts) -> str:
         costs=_costs(facts),
         exports=_exports(facts),
         latency=_latency(facts),
-        initial_weights=shareable((facts.report or {}).get("initial_weights")),
+        initial_weights=(facts.report or {}).get("initial_weights"),
         changed=changed,
         unchanged=unchanged,
         terms=data_terms(facts.dataset or ""),
