@@ -159,6 +159,12 @@ def test_settings_in_which_runs_differ_beside_method_and_seed_are_named():
     assert words(ours, (0, ours | {"method": "none", "logging_steps": 5}), runs=[student(80, 1, settings=ours)]) == ""
 
 
+def test_seeds_that_learnt_from_other_teachers_are_named_and_no_folder_is():
+    first, second = (student(75, seed, settings={"a": 1}, teacher=f"/home/ann/teacher{seed}") for seed in (0, 1))
+    told = differences_in_words(first, runs=[first, second], baseline_runs=[alone(50, settings={"a": 1}, teacher=None)])
+    assert told.endswith('so may their scores: `teacher` `"teacher0"`, other seeds `"teacher1"`.')
+
+
 def test_settings_that_are_not_recorded_are_not_called_the_same():
     assert "same is not recorded for 1 of the runs" in words({"learning_rate": 0.01}, (0, None))
     assert "same is not recorded for 2 of the runs" in words({}, (0, None), (1, {"learning_rate": 0.05}))

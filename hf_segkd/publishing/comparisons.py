@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from hf_segkd.publishing.privacy import public
+from hf_segkd.publishing.privacy import public, shareable
 
 Report = dict[str, Any]  # of `evaluation_report`, with what the training command adds
 
@@ -119,6 +119,8 @@ def differences_in_words(reference: Report, *, runs: Sequence[Report], baseline_
 
 def _training_settings(report: Report) -> dict[str, str]:
     settings = public(report.get("settings", {}))
+    if settings and report.get("teacher"):  # told beside them; a baseline has none
+        settings["teacher"] = shareable(report["teacher"])
     return {name: f"`{json.dumps(value)}`" for name, value in settings.items() if not OF_NO_CONCERN.match(name)}
 
 
