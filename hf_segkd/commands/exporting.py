@@ -16,9 +16,8 @@ from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.commands.networks import load_network
 from hf_segkd.data import EvaluationDataset, evenly_spread, label_info
 from hf_segkd.export import run_onnx
-from hf_segkd.export.graph import OPSET, DenseNetwork, save_onnx, save_program, trace
+from hf_segkd.export.graph import OPSET, DenseNetwork, check_takes, save_onnx, save_program, trace
 from hf_segkd.export.latency import (
-    check_takes,
     file_mb,
     latency_report,
     latency_table,
@@ -69,8 +68,7 @@ class ExportCommand(DataFlags):
         super().__post_init__()
         if self.int8 and self.format != "onnx":
             raise ValueError(f"--int8 quantises ONNX files; it does not go with --format {self.format}.")
-        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 2):
-            # PyTorch can't resize to 1 x 1.
+        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 2):  # 1 x 1 fails
             raise ValueError(f"--image_size takes height and width in pixels, from 2, got {self.image_size}.")
         for name in ("calibration_split", "calibration_images", "max_int8_loss"):
             if not self.int8 and getattr(self, name) != getattr(ExportCommand, name):
@@ -125,8 +123,9 @@ class Export:
 
     Raises:
         ImportError: If packages of the extra `export` are needed and missing.
-        ValueError: If the network is not one of logits or does not fit the data set, the size of images is not known,
-            the image processor does what a user of the exported file could not do, or the teacher takes no such images.
+        ValueError: If the network is not one of logits or does not fit the data set, the size of images is not known or
+            not one that the network and the teacher take, or the image processor does what a user of the exported file
+            could not do.
     """
 
     def __init__(self, command: ExportCommand) -> None:
@@ -153,13 +152,14 @@ class Export:
         check_description(self.facts, self.processor, (row["image"] for row in self.images))
         self.samples = EvaluationDataset(self.images, self.processor)
         self.example = self.samples[0]["pixel_values"][None]
+        check_takes(self.network, self.example)
         if command.int8:
             training = evenly_spread(command.load(command.calibration_split), command.calibration_images)
             self.calibration = EvaluationDataset(training, self.processor)
         if command.teacher is not None:
             teacher, _ = load_network(command.teacher)
-            if predicts_masks(teacher.config):
-                teacher = with_taps(teacher)  # whose output has logits
+            # With taps, masks with classes become logits.
+            teacher = with_taps(teacher) if predicts_masks(teacher.config) else teacher
             self.teacher = DenseNetwork(teacher, command.argmax)
             check_takes(self.teacher, self.example)
 
@@ -193,8 +193,7 @@ class Export:
     def checked(self, name: str, path: Path, check: Callable[[Parity, str], None]) -> dict[str, Any]:
         """A file as export.json describes it, once its comparison with the network has passed `check`."""
         network = program_network(path) if name == "torch_export" else onnx_network(path)
-        height, width = self.example.shape[-2:]
-        num_labels = self.model.config.num_labels
+        (height, width), num_labels = self.example.shape[-2:], self.model.config.num_labels
         parity = compare(self.network, network, self.samples, num_labels)
         check(parity, path.name)
         if self.command.dynamic:
@@ -237,15 +236,14 @@ class Export:
 
     def time(self, files: dict[str, Path]) -> dict[str, Any]:
         """Latencies of the network, and of the teacher if there is one."""
-        onnx = self.command.format == "onnx"
         variants = pytorch_variants("student", self.network, self.example)
-        if onnx:
+        if self.command.format == "onnx":
             variants.append(onnx_variant("student", "ONNX Runtime", files["onnx"]))
         if self.command.int8:
             variants.append(onnx_variant("student", "ONNX Runtime int8", files["onnx-int8"]))
         if self.command.teacher is not None:
             variants += pytorch_variants("teacher", self.teacher, self.example)
-            if onnx:
+            if self.command.format == "onnx":
                 variants += traced_variants("teacher", self.teacher, self.example)
         report = latency_report(variants, self.example, self.command.latency_runs)
         print(f"\n{latency_table(report)}")

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
+from hf_segkd.foreign import without_taps
+
 from .runtimes import require_extra
 
 INPUT = "pixel_values"
@@ -46,6 +48,23 @@ class DenseNetwork(nn.Module):
         if logits.shape[-2:] != pixel_values.shape[-2:]:
             logits = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
         return logits.argmax(dim=1).to(torch.uint8) if self.argmax else logits
+
+
+def check_takes(network: DenseNetwork, image: Tensor) -> None:
+    """Make sure that a network runs on images of this size, before much is done.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    try:
+        with torch.inference_mode():
+            network(image)
+    except (RuntimeError, ValueError) as error:
+        height, width = image.shape[-2:]
+        raise ValueError(
+            f"{type(without_taps(network.model)).__name__} takes no images of {width} x {height}; choose another "
+            f"--image_size. {error}"
+        ) from error
 
 
 def trace(network: DenseNetwork, size: tuple[int, int], dynamic: bool = False) -> ExportedProgram:

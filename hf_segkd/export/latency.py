@@ -37,23 +37,6 @@ class Variant:
     file_mb: float
 
 
-def check_takes(network: DenseNetwork, image: Tensor) -> None:
-    """Make sure that a network runs on images of this size, before much is done.
-
-    Raises:
-        ValueError: If it does not.
-    """
-    try:
-        with torch.inference_mode():
-            network(image)
-    except (RuntimeError, ValueError) as error:
-        height, width = image.shape[-2:]
-        raise ValueError(
-            f"The teacher cannot be timed beside the network, as it takes no images of {width} x {height}: {error} "
-            "Choose another --image_size, or leave --teacher out."
-        ) from error
-
-
 def pytorch_variants(name: str, network: DenseNetwork, image: Tensor) -> list[Variant]:
     """The network as it is and compiled; a warning instead where that fails, as it does without a C++ compiler."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()) / 1e6
@@ -62,8 +45,8 @@ def pytorch_variants(name: str, network: DenseNetwork, image: Tensor) -> list[Va
     try:
         with torch.inference_mode():
             compiled(image)
-    except (torch._dynamo.exc.TorchDynamoException, ValueError) as error:  # ValueError: a ForeignNetwork's
-        logger.warning(f"The compiled {name} is not timed, torch.compile failed: {str(error).splitlines()[0]}")
+    except Exception as error:  # the tracer and the compiler each have their own
+        logger.warning(f"The compiled {name} is not timed, torch.compile failed: {_first_line(error)}")
         return [eager]
     return [eager, Variant(name, "compiled", compiled, size)]
 
@@ -81,7 +64,7 @@ def traced_variants(name: str, network: DenseNetwork, image: Tensor) -> list[Var
             save_onnx(trace(network, tuple(image.shape[-2:])), path, network.output_name)
             return [onnx_variant(name, "ONNX Runtime", path)]
         except Exception as error:  # PyTorch's tracer, its translator and ONNX Runtime each have their own
-            logger.warning(f"The {name} is not timed in ONNX Runtime, its export failed: {str(error).splitlines()[0]}")
+            logger.warning(f"The {name} is not timed in ONNX Runtime, its export failed: {_first_line(error)}")
             return []
 
 
@@ -130,3 +113,7 @@ def latency_table(report: dict[str, Any]) -> str:
 def file_mb(path: Path) -> float:
     """Size of a file in 10^6 bytes."""
     return path.stat().st_size / 1e6
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
