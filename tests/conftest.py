@@ -3,7 +3,7 @@ import gc
 import pytest
 from torch import nn
 
-from hf_segkd.losses.discriminator import SpectralNormConv2d
+from hf_segkd.losses.discriminator import SelfAttention, SpectralNormConv2d
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -14,8 +14,13 @@ def _garbage_of_this_file_alone_is_looked_for():
 
 
 def small_discriminator(num_labels):
+    """The layers of the released one, one each."""
     return nn.Sequential(
-        nn.BatchNorm2d(num_labels), SpectralNormConv2d(num_labels, 8, 4, 2, 1), nn.LeakyReLU(0.1), nn.Conv2d(8, 1, 4)
+        nn.BatchNorm2d(num_labels),
+        SpectralNormConv2d(num_labels, 8, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.1),
+        SelfAttention(8),
+        nn.Conv2d(8, 1, 4),
     )
 
 

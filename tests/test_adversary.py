@@ -132,9 +132,9 @@ def test_a_step_that_fp16_skips_for_the_student_is_skipped_for_the_discriminator
     optimizer = SimpleNamespace(step_was_skipped=True)
     update = callback.on_optimizer_step
     callback.on_optimizer_step = lambda *args, **kwargs: update(*args, **kwargs | {"optimizer": optimizer})
-    before = weights(adversary_of(run).discriminator[3])
+    before = weights(adversary_of(run).discriminator[4])
     run.train()
-    assert same(weights(adversary_of(run).discriminator[3]), before)
+    assert same(weights(adversary_of(run).discriminator[4]), before)
     assert adversary_of(run).batches_learnt == 0
 
 
@@ -149,7 +149,7 @@ def test_clipping_the_students_gradient_does_not_clip_the_discriminators(tmp_pat
         adversaries.append(weights(adversary_of(run)))
     assert not same(*students)
     assert same(*adversaries)
-    assert not torch.equal(adversaries[0]["discriminator.3.weight"], start["discriminator.3.weight"])
+    assert not torch.equal(adversaries[0]["discriminator.4.weight"], start["discriminator.4.weight"])
 
 
 @pytest.mark.usefixtures("_small_discriminator")

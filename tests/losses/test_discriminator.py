@@ -175,26 +175,11 @@ def test_the_gradient_penalty_is_finite_where_the_score_is_flat():
     assert factor.grad == 0.0
 
 
-# --- the adversary, with a small discriminator of the same layers ---
-
-
-def small_discriminator(num_labels):
-    return nn.Sequential(
-        nn.BatchNorm2d(num_labels),
-        SpectralNormConv2d(num_labels, 8, 4, stride=2, padding=1),
-        nn.LeakyReLU(0.1),
-        SelfAttention(8),
-        nn.Conv2d(8, 1, 4),
-    )
+# --- the adversary, with a small discriminator ---
 
 
 @pytest.fixture
-def _small(monkeypatch):
-    monkeypatch.setattr("hf_segkd.losses.adversary.Discriminator", small_discriminator)
-
-
-@pytest.fixture
-def make_adversary(_small):
+def make_adversary(_small_discriminator):
     def make(seed=0, **kwargs):
         torch.manual_seed(seed)
         return Adversary(3, **kwargs)
@@ -279,7 +264,7 @@ def test_the_discriminator_learns_to_tell_teacher_from_student(objective, make_a
     assert sum(gaps[-3:]) > sum(gaps[:3]) + 0.1
 
 
-@pytest.mark.usefixtures("_small")
+@pytest.mark.usefixtures("_small_discriminator")
 def test_the_student_gets_no_gradient_from_the_discriminators_learning_nor_the_reverse():
     loss = create_loss("skds", STUDENT, TEACHER)
     student = make_features(STUDENT, 1)
