@@ -95,6 +95,19 @@ def draw(seed, *shapes, scale=1.0):
     return [torch.randn(shape, generator=generator) * scale for shape in shapes]
 
 
+def doubles(seed, *shapes):
+    """As `draw`, in float64; the first has a gradient."""
+    student, *others = (tensor.double() for tensor in draw(seed, *shapes))
+    return student.requires_grad_(), *others
+
+
+def assert_same_with_gradient(value, expected, student):
+    (gradient,) = torch.autograd.grad(value, student)
+    (expected_gradient,) = torch.autograd.grad(expected, student)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-7, atol=1e-12)
+
+
 def value_and_gradient(function, student):
     student = student.clone().requires_grad_()
     value = function(student)

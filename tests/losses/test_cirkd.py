@@ -1,123 +1,18 @@
 import pytest
 import torch
-from loss_cases import STUDENT, TEACHER, Allocations, make_features, make_labels, reference
+from loss_cases import STUDENT, TEACHER, draw, make_features, make_labels, reference
 from several_processes import spawn
 from torch import distributed as dist
 from torch.nn import functional as F
 
 from hf_segkd.losses import cirkd, create_loss
-from hf_segkd.losses.cirkd_memory import CIRKDMemory, ClassQueues, key_divergence
 from hf_segkd.losses.cirkd_minibatch import minibatch_divergence
 from hf_segkd.types import NetworkSpec
 
 
-def randn(seed, *shapes):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator) for shape in shapes]
-
-
-def doubles(seed, *shapes):
-    student, *others = (tensor.double() for tensor in randn(seed, *shapes))
-    return student.requires_grad_(), *others
-
-
-def assert_same_with_gradient(value, expected, student, rtol=1e-10):
-    (gradient,) = torch.autograd.grad(value, student)
-    (expected_gradient,) = torch.autograd.grad(expected, student)
-    torch.testing.assert_close(value, expected, rtol=rtol, atol=0.0)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-7, atol=1e-12)
-
-
-# --- pairs of images of the batch ---
-
-
-def all_pairs(student, teacher, temperature=0.1):
-    """The mini-batch term with whole n x n maps, image by image."""
-    images, pixels = len(student), student[0, 0].numel()
-    total = 0.0
-    for i in range(images):
-        for j in range(images):
-            log_p, log_q = (
-                torch.log_softmax(
-                    F.normalize(x[i].flatten(1), dim=0).T @ F.normalize(x[j].flatten(1), dim=0) / temperature, 1
-                )
-                for x in (teacher, student)
-            )
-            total = total + (log_p.exp() * (log_p - log_q)).sum()
-    return total / (images**2 * pixels)
-
-
-@pytest.mark.parametrize("temperature", [0.03, 0.1, 1.0])
-def test_the_minibatch_term_and_its_gradient_are_the_formula_over_all_ordered_pairs_of_images(temperature):
-    student, teacher = doubles(0, (3, 4, 3, 5), (3, 6, 3, 5))
-    value = minibatch_divergence(student, teacher, temperature)
-    assert_same_with_gradient(value, all_pairs(student, teacher, temperature), student)
-    assert torch.autograd.gradcheck(lambda s: minibatch_divergence(s, teacher, temperature), student)
-
-
-def test_maps_that_take_several_tiles_give_the_same_and_no_n_x_n_map_is_ever_made():
-    student, teacher = doubles(1, (2, 3, 30, 35), (2, 4, 30, 35))
-    with Allocations() as allocations:
-        value = minibatch_divergence(student, teacher)
-        (gradient,) = torch.autograd.grad(value, student)
-    assert allocations.largest < 1050 * 1050 * 8 / 2
-    expected = all_pairs(student, teacher)
-    torch.testing.assert_close(value, expected, rtol=1e-10, atol=0.0)
-    torch.testing.assert_close(gradient, torch.autograd.grad(expected, student)[0], rtol=1e-7, atol=1e-12)
-
-
-def test_the_minibatch_term_of_512_channels_at_64_x_64_takes_less_than_200_mb():
-    student, teacher = randn(1, (2, 512, 32, 32), (2, 512, 32, 32))  # a quarter of the pixels
-    with Allocations() as allocations:
-        minibatch_divergence(student.requires_grad_(), teacher).backward()
-    assert allocations.peak < 50e6
-
-
-def test_the_minibatch_term_is_that_of_the_authors_code():
-    # CIRKD 2d8ad0f, losses/cirkd_mini_batch.py: torch seed 17, student randn(2, 16, 12, 20), teacher 32 channels.
-    student, teacher = randn(17, (2, 16, 12, 20), (2, 32, 12, 20))
-    student.requires_grad_()
-    value = minibatch_divergence(student, teacher)
-    value.backward()
-    assert value.item() == pytest.approx(2.1254825592041016, rel=1e-6)
-    assert student.grad.norm().item() == pytest.approx(0.03410887831891886, rel=1e-6)
-    first = torch.tensor([-9.87788662314415e-05, 0.0004444235819391906, -0.0002001090906560421])
-    torch.testing.assert_close(student.grad.flatten()[:3], first, rtol=2e-5, atol=1e-10)
-
-
-def test_pooling_averages_cells_first_and_those_at_the_edge_over_what_they_have():
-    student, teacher = doubles(2, (2, 4, 5, 7), (2, 4, 5, 7))
-    cells = []
-    for features in (student, teacher):
-        columns = [features[..., x : x + 2].mean(-1) for x in range(0, 7, 2)]
-        rows = [torch.stack(columns, -1)[..., y : y + 2, :].mean(-2) for y in range(0, 5, 2)]
-        cells.append(torch.stack(rows, -2))
-    assert cells[0].shape == (2, 4, 3, 4)
-    assert_same_with_gradient(minibatch_divergence(student, teacher, pooling=2), all_pairs(*cells), student)
-
-
-def test_equal_maps_cost_nothing_and_neither_length_nor_order_of_the_vectors_matters():
-    student, teacher = doubles(3, (2, 4, 3, 5), (2, 4, 3, 5))
-    expected = minibatch_divergence(student, teacher)
-    assert abs(minibatch_divergence(teacher, 2.0 * teacher)) < 1e-12
-    lengths = torch.rand(2, 1, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
-    torch.testing.assert_close(minibatch_divergence(student * lengths, teacher), expected)
-    torch.testing.assert_close(minibatch_divergence(student.flip(0, 2), teacher.flip(0, 2)), expected)
-
-
-def test_opposite_vectors_at_the_lowest_temperature_are_finite():
-    student = torch.ones(1, 2, 2, 2)
-    student[..., 0, 0] = -1.0
-    student.requires_grad_()
-    value = minibatch_divergence(student, student.detach().flip(2), temperature=0.023)
-    value.backward()
-    assert value.isfinite()
-    assert student.grad.isfinite().all()
-
-
 @pytest.mark.parametrize("channels", [16, 256])
 def test_a_pixel_of_zeros_gets_no_gradient_and_leaves_that_of_the_others_as_it_is(channels):
-    student, teacher = (tensor.relu() for tensor in randn(9, (2, channels, 6, 8), (2, channels, 6, 8)))
+    student, teacher = (tensor.relu() for tensor in draw(9, (2, channels, 6, 8), (2, channels, 6, 8)))
     specs = [NetworkSpec({"decoder": channels}, 5)] * 2
     torch.manual_seed(0)
     loss = create_loss("cirkd", *specs, kd_weight=0.0, pixel_queue=60, region_queue=10)
@@ -134,28 +29,6 @@ def test_a_pixel_of_zeros_gets_no_gradient_and_leaves_that_of_the_others_as_it_i
         student[0, :, 2, 3] = 0.0
     assert (slopes[1] < 10 * slopes[0]).all()
     assert (slopes[1] > slopes[0] / 10).all()
-
-
-# --- relations to keys ---
-
-
-@pytest.mark.parametrize(("pixels", "keys"), [(5, 7), (600, 2000)])  # one chunk, two chunks
-def test_relations_to_keys_are_the_formula_and_have_its_gradient(pixels, keys):
-    student, teacher, keys = doubles(4, (pixels, 3), (pixels, 3), (keys, 3))
-    log_p, log_q = (torch.log_softmax(x @ keys.T / 0.2 / 1.5, dim=1) for x in (teacher, student))
-    expected = (log_p.exp() * (log_p - log_q)).sum(1).mean() * 1.5**2
-    assert_same_with_gradient(key_divergence(student, teacher, keys, 0.2, 1.5), expected, student)
-
-
-def test_no_pixel_to_relate_costs_nothing_and_has_a_graph():
-    student = torch.zeros(0, 3, requires_grad=True)
-    value = key_divergence(student, torch.zeros(0, 3), torch.zeros(4, 3))
-    value.backward()
-    assert value == 0.0
-    assert student.grad.shape == (0, 3)
-
-
-# --- the memory ---
 
 
 def memory_case(**kwargs):
@@ -203,117 +76,13 @@ def test_memory_terms_after_the_batch_has_entered_the_queues(variant, pixel):
 
 def test_the_reference_file_agrees():
     cases = {case["id"]: case for case in reference("methods.json")["cases"]}
-    student, teacher = randn(17, (2, 16, 12, 20), (2, 32, 12, 20))
+    student, teacher = draw(17, (2, 16, 12, 20), (2, 32, 12, 20))
     expected = cases["minibatch_v1_poolFalse"]["outputs"]["loss"]
     assert minibatch_divergence(student, teacher).item() == pytest.approx(expected, rel=2e-5)
     loss, *arguments = memory_case()
     loss.training = False
     expected = cases["memory_loss_only_no_enqueue"]["outputs"]
     assert [value.item() for value in loss(*arguments).values()] == pytest.approx(list(expected.values()), rel=2e-5)
-
-
-def test_a_group_that_reaches_the_end_of_its_queue_takes_the_last_places():
-    queues = ClassQueues(num_classes=2, length=5, channels=1)
-    queues.push(torch.arange(1.0, 9.0)[:, None], [(1, 3), (0, 1), (1, 4)])
-    assert queues.row.tolist() == [1, 0]
-    assert queues.vectors[..., 0].tolist() == [[1, 5, 6, 7, 8], [4, 0, 0, 0, 0]]
-    assert queues.filled.tolist() == [1, 5]
-    assert queues.position.tolist() == [1, 0]
-    queues.push(torch.arange(9.0, 11.0)[:, None], [(1, 2)])
-    assert queues.vectors[0, :, 0].tolist() == [9, 10, 6, 7, 8]
-    assert queues.filled.tolist() == [1, 5]
-    assert queues.position.tolist() == [1, 2]
-
-
-def test_keys_are_distinct_vectors_of_the_classes_seen_as_many_of_each_as_asked_or_there_are():
-    memory = CIRKDMemory(num_classes=3, channels=1, pixel_queue=50, region_queue=2)
-    memory.pixels.push(torch.arange(1.0, 54.0)[:, None], [(0, 50), (2, 3)])
-    keys = memory.draw(10, 1)[0].flatten().tolist()
-    assert len(set(keys)) == 13
-    assert sum(key <= 50 for key in keys) == 10
-    assert sorted(keys)[10:] == [51.0, 52.0, 53.0]
-
-
-def test_full_queues_are_read_at_the_same_places_for_all_classes():
-    memory = CIRKDMemory(num_classes=2, channels=1, pixel_queue=50, region_queue=2)
-    memory.pixels.push(torch.arange(100.0)[:, None], [(0, 50), (1, 50)])
-    first, second = memory.draw(10, 1)[0].flatten().view(2, 10)
-    assert (second - first == 50.0).all()
-
-
-def test_other_steps_and_seeds_draw_other_keys():
-    memories = [CIRKDMemory(1, 1, pixel_queue=500, region_queue=2, seed=seed) for seed in (0, 0, 1)]
-    for memory in memories:
-        memory.pixels.push(torch.arange(500.0)[:, None], [(0, 500)])
-    memories[1].updates += 1
-    assert len({tuple(memory.draw(20, 1)[0].flatten().tolist()) for memory in memories}) == 3
-    assert torch.equal(memories[0].draw(20, 1)[0], memories[0].draw(20, 1)[0])
-
-
-def vectors_of(queues, y):
-    assert queues.row[y] >= 0
-    return queues.vectors[queues.row[y]]
-
-
-def one_hot_rows(labels, channels=5):
-    """Unit vectors that tell the class of their pixel; of ignored pixels channel 4."""
-    return F.one_hot(labels.masked_fill(labels < 0, 4).flatten(), channels).float()
-
-
-@pytest.mark.parametrize("variant", ["corrected", "published"])
-def test_pixels_enter_the_queue_of_their_own_class_unless_as_published(variant):
-    labels = torch.tensor([[[-1] * 6 + [0] * 30 + [2] * 4], [[2] * 20 + [3] * 20]])
-    memory = CIRKDMemory(4, 5, pixel_queue=100, region_queue=10, variant=variant)
-    memory.update(one_hot_rows(labels), labels)
-    entered = {0: 16, 1: 0, 2: 20, 3: 16}  # at most 16 of an image
-    assert memory.pixels.position.tolist() == list(entered.values())
-    assert memory.regions.position.tolist() == [1, 0, 2, 1]
-    strangers = 0
-    for y, number in entered.items():
-        if number:
-            strangers += int((vectors_of(memory.pixels, y)[:number].argmax(1) != y).sum())
-            assert (vectors_of(memory.regions, y)[: memory.regions.position[y]].argmax(1) == y).all()
-    # Published: of the first 30, 4 and 20 pixels of the images some or all are of another class.
-    assert strangers == 0 if variant == "corrected" else strangers >= 4 + 16
-
-
-def test_the_mean_of_a_class_in_an_image_enters_with_length_one():
-    (rows,) = randn(5, (12, 3))
-    labels = torch.tensor([[[0, 0, 1, -1, 0, 1]], [[1, 1, 1, 1, -1, -1]]])
-    memory = CIRKDMemory(2, 3, pixel_queue=100, region_queue=10)
-    memory.update(rows, labels)
-    means = [rows[[0, 1, 4]].mean(0)], [rows[[2, 5]].mean(0), rows[6:10].mean(0)]
-    for y, expected in enumerate(means):
-        actual = vectors_of(memory.regions, y)[: len(expected)]
-        torch.testing.assert_close(actual, F.normalize(torch.stack(expected), dim=1))
-    assert memory.regions.filled.tolist() == [1, 2]
-
-
-def test_the_published_queues_start_full_of_unit_vectors_and_ours_empty():
-    published = CIRKDMemory(3, 8, 20, 10, variant="published")
-    for queues, length in ((published.pixels, 20), (published.regions, 10)):
-        assert queues.filled.tolist() == [length] * 3
-        torch.testing.assert_close(queues.vectors.norm(dim=2), torch.ones(3, length))
-    assert CIRKDMemory(3, 8, 20, 10).pixels.filled.tolist() == [0, 0, 0]
-
-
-def test_only_classes_that_were_seen_take_memory():
-    memory = CIRKDMemory(150, 5, pixel_queue=100, region_queue=10)
-    assert memory.pixels.vectors.shape == (0, 100, 5)
-    for classes in ([149, 3], [3, 20], [20]):
-        labels = torch.tensor(classes).repeat_interleave(6).view(1, 1, -1)
-        memory.update(one_hot_rows(labels % 4), labels)
-    assert memory.pixels.vectors.shape == (3, 100, 5)
-    assert memory.regions.vectors.shape == (3, 10, 5)
-    assert {y: row for y, row in enumerate(memory.pixels.row.tolist()) if row >= 0} == {3: 0, 149: 1, 20: 2}
-    assert memory.pixels.filled[[3, 20, 149]].tolist() == [12, 12, 6]
-    for y in (3, 20, 149):
-        assert (vectors_of(memory.pixels, y)[: memory.pixels.filled[y]].argmax(1) == y % 4).all()
-
-
-def test_queues_of_another_length_are_not_loaded():
-    with pytest.raises(RuntimeError, match="size mismatch for vectors"):
-        ClassQueues(2, 5, 1).load_state_dict(ClassQueues(2, 6, 1).state_dict())
 
 
 def loss_and_batch(**kwargs):
@@ -532,7 +301,7 @@ def shares():
     for step, images in enumerate(((1, 2), (2, 2), (2, 1))):
         parts = []
         for rank, number in enumerate(images):
-            student, teacher = randn(10 * step + rank, (number, 8, 3, 5), (number, 16, 3, 5))
+            student, teacher = draw(10 * step + rank, (number, 8, 3, 5), (number, 16, 3, 5))
             classes = torch.rand(number, 3, 5, generator=torch.Generator().manual_seed(10 * step + rank)) * (step + 2)
             labels = classes.long() + rank
             labels[:, 0] = 255
