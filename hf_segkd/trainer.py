@@ -309,13 +309,11 @@ class DistillationTrainer(CheckpointingTrainer):
         `post_process_semantic_segmentation` does. `confusion_matrix` holds the last evaluation's counts.
         """
         self._scores.begin()  # an evaluation that was interrupted leaves its counts
-        self._confusion_matrix = self._scores.confusion_matrix
         self._scored_images = dataloader.dataset
         self._share_buffers()  # score the statistics that are saved
         # Its data loader draws a seed, which must not change what training draws.
         with self._final_weights(), torch.random.fork_rng(devices=[]):
             output = super().evaluation_loop(dataloader, *args, **kwargs)
-        self._confusion_matrix = self._scores.confusion_matrix
         require_finite_scores(output.metrics)
         return output
 

@@ -24,7 +24,7 @@ from hf_segkd.commands import evaluation, gathering, publishing, training
 from hf_segkd.data import label_info
 from hf_segkd.publishing import publication
 from hf_segkd.publishing.hub import upload
-from hf_segkd.publishing.publication import samples_to_show
+from hf_segkd.publishing.publication import samples_to_show, weights_sha256
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +257,15 @@ def test_exports_go_along_and_nothing_that_lies_beside_them(runs, tmp_path):
     published = publish(tmp_path, tmp_path / "out", "--pictures", "0", model="run")
     assert {path.name for path in (published / "onnx").iterdir()} == {"model.onnx", "run_onnx.py", "export.json"}
     assert "| onnx/model.onnx " in (published / "README.md").read_text()
+
+
+def test_weights_in_several_files_are_known_as_well(tmp_path):
+    assert weights_sha256(tmp_path) is None
+    network().save_pretrained(tmp_path, max_shard_size="20KB")
+    *_, last = sorted(tmp_path.glob("model-*.safetensors"))
+    known_as = weights_sha256(tmp_path)
+    last.write_bytes(last.read_bytes()[:-1] + b"x")
+    assert weights_sha256(tmp_path) not in (None, known_as)
 
 
 def test_exports_of_other_weights_are_refused(runs, tmp_path):

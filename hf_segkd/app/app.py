@@ -30,12 +30,12 @@ from transformers import (
 )
 
 from hf_segkd.data.image_files import FORMATS, read_rgb
-from hf_segkd.data.labels import Colour, voc_palette
+from hf_segkd.data.labels import Colour, class_names, voc_palette
 from hf_segkd.foreign import predicts_masks, with_taps
 from hf_segkd.inference import predict
 
 HERE = Path(__file__).resolve().parent
-SETTINGS = {"teacher": None, "title": "Student and teacher", "examples": [], "colours": {}}
+SETTINGS = {"teacher": None, "title": "Student and teacher", "examples": [], "colours": None}
 
 # A free Space has 16 GB. Logits exist at the picture's size, at times twice: 1e9 of them take 4 GB.
 MAX_PIXELS = 25_000_000
@@ -93,7 +93,7 @@ class Network:
     @property
     def names(self) -> list[str]:
         """Class names in the order of the ids."""
-        return [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+        return class_names(self.model.config.id2label)
 
     @property
     def palette(self) -> list[Colour]:
@@ -117,6 +117,14 @@ def load_network(source: str, colours: dict[str, Sequence[int]] | None = None) -
     processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     processor.do_center_crop = False  # the classes are laid over the whole picture
     return Network(source, with_taps(model), processor, colours or {})  # also masks with classes become logits
+
+
+def usual_colours(source: str) -> dict[str, Colour]:
+    """The colours of a network's classes by their names; not in a Space, which holds no data sets."""
+    from hf_segkd.data import class_colours
+
+    names = class_names(AutoConfig.from_pretrained(source, trust_remote_code=False).id2label)
+    return dict(zip(names, class_colours(names), strict=True))
 
 
 def segment(network: Network, image: Image.Image) -> tuple[np.ndarray, float]:
@@ -277,8 +285,9 @@ def main(args: list[str] | None = None) -> None:
     settings = read_settings(parsed)
     if "student" not in settings:
         parser.error("--student is needed: there is no models.json beside app.py that names one")
+    colours = usual_colours(settings["student"]) if settings["colours"] is None else settings["colours"]
     networks = {
-        role.capitalize(): load_network(settings[role], settings["colours"])
+        role.capitalize(): load_network(settings[role], colours)
         for role in ("student", "teacher")
         if settings[role] is not None
     }

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_segkd.commands.networks import load_network
 from hf_segkd.commands.publishing_flags import PublishingCommand
 from hf_segkd.commands.run_folder import read_exports, run_report, scores, training_settings, with_training
-from hf_segkd.data import check_keeps_whole_images, load_segmentation_dataset
+from hf_segkd.data import check_keeps_whole_images, class_names, load_segmentation_dataset
 from hf_segkd.foreign import with_taps
 from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.privacy import last_part
@@ -63,8 +63,7 @@ def teacher_to_show(
     targets = (report or {}).get("class_map")
     class_map = None
     if targets is not None and len(targets) == len(taught):
-        names = ([id2label[index] for index in range(len(id2label))] for id2label in (taught, learnt))
-        class_map = ClassMap(targets, *names)
+        class_map = ClassMap(targets, class_names(taught), class_names(learnt))
     class_map = match_classes(class_map, taught, learnt)
     if class_map is not None and class_map.is_identity:
         return {"teacher": teacher.network}

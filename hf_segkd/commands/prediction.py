@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from hf_segkd.command_line import parse_arguments
 from hf_segkd.commands.networks import load_network
-from hf_segkd.data import class_colours
+from hf_segkd.data import class_colours, class_names
 from hf_segkd.data.folder import IMAGE_SUFFIXES
 from hf_segkd.data.image_files import read_rgb
 from hf_segkd.foreign import with_taps
@@ -50,7 +50,7 @@ def main(args: list[str] | None = None) -> list[Path]:
     model = with_taps(model.to(device))  # also masks with classes become logits
     if model.config.num_labels > MAX_CLASSES:
         raise ValueError(f"{command.model} has {model.config.num_labels} classes; masks hold at most {MAX_CLASSES}.")
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    names = class_names(model.config.id2label)
     palette = class_colours(names)
     written, refused = [], []
     for file in tqdm(files, unit="image"):

@@ -86,8 +86,7 @@ def write(command: PublishingCommand, scratch: Path) -> tuple[str, list[Part]]:
         return message, [model]
     if teacher is not None and facts.teacher_id is None:
         print("The Space shows the student alone: --teacher_id says where on the Hub its teacher is.")
-    names = [student.config.id2label[index] for index in range(student.config.num_labels)]
-    palette = class_colours(names) if images is None else label_info(images).palette
+    palette = class_colours(facts.class_names) if images is None else label_info(images).palette
     kind = {"repo_type": "space", "space_sdk": "gradio"}
     space = Part(command.space, scratch / "space", command.kept_space, kind)
     write_space(
@@ -97,7 +96,7 @@ def write(command: PublishingCommand, scratch: Path) -> tuple[str, list[Part]]:
         title=facts.repo_id.split("/")[-1],
         license=command.license,
         examples=[] if samples is None else list(samples["image"]),
-        colours=dict(zip(names, palette, strict=True)),
+        colours=dict(zip(facts.class_names, palette, strict=True)),
     )
     return message, [model, space]
 

@@ -2,7 +2,7 @@
 
 from .colours import class_colours
 from .decoding import check_dataset, evenly_spread, label_info
-from .labels import LabelInfo, voc_palette
+from .labels import LabelInfo, class_names, voc_palette
 from .loading import load_segmentation_dataset
 from .photometric import PhotoMetricDistortion, RandomBlur
 from .torch_datasets import AugmentedDataset, EvaluationDataset, evaluation_collator, train_collator
@@ -20,6 +20,7 @@ __all__ = [
     "check_dataset",
     "check_keeps_whole_images",
     "class_colours",
+    "class_names",
     "evaluation_collator",
     "evenly_spread",
     "label_info",

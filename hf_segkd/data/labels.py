@@ -74,6 +74,11 @@ class LabelScheme:
     decode_colours: Callable[[np.ndarray], np.ndarray] | None = None
 
 
+def class_names(id2label: Mapping[int, str]) -> list[str]:
+    """Names of the classes in the order of their ids, as a network's configuration or a `LabelInfo` has them."""
+    return [id2label[index] for index in sorted(id2label)]
+
+
 def voc_palette(num_colours: int) -> list[Colour]:
     """The colour map of the Pascal VOC development kit: well separated colours for ids 0..255, black first.
 

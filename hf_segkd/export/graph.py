@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from hf_segkd.foreign import without_taps
+from hf_segkd.inference import logits_at
 
 from .runtimes import require_extra
 
@@ -46,7 +46,7 @@ class DenseNetwork(nn.Module):
         """Logits (b, k, hh, ww) fp32, or classes (b, hh, ww) uint8, of normalised images (b, 3, hh, ww)."""
         logits = self.model(pixel_values=pixel_values).logits
         if logits.shape[-2:] != pixel_values.shape[-2:]:
-            logits = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
+            logits = logits_at(logits, pixel_values.shape[-2:])
         return logits.argmax(dim=1).to(torch.uint8) if self.argmax else logits
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_segkd.data import EvaluationDataset
+from hf_segkd.inference import logits_at
 from hf_segkd.metrics import MeanIoU
 from hf_segkd.reports import table
 
@@ -80,7 +81,7 @@ def compare(
 def classes_at(output: Tensor, size: tuple[int, int]) -> Tensor:
     """Class of each pixel at another size: resized logits (k, h, w), or the nearest pixel of a mask (h, w)."""
     if output.is_floating_point():
-        return F.interpolate(output[None], size=size, mode="bilinear", align_corners=False)[0].argmax(dim=0)
+        return logits_at(output[None], size)[0].argmax(dim=0)
     return F.interpolate(output[None, None], size=size, mode="nearest-exact")[0, 0]
 
 

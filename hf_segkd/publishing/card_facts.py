@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_segkd.data import class_names
 from hf_segkd.losses import LOSSES
 from hf_segkd.publishing.comparisons import Report, check_comparable
 
@@ -102,7 +103,7 @@ class CardFacts:
     @property
     def class_names(self) -> list[str]:
         """In the order of the ids."""
-        return [self.id2label[index] for index in sorted(self.id2label)]
+        return class_names(self.id2label)
 
     @property
     def exports(self) -> list[dict[str, Any]]:

@@ -64,10 +64,11 @@ def write_publication(
         samples: Images to draw; without them (or networks) there are no pictures.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Networks of transformers itself bring no code.
     ours = is_ours(student)
-    facts = replace(facts, needs_package=ours, self_contained=facts.self_contained and ours)
-    save_network(student, folder, facts.self_contained)
+    save_network(student, folder, facts.self_contained and ours)
+    # Networks of transformers itself bring no code; one that was loaded with its repository's saves that too.
+    with_code = facts.self_contained if ours else student._auto_class is not None
+    facts = replace(facts, needs_package=ours, self_contained=with_code)
     processor.save_pretrained(folder)
     if facts.report is not None:
         shared = {key: value for key, value in facts.report.items() if key not in PRIVATE}
@@ -83,9 +84,12 @@ def write_publication(
 
 
 def weights_sha256(folder: Path) -> str | None:
-    """What the weights in a folder are known by; None where there is no file of them."""
-    file = folder / "model.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    """What the weights in a folder, in one file or several, are known by; None where there are none."""
+    files = sorted(folder.glob("model*.safetensors"))
+    known_by = hashlib.sha256()
+    for file in files:
+        known_by.update(file.read_bytes())
+    return known_by.hexdigest() if files else None
 
 
 def save_network(model: PreTrainedModel, folder: Path, self_contained: bool) -> None:

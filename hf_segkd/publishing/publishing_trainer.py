@@ -16,7 +16,7 @@ from transformers.utils import PushInProgress, logging
 from hf_segkd.publishing.hub import prepare_repository, upload
 from hf_segkd.publishing.privacy import shareable
 from hf_segkd.publishing.publication import NOT_ALWAYS_THERE
-from hf_segkd.publishing.reporting_trainer import ReportingTrainer
+from hf_segkd.publishing.reporting_trainer import ReportingTrainer, refuse_words_for_card
 from hf_segkd.reports import ARGUMENTS_FILE, read_json, write_json
 from hf_segkd.training.checkpoints import RECORD_FILE
 
@@ -69,6 +69,7 @@ class PublishingTrainer(ReportingTrainer):
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
+        **given: Any,
     ) -> str | Future[str] | None:
         """Save the student and publish it.
 
@@ -78,14 +79,16 @@ class PublishingTrainer(ReportingTrainer):
             token: Instead of `args.hub_token`.
             revision: Branch, instead of `args.hub_revision`.
             private: Instead of `args.hub_private_repo`, for a repository that is not there yet.
+            **given: What `Trainer` writes into its card (tags, dataset ...), which is refused.
 
         Returns:
             URL of the commit, a future of it if not `blocking`; None on all processes but the main one.
 
         Raises:
-            ValueError: As `init_hf_repo`.
+            ValueError: As `init_hf_repo` and `create_model_card`.
             ConnectionError: If the connection breaks.
         """
+        refuse_words_for_card(given)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo(token, private)

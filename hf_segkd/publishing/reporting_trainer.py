@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -28,6 +27,7 @@ from hf_segkd.publishing.publication import (
 )
 from hf_segkd.reports import evaluation_report
 from hf_segkd.teachers.adapted import AdaptedTeacher, class_map_of
+from hf_segkd.training.streaming_scores import StreamingScores
 
 
 class ReportingTrainer(Trainer):
@@ -39,19 +39,18 @@ class ReportingTrainer(Trainer):
     args: DistillationArguments
     student: PreTrainedModel
     teacher: nn.Module | None
+    _scores: StreamingScores
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Counts of the last evaluation, none before it; and its images, none when the student has changed since.
-        self._confusion_matrix = torch.zeros(0, dtype=torch.int64)
-        self._scored_images: Any = None
+        self._scored_images: Any = None  # of the last evaluation; none when the student has changed since
         self.unreadable_images: list[str] = []  # known when training has ended
         self.resumed_from_step: int | None = None  # since which unreadable images, and seconds, are counted
         super().__init__(*args, **kwargs)
 
     @property
     def confusion_matrix(self) -> Tensor:
-        """Counts of the last evaluation, (k, k) int64: rows are the truth, columns the prediction."""
-        return self._confusion_matrix
+        """Counts of the last evaluation, (k, k) int64: rows are the truth, columns the prediction; empty before it."""
+        return self._scores.confusion_matrix
 
     def report(self) -> dict[str, Any] | None:
         """Scores of the student as it is now with how it was trained, if it was evaluated on images that are known.
@@ -59,10 +58,10 @@ class ReportingTrainer(Trainer):
         `steps` are those that were trained, the budget that comparisons go by; `best_step` is there where training
         went back to the weights of an earlier one. Unreadable images are counted since `resumed_from_step`.
         """
-        if not (isinstance(self._scored_images, EvaluationDataset) and self._confusion_matrix.numel()):
+        if not (isinstance(self._scored_images, EvaluationDataset) and self.confusion_matrix.numel()):
             return None
         images = self._scored_images.dataset
-        report = evaluation_report(self._confusion_matrix, label_info(images), str(images.split or "eval"), len(images))
+        report = evaluation_report(self.confusion_matrix, label_info(images), str(images.split or "eval"), len(images))
         report |= {
             "method": self.args.method,
             "method_kwargs": self.args.method_kwargs,
@@ -95,8 +94,16 @@ class ReportingTrainer(Trainer):
             "unreadable_images": len(self.unreadable_images),
         }
 
-    def create_model_card(self) -> None:
-        """Write the card, with the scores and pictures it shows, beside the student in the output folder."""
+    def create_model_card(self, **given: Any) -> None:
+        """Write the card, with the scores and pictures it shows, beside the student in the output folder.
+
+        Args:
+            **given: What `Trainer` writes into its card (tags, dataset ...), which is refused.
+
+        Raises:
+            ValueError: If something is given: the card tells what training knows.
+        """
+        refuse_words_for_card(given)
         if self.is_world_process_zero():
             self._write_publication(Path(self.args.output_dir))
 
@@ -170,6 +177,20 @@ class ReportingTrainer(Trainer):
             versions=versions(),
             pictures_note=pictures_note,
             self_contained=self.args.hub_self_contained,
+        )
+
+
+def refuse_words_for_card(given: dict[str, Any]) -> None:
+    """Make sure that nobody takes the card for `Trainer`'s, which says what it is told.
+
+    Raises:
+        ValueError: If something is given.
+    """
+    if given:
+        raise ValueError(
+            f"There is no argument {', '.join(given)}: the card is written from what training knows. Its licence is "
+            "hub_license of the training arguments, its name hub_model_id; `hf-segkd publish` takes more, such as "
+            "--dataset_id and --teacher_id."
         )
 
 

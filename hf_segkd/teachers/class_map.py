@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor
 from transformers.utils import logging
 
+from hf_segkd.data import class_names
 from hf_segkd.losses.base import at_least_float32
 from hf_segkd.words import did_you_mean
 
@@ -247,7 +248,7 @@ def _names(id2label: Mapping[int, str]) -> list[str]:
             f"config.id2label names the classes 0, 1, 2 ... by integers, and has the keys {list(id2label)[:5]}; its "
             "network can be paired with no other before that is mended."
         )
-    return [id2label[index] for index in range(len(id2label))]
+    return class_names(id2label)
 
 
 def are_default_names(names: list[str]) -> bool:

@@ -17,6 +17,7 @@ from hf_segkd.data import (
     LabelInfo,
     TrainTransform,
     check_keeps_whole_images,
+    class_names,
     label_info,
     without_labels,
 )
@@ -155,7 +156,7 @@ def check_labels(model: PreTrainedModel, labels: LabelInfo) -> None:
     Raises:
         ValueError: If they differ in number, or have the same names in another order. Other names are warned about.
     """
-    names, known = list(labels.id2label.values()), label_names(model)
+    names, known = class_names(labels.id2label), label_names(model)
     if model.config.num_labels != len(names):
         raise ValueError(
             f"The network has {model.config.num_labels} labels, the data set {labels.name} {len(names)}: the network "
@@ -170,7 +171,7 @@ def check_labels(model: PreTrainedModel, labels: LabelInfo) -> None:
 
 def label_names(model: PreTrainedModel) -> list[str]:
     """Label names in order; empty where they are only the defaults LABEL_0, LABEL_1 ..."""
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    names = class_names(model.config.id2label)
     return [] if are_default_names(names) else names
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from configparser import ConfigParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image
 from tiny_runs import network, processor, scenes
 from transformers import SegformerImageProcessor
 
+from hf_segkd.data import cityscapes
 from hf_segkd.data.decoding import read_image
 from hf_segkd.foreign import with_taps
 from hf_segkd.inference import predict
@@ -111,6 +113,17 @@ def test_classes_of_one_name_have_one_colour_in_both_networks(folders):
     assert network.palette == [(0, 0, 0), (128, 0, 0), (1, 2, 3), (128, 128, 0)]
 
 
+def test_a_page_of_ones_own_has_the_colours_of_the_classes_names(tmp_path, monkeypatch):
+    classes = cityscapes.INFO.id2label
+    network(id2label=classes, label2id={name: index for index, name in classes.items()}).save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
+    shown = {}
+    page = SimpleNamespace(launch=lambda **settings: None)
+    monkeypatch.setattr(app, "build_page", lambda networks, *texts: shown.update(networks) or page)
+    app.main(["--student", str(tmp_path)])
+    assert shown["Student"].palette == cityscapes.INFO.palette
+
+
 @pytest.mark.usefixtures("no_scipy")
 def test_a_teacher_that_predicts_masks_is_shown_as_predict_sees_it(tmp_path):
     model = build(eomt).eval()
@@ -181,7 +194,7 @@ def test_flags_stand_in_for_what_the_settings_say(tmp_path, monkeypatch):
         app.main([])
     (tmp_path / "models.json").write_text('{"student": "ann/student", "title": "Scenes"}')
     settings = app.read_settings(app.argparse.Namespace(student="ann/other", teacher=None))
-    assert settings == {"student": "ann/other", "teacher": None, "title": "Scenes", "examples": [], "colours": {}}
+    assert settings == {"student": "ann/other", "teacher": None, "title": "Scenes", "examples": [], "colours": None}
 
 
 # Run in a Space's folder: what it prints shows that nothing is needed which requirements.txt does not name.

@@ -443,17 +443,29 @@ def test_code_goes_along_when_asked_and_stays_out_of_what_is_saved(hub, tmp_path
     assert not list((tmp_path / "run").glob("*.py"))
 
 
-@pytest.mark.parametrize("segformer", [True, False])
-def test_only_networks_of_the_package_are_said_to_need_it(segformer, hub, tmp_path):
+class OfARepository(SegformerForSemanticSegmentation):
+    """As `from_pretrained(..., trust_remote_code=True)` gives it: its file goes where it is saved."""
+
+    _auto_class = "AutoModelForSemanticSegmentation"
+
+
+@pytest.mark.parametrize(
+    ("kind", "needs_package", "brings_code"),
+    [(None, True, False), (SegformerForSemanticSegmentation, False, False), (OfARepository, False, True)],
+)
+def test_the_card_says_which_code_a_network_needs(kind, needs_package, brings_code, hub, tmp_path):
     config = SegformerConfig(
         hidden_sizes=[4, 8, 8, 8], depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8, num_labels=4
     )
     labels = network().config.id2label
     config.id2label, config.label2id = labels, {name: index for index, name in labels.items()}
-    run = pushing(tmp_path / "run", student=SegformerForSemanticSegmentation(config) if segformer else None)
+    run = pushing(tmp_path / "run", student=None if kind is None else kind(config))
     run.push_to_hub()
-    readme = published(hub)[-1].files["README.md"].decode()
-    assert ("Needs the package `hf_segkd`" in readme) != segformer
+    files = published(hub)[-1].files
+    readme = files["README.md"].decode()
+    assert ("Needs the package `hf_segkd`" in readme) == needs_package
+    assert ("trust_remote_code=True" in readme) == brings_code
+    assert any(name.endswith(".py") for name in files) == brings_code
 
 
 def test_the_card_lies_beside_the_student_with_what_it_shows(tmp_path):
@@ -462,6 +474,13 @@ def test_the_card_lies_beside_the_student_with_what_it_shows(tmp_path):
     run.evaluate()
     run.create_model_card()
     assert {path.name for path in tmp_path.iterdir()} >= STUDENT | PICTURES | SCORES
+
+
+def test_what_trainer_would_write_into_its_card_is_refused(tmp_path):
+    run = trainer(tmp_path)
+    for write in (run.create_model_card, run.push_to_hub):
+        with pytest.raises(ValueError, match=r"no argument dataset, tags: .* hub_license"):
+            write(dataset="voc", tags=["mine"])
 
 
 def test_images_without_any_label_give_no_score(tmp_path):
