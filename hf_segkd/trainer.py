@@ -148,6 +148,9 @@ class DistillationTrainer(CheckpointingTrainer):
             if args.scale_lr:
                 raise ValueError("scale_lr scales the rates of the optimizer that is built from args; you passed one.")
         self._average = StudentAverage(distiller.student, args.ema_decay) if args.ema_decay else None
+        warm_up = distiller.loss is not None and distiller.loss.connector_epochs
+        self._connectors_first = ConnectorsFirst(distiller) if warm_up else None
+        self._guard = NonFiniteGuard(distiller, self.accelerator, self._teacher_features)
         for callback in self._own_callbacks():
             self.add_callback(callback)
         self.teacher = None
@@ -155,19 +158,19 @@ class DistillationTrainer(CheckpointingTrainer):
             wanted = distiller.loss.teacher_batch_statistics
             self._batch_statistics = takes_batch_statistics(teacher, args.teacher_batch_norm, wanted)
             self.teacher = ready_to_teach(teacher, args, self.accelerator)
-        self._guard = NonFiniteGuard(distiller, self.accelerator, self._teacher_features)
         if (warning := args.warn_about_batch_size()) is not None:
             logger.warning(warning)
 
     def _own_callbacks(self) -> Iterator[TrainerCallback]:
         """What goes on beside the steps, in the order in which it is called."""
-        loss = self.distiller.loss
         yield EpochOfAugmentation(self)
         yield ConstantTerms()
+        yield self._term_means
+        yield self._guard
         if self._average is not None:
             yield self._average
-        if loss is not None and loss.connector_epochs:
-            yield ConnectorsFirst(self.distiller)
+        if self._connectors_first is not None:
+            yield self._connectors_first
         for module in self.distiller.modules():
             if isinstance(module, Adversary):
                 yield AdversaryCallback(module, self._term_means.add_beside)
@@ -227,6 +230,13 @@ class DistillationTrainer(CheckpointingTrainer):
         self._guard.remember(inputs, self._batch_files, outputs["terms"])
         self._term_means.add(outputs["terms"])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As `Trainer` does; what does not learn while connectors are warmed up, or after it, has no gradient then."""
+        loss = super().training_step(*args, **kwargs)
+        if self._connectors_first is not None:
+            self._connectors_first.drop_gradients(self.state.epoch)
+        return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
         grad_norm = super()._get_grad_norm(model, grad_norm)

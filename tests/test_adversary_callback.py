@@ -29,6 +29,10 @@ def sum_of_terms(log):
     return sum(value for name, value in log.items() if name.startswith("loss_"))
 
 
+def steps_of(run):
+    return [log for log in run.state.log_history if "loss" in log]
+
+
 def callbacks_of(run):
     return [callback for callback in run.callback_handler.callbacks if isinstance(callback, AdversaryCallback)]
 
@@ -77,6 +81,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does_bit_for_bit(preset,
         resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
         assert resumed.state.global_step == 6
         assert same(weights(resumed.model), expected)
+        assert steps_of(resumed) == steps_of(straight)
     saved = load_file(tmp_path / "straight" / "checkpoint-6" / LOSS_STATE_FILE)
     assert same(saved, weights(straight.model.loss))
 
@@ -136,6 +141,23 @@ def test_a_step_that_fp16_skips_for_the_student_is_skipped_for_the_discriminator
     run.train()
     assert same(weights(adversary_of(run).discriminator[4]), before)
     assert adversary_of(run).batches_learnt == 0
+
+
+@pytest.mark.usefixtures("_small_discriminator")
+def test_a_gradient_of_the_discriminator_that_is_not_finite_stops_the_run_at_a_step_that_is_named(tmp_path):
+    run = trainer(tmp_path, method="skds", max_steps=4)
+    adversary = adversary_of(run)
+
+    class Spoil(TrainerCallback):
+        def on_substep_end(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                adversary._gradient = torch.tensor(float("nan"))
+
+        on_pre_optimizer_step = on_substep_end
+
+    run.add_callback(Spoil())
+    with pytest.raises(FloatingPointError, match=r"^Step 2: the gradient of the discriminator is not finite"):
+        run.train()
 
 
 @pytest.mark.usefixtures("_small_discriminator")

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 from several_processes import GLOO, spawn
 from tiny_runs import StopAfter, network, same, scenes, trainer, weights
+from transformers import TrainerCallback
 
 NAN, INF = math.nan, math.inf
 
@@ -71,6 +72,24 @@ def test_of_accumulated_batches_the_one_with_the_nan_is_saved(tmp_path):
     stopped(run, "Step 1: the term ce is nan")
     saved = load_file(tmp_path / "nonfinite-step-1" / "batch.safetensors")["pixel_values"]
     assert torch.equal(saved.nan_to_num(), seen[1].nan_to_num())
+
+
+def test_a_nan_in_a_step_that_was_broken_off_does_not_stop_the_next_run(tmp_path):
+    run = trainer(tmp_path, per_device_train_batch_size=3, gradient_accumulation_steps=2, max_steps=2)
+
+    class Break(TrainerCallback):
+        def on_substep_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    spoil(run, 1, one_pixel_nan)
+    run.add_callback(Break)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    run.pop_callback(Break)
+    del run._prepare_inputs
+    run.student.load_state_dict(network().state_dict())  # the batch norms have seen the NaN
+    run.train()
+    assert run.state.global_step == 2
 
 
 def test_images_without_labels_and_names_are_counted_in_their_batch(tmp_path):

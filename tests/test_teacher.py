@@ -124,3 +124,10 @@ def test_wrong_settings_of_the_teacher_are_refused(tmp_path):
         arguments(tmp_path, teacher_batch_norm="train")
     with pytest.raises(ValueError, match="the teacher has no batch norm"):
         takes_batch_statistics(nn.Conv2d(3, 4, 1), "batch_stats", False)
+
+
+def test_a_method_that_wants_batch_statistics_of_a_teacher_without_batch_norms_is_told(caplog):
+    for wanted, told in ((False, False), (True, True), (None, True)):
+        caplog.clear()
+        assert not takes_batch_statistics(nn.Conv2d(3, 4, 1), "auto", wanted)
+        assert ("and the teacher has none" in caplog.text) == told

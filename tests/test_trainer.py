@@ -181,10 +181,15 @@ def test_frozen_parameters_stay_and_a_beginning_that_fits_nothing_is_an_error(tm
 
 @pytest.mark.parametrize(("method", "go_on"), [("attnfd", False), ("ofd", True)])
 def test_official_schedules_train_connectors_first_and_then_the_rest_or_all(method, go_on, tmp_path):
-    run = trainer(tmp_path, method=method, method_kwargs={"preset": "official"}, max_steps=6)  # 3 steps an epoch
+    options = {"method": method, "method_kwargs": {"preset": "official"}, "max_grad_norm": 1e-3}
+    run = trainer(tmp_path, max_steps=6, **options)  # 3 steps an epoch
     seen = []
 
     class Record(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
+            assert torch.nn.utils.get_total_norm(gradients).item() == pytest.approx(1e-3, rel=1e-2)  # of what learns
+
         def on_step_end(self, args, state, control, **kwargs):
             connectors = [p.detach().clone() for p in run.model.loss.connector_parameters()]
             seen.append((run.student.classifier.weight.detach().clone(), connectors))

@@ -123,18 +123,24 @@ class Adversary(nn.Module):
         """
         assert self._logits is not None, "learn comes after a forward in training mode"
         (student, teacher), self._logits = self._logits, None
-        parameters = list(self.discriminator.requires_grad_().parameters())
-        with torch.autocast(device_type=student.device.type, enabled=False):
-            teacher_scores = self.discriminator(teacher)
-            loss = adversarial_loss(self.discriminator(student), teacher_scores, self.objective)
-            if self.objective == "wgan-gp":
-                share = torch.from_numpy(generator.random((len(student), 1, 1, 1))).to(student)
-                loss = loss + GRADIENT_PENALTY_WEIGHT * gradient_penalty(self.discriminator, student, teacher, share)
-            gradients = torch.autograd.grad(DISCRIMINATOR_WEIGHT * loss, parameters)
-        self.discriminator.requires_grad_(False)
+        self.discriminator.requires_grad_()
+        try:
+            with torch.autocast(device_type=student.device.type, enabled=False):
+                loss = self._loss(student, teacher, generator)
+                gradients = torch.autograd.grad(DISCRIMINATOR_WEIGHT * loss, list(self.discriminator.parameters()))
+        finally:  # a failure, of memory perhaps, must not leave the student's backward pass gradients to D
+            self.discriminator.requires_grad_(False)
         self._gradient = self._gradient + torch.cat([gradient.flatten() for gradient in gradients])
         self.batches_learnt += 1
         return loss.detach()
+
+    def _loss(self, student: Tensor, teacher: Tensor, generator: np.random.Generator) -> Tensor:
+        teacher_scores = self.discriminator(teacher)
+        loss = adversarial_loss(self.discriminator(student), teacher_scores, self.objective)
+        if self.objective == "hinge":
+            return loss
+        share = torch.from_numpy(generator.random((len(student), 1, 1, 1))).to(student)
+        return loss + GRADIENT_PENALTY_WEIGHT * gradient_penalty(self.discriminator, student, teacher, share)
 
     @torch.no_grad()
     def update(self, progress: float) -> None:
@@ -153,8 +159,9 @@ class Adversary(nn.Module):
             gradient /= dist.get_world_size()
         if not gradient.isfinite().all():
             raise FloatingPointError(
-                "The gradient of the discriminator is not finite, though the student's terms are. A lower "
-                "discriminator_learning_rate may help, or objective 'hinge', which has no second derivatives."
+                "the gradient of the discriminator is not finite, though the student's terms are. A lower "
+                "discriminator_learning_rate may help, or objective 'hinge', which has no second derivatives. The "
+                "discriminator's weights are still those before this step; the student has taken it."
             )
         (group,) = self.optimizer.param_groups
         group["lr"] = self.learning_rate * (1.0 - progress) ** self.decay_power
@@ -165,8 +172,8 @@ class Adversary(nn.Module):
         self.optimizer.zero_grad()
 
     def forget(self) -> None:
-        """Drop the gradients since the last update."""
-        self._gradient, self.batches_learnt = 0.0, 0
+        """Drop the gradients since the last update, and logits that were not learnt from."""
+        self._logits, self._gradient, self.batches_learnt = None, 0.0, 0
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """The optimizer's state is saved with the module: the learning rate follows from the progress."""

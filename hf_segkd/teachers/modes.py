@@ -10,10 +10,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from transformers.utils import logging
 
 from hf_segkd.arguments import DistillationArguments
 from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.types import Features
+
+logger = logging.get_logger(__name__)
 
 
 def in_own_dtype(network: nn.Module, teacher_dtype: str) -> nn.Module:
@@ -99,11 +102,18 @@ def takes_batch_statistics(network: nn.Module, teacher_batch_norm: str, wanted: 
     Raises:
         ValueError: If `batch_stats` would do nothing, or `auto` leaves it to methods that differ.
     """
-    if teacher_batch_norm == "batch_stats" and not _batch_norms(network):
-        raise ValueError(
-            "teacher_batch_norm is batch_stats, but the teacher has no batch norm: it would change nothing. Leave it "
-            "at auto."
-        )
+    if not _batch_norms(network):
+        if teacher_batch_norm == "batch_stats":
+            raise ValueError(
+                "teacher_batch_norm is batch_stats, but the teacher has no batch norm: it would change nothing. Leave "
+                "it at auto."
+            )
+        if teacher_batch_norm == "auto" and wanted is not False:
+            logger.warning(
+                "The method wants the teacher's batch norms to use the statistics of each batch, and the teacher has "
+                "none: it works as it always does."
+            )
+        return False
     if teacher_batch_norm != "auto":
         return teacher_batch_norm == "batch_stats"
     if wanted is None:

@@ -45,5 +45,8 @@ class AdversaryCallback(TrainerCallback):
         """After the student's."""
         if optimizer.step_was_skipped:
             self.adversary.forget()
-        else:
+            return
+        try:
             self.adversary.update(state.global_step / state.max_steps)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"Step {state.global_step + 1}: {error}") from error

@@ -34,8 +34,12 @@ class ConnectorsFirst(TrainerCallback):
                 "method_kwargs to 0."
             )
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        """Leave out the gradients of what does not learn now."""
-        warming_up = int(state.epoch or 0) < self.loss.connector_epochs
+    def drop_gradients(self, epoch: float | None) -> None:
+        """Drop those of what does not learn now: after a backward pass, before gradients are measured and clipped.
+
+        Args:
+            epoch: Of the run's state.
+        """
+        warming_up = int(epoch or 0) < self.loss.connector_epochs
         for parameter in self.others if warming_up else self.finished:
             parameter.grad = None

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import TrainerCallback
 
 from hf_segkd.distiller import Distiller
 from hf_segkd.teachers.modes import batch_statistics
@@ -30,7 +31,7 @@ class _Batch:
         return [name for name, value in self.terms.items() if not value.isfinite()]
 
 
-class NonFiniteGuard:
+class NonFiniteGuard(TrainerCallback):
     """Looks at the terms of a step's batches and at their gradient, once, between backward and the optimizer's step.
 
     So the device is waited for once per optimizer step (`Trainer`'s own `logging_nan_inf_filter` waits with every
@@ -50,6 +51,10 @@ class NonFiniteGuard:
         self.accelerator = accelerator
         self.teacher_features = teacher_features
         self.batches: list[_Batch] = []  # of the step in work; the data loader holds them that long too
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Drop what a run of this trainer that was broken off left."""
+        self.batches = []
 
     def remember(self, inputs: dict[str, Any], files: list[str], terms: dict[str, Tensor]) -> None:
         """Keep a batch, the names of its images (empty when not known) and its unweighted terms until `check`."""

@@ -7,14 +7,22 @@ from collections.abc import Mapping
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers import TrainerCallback
 
 
-class TermMeans:
+class TermMeans(TrainerCallback):
     """The mean of each term over the batches since the last log, without waiting for the device in between."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._batches = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Drop what a run of this trainer before this one left behind its last log."""
+        self._begin()
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
         """Count a batch's terms, unweighted scalars."""
@@ -41,5 +49,5 @@ class TermMeans:
                 logs |= {f"loss_{name}": weights[name] * mean, f"raw_{name}": mean}
             else:
                 logs[name] = mean
-        self._sums, self._batches = {}, 0
+        self._begin()
         return logs

@@ -189,6 +189,15 @@ def test_a_gradient_that_overflows_is_told_and_does_not_reach_the_discriminator(
     assert same(dict(adversary.named_parameters()), before)
 
 
+def test_a_failure_while_learning_leaves_the_discriminator_without_gradients(make_adversary, monkeypatch):
+    adversary = make_adversary()
+    adversary(*logit_maps())
+    monkeypatch.setattr(adversary, "_loss", lambda *args: torch.zeros(()).view(2))
+    with pytest.raises(RuntimeError):
+        adversary.learn(np.random.default_rng(0))
+    assert not any(parameter.requires_grad for parameter in adversary.parameters())
+
+
 def test_learning_draws_no_global_random_number_and_autocast_changes_nothing(make_adversary):
     expected = train(make_adversary(), 1)
     adversary = make_adversary()
