@@ -52,7 +52,7 @@ def test_a_command_takes_the_flags_of_its_script(name, capsys, monkeypatch):
 
 
 MISTAKE = ["--model", "nowhere", "--images", "none.png", "--output", "out"]
-TOLD = "error: There is no file or folder none.png.\n(HF_SEGKD_TRACEBACK=1 shows where it was raised.)\n"
+TOLD = "\nerror: There is no file or folder none.png.\n(HF_SEGKD_TRACEBACK=1 shows where it was raised.)\n"
 
 
 def test_a_mistake_in_the_flags_of_a_script_ends_with_one_line_and_exit_code_1(monkeypatch, capsys):
@@ -103,7 +103,7 @@ def test_ctrl_c_ends_a_command_as_it_ends_other_programs(monkeypatch, capsys):
     monkeypatch.setattr(cli.importlib, "import_module", interrupt)
     with pytest.raises(SystemExit) as stop:
         cli.run("train", [])
-    assert (stop.value.code, capsys.readouterr().err) == (130, "Interrupted.\n")
+    assert (stop.value.code, capsys.readouterr().err) == (130, "\nInterrupted.\n")
 
 
 @pytest.mark.parametrize("length", [1, 10**6])

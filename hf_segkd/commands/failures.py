@@ -21,7 +21,8 @@ def plain_errors() -> Iterator[None]:
 
     The exit code is 1; that of wrong flags is 2, argparse's. Anything else is a defect and keeps its traceback, and
     `HF_SEGKD_TRACEBACK=1` shows that of every error. Ctrl-C and a reader of the output who leaves (`| head`) end a
-    command as they end other programs: without a traceback, with 130 and 141.
+    command as they end other programs: without a traceback, with 130 and 141. Messages begin a new line, since a
+    progress bar may stand on the last one.
 
     Raises:
         SystemExit: In place of such an error.
@@ -30,7 +31,7 @@ def plain_errors() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+        print("\nInterrupted.", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush would fail again
@@ -38,7 +39,7 @@ def plain_errors() -> Iterator[None]:
     except Exception as error:
         if not _is_meant(error) or os.environ.get(TRACEBACK, "0") != "0":
             raise
-        print(f"error: {error}\n({TRACEBACK}=1 shows where it was raised.)", file=sys.stderr)
+        print(f"\nerror: {error}\n({TRACEBACK}=1 shows where it was raised.)", file=sys.stderr)
         raise SystemExit(1) from error
 
 
