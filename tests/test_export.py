@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from foreign_models import SIDE, build, eomt, no_scipy  # noqa: F401
 from PIL import Image
 from tiny_runs import NUM_CLASSES, SIZE, network, processor, scenes
@@ -28,7 +27,6 @@ from hf_segkd.export import run_onnx, runtimes
 from hf_segkd.export.graph import DenseNetwork, check_takes, save_onnx, trace
 from hf_segkd.export.latency import latency_report, onnx_variant, pytorch_variants, traced_variants
 from hf_segkd.export.metadata import check_description, describe, fixed_size, with_size
-from hf_segkd.export.parity import Parity, check_parity, classes_at, compare
 from hf_segkd.foreign import with_taps
 from hf_segkd.inference import predict
 from hf_segkd.metrics import MeanIoU
@@ -220,47 +218,6 @@ def test_a_file_of_an_earlier_export_does_not_stay_beside_a_new_one(model, copie
     (tmp_path / "notes.txt").write_text("the user's own")
     export(model, *ONNX, "--output", str(tmp_path))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["export.json", "model.onnx", "notes.txt", "run_onnx.py"]
-
-
-@pytest.mark.parametrize(
-    ("values", "wrong"),
-    [
-        ({"argmax_agreement": 0.998}, "99.800 %"),
-        ({"miou_exported": 0.4994}, "49.940 % instead of 50.000 %"),
-        ({"miou_exported": float("nan")}, "nan"),
-        ({"max_logit_difference": float("nan")}, "logits is nan"),
-    ],
-)
-def test_parity_has_limits(values, wrong):
-    good = {"images": 2, "max_logit_difference": 1e-5, "argmax_agreement": 0.9995, "miou": 0.5, "miou_exported": 0.4996}
-    check_parity(Parity(**good), "model.onnx")
-    check_parity(Parity(**good | {"max_logit_difference": None}), "model.onnx")
-    with pytest.raises(ValueError, match=wrong):
-        check_parity(Parity(**good | values), "model.onnx")
-
-
-def test_comparison_counts_what_differs():
-    samples = [{"pixel_values": torch.rand(3, 4, 6), "labels": torch.zeros(8, 12, dtype=torch.int64)} for _ in range(3)]
-
-    def first(images):  # class 0 everywhere
-        return F.one_hot(torch.zeros(len(images), 4, 6, dtype=torch.int64), 2).permute(0, 3, 1, 2).float()
-
-    def second(images):  # class 1 in the left half
-        logits = first(images)
-        logits[..., :3] = logits[..., :3].flip(1)
-        return logits
-
-    parity = compare(first, second, samples, num_labels=2, batch_size=2)
-    assert (parity.images, parity.argmax_agreement, parity.max_logit_difference) == (3, 0.5, 1.0)
-    assert (parity.miou, parity.miou_exported) == (1.0, 0.25)
-    masks = compare(lambda x: first(x).argmax(1).byte(), lambda x: second(x).argmax(1).byte(), samples, num_labels=2)
-    assert masks == Parity(3, None, 0.5, 1.0, 0.25)
-
-
-def test_masks_are_resized_as_pictures_of_classes():
-    mask = torch.tensor([[0, 7], [3, 3]], dtype=torch.uint8)
-    picture = Image.fromarray(mask.numpy()).resize((5, 3), Image.Resampling.NEAREST)
-    assert np.array_equal(classes_at(mask, (3, 5)), np.asarray(picture))
 
 
 def segformer():

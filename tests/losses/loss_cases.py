@@ -121,20 +121,3 @@ def reference(name):
     if not (folder / name).exists():
         pytest.skip(f"no reference file {folder / name}; set HF_SEGKD_SHARED to the folder that holds golden/")
     return json.loads((folder / name).read_text())
-
-
-def hash_fill(shape, k, scale):
-    """Numbers in (-scale/2, scale/2) from an integer hash of the flat index: the recipe of attnfd.json."""
-    numel = 1
-    for size in shape:
-        numel *= size
-    values = []
-    for i in range(numel):
-        z = ((i + 1) * ((2 * k + 1) % 65536) * 2654435761) % 2**32
-        z ^= z >> 15
-        z = z * 2246822519 % 2**32
-        z ^= z >> 13
-        z = z * 3266489917 % 2**32
-        z ^= z >> 16
-        values.append((z / 2**32 - 0.5) * scale)
-    return torch.tensor(values, dtype=torch.float64).reshape(shape)

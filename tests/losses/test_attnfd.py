@@ -2,7 +2,8 @@ import math
 
 import pytest
 import torch
-from loss_cases import NUM_LABELS, STUDENT, TEACHER, hash_fill, make_features, make_labels, reference
+from hashed_numbers import hashed
+from loss_cases import NUM_LABELS, STUDENT, TEACHER, make_features, make_labels, reference
 from torch import nn
 from torch.nn import functional as F
 
@@ -10,7 +11,7 @@ from hf_segkd.losses import create_loss
 from hf_segkd.losses.attention import CBAM, ParameterFreeAttention
 from hf_segkd.losses.attnfd import normalized_distance
 
-# The authors' code (f090bbe) in float64 on inputs of `hash_fill`: distances over the batch size of 2.
+# The authors' code (f090bbe) in float64 on inputs of `hashed_numbers`: distances over the batch size of 2.
 PLACES = [((2, 6, 3, 4), 20, 3.0, 30), ((2, 4, 3, 4), 21, 4.0, 31), ((2, 4, 5, 6), 22, 5.0, 32)]
 DISTANCES = [0.950073190659, 1.0377743009, 1.11512373053]
 TOTAL = 6.20594244417  # 2 * their sum
@@ -29,7 +30,7 @@ CBAM_RUNNING = (-0.0715568165704, 0.971297783344)  # mean, variance after one tr
 def place(i):
     """Student and teacher map of place i, the former with gradient."""
     shape, k, scale, student_k = PLACES[i]
-    return hash_fill(shape, student_k, 2.0).requires_grad_(), hash_fill(shape, k, scale)
+    return hashed(shape, student_k, 2.0).requires_grad_(), hashed(shape, k, scale)
 
 
 def cbam_by_rule():
@@ -40,14 +41,14 @@ def cbam_by_rule():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 weight = layer.weight
                 fan_in = weight.numel() // weight.shape[0]
-                weight.copy_(hash_fill(weight.shape, weight.numel() % 89, math.sqrt(12 / fan_in)))
+                weight.copy_(hashed(weight.shape, weight.numel() % 89, math.sqrt(12 / fan_in)))
                 if layer.bias is not None:
-                    layer.bias.copy_(hash_fill(layer.bias.shape, layer.bias.numel() % 89 + 1, 0.2))
+                    layer.bias.copy_(hashed(layer.bias.shape, layer.bias.numel() % 89 + 1, 0.2))
             elif isinstance(layer, nn.BatchNorm2d):
-                layer.weight.copy_(1 + hash_fill((1,), 3, 0.4))
-                layer.bias.copy_(hash_fill((1,), 4, 0.4))
-                layer.running_mean.copy_(hash_fill((1,), 5, 0.2))
-                layer.running_var.copy_(1 + hash_fill((1,), 6, 0.5))
+                layer.weight.copy_(1 + hashed((1,), 3, 0.4))
+                layer.bias.copy_(hashed((1,), 4, 0.4))
+                layer.running_mean.copy_(hashed((1,), 5, 0.2))
+                layer.running_var.copy_(1 + hashed((1,), 6, 0.5))
     return module
 
 
@@ -117,17 +118,17 @@ def test_the_reference_file_of_distances_and_gradients_agrees():
 
 def test_attention_in_eval_mode_is_that_of_the_authors_code():
     attention = cbam_by_rule().eval()
-    x = hash_fill((2, 32, 3, 4), 11, 4.0).requires_grad_()
+    x = hashed((2, 32, 3, 4), 11, 4.0).requires_grad_()
     assert_starts_with(attention.channel_gate(x), CBAM_CHANNEL_GATE)
     output = attention(x)
     assert_starts_with(output, CBAM_EVAL)
-    (output * hash_fill((2, 32, 3, 4), 12, 1.0)).sum().backward()
+    (output * hashed((2, 32, 3, 4), 12, 1.0)).sum().backward()
     assert_starts_with(x.grad, CBAM_EVAL_GRADIENT)
 
 
 def test_attention_in_training_mode_is_that_of_the_authors_code():
     attention = cbam_by_rule().train()
-    x, weight_of_output = hash_fill((2, 32, 3, 4), 11, 4.0), hash_fill((2, 32, 3, 4), 12, 1.0)
+    x, weight_of_output = hashed((2, 32, 3, 4), 11, 4.0), hashed((2, 32, 3, 4), 12, 1.0)
     output = attention(x)
     assert_starts_with(output, CBAM_TRAIN)
     norm = attention[1].norm
@@ -135,22 +136,22 @@ def test_attention_in_training_mode_is_that_of_the_authors_code():
     assert norm.running_var.item() == pytest.approx(CBAM_RUNNING[1], abs=1e-9)
     # The reference gradient is that of one pass in training mode plus one in eval mode before it.
     (output * weight_of_output).sum().backward()
-    norm.running_mean.copy_(hash_fill((1,), 5, 0.2))
-    norm.running_var.copy_(1 + hash_fill((1,), 6, 0.5))
+    norm.running_mean.copy_(hashed((1,), 5, 0.2))
+    norm.running_var.copy_(1 + hashed((1,), 6, 0.5))
     (attention.eval()(x) * weight_of_output).sum().backward()
     assert_starts_with(attention.channel_gate.mlp[0].weight.grad, CBAM_GRADIENT_OF_W0)
 
 
 def test_the_reference_file_of_the_attention_agrees():
     case = reference("attnfd.json")["cbam_student"]
-    attention, x = cbam_by_rule(), hash_fill((2, 32, 3, 4), 11, 4.0)
+    attention, x = cbam_by_rule(), hashed((2, 32, 3, 4), 11, 4.0)
     assert_starts_with(attention.eval()(x), case["eval_out"])
     assert_starts_with(attention.channel_gate(x), case["channel_gate_out"])
     assert_starts_with(attention.train()(x), case["train_out"])
 
 
 def test_parameter_free_attention_is_its_formula():
-    x = hash_fill((2, 3, 2, 2), 11, 4.0)
+    x = hashed((2, 3, 2, 2), 11, 4.0)
     gated = x.clone()
     for image in range(2):
         for channel in range(3):

@@ -1,35 +1,14 @@
-"""What holds for every architecture, on every kind of backbone, with and without an auxiliary head.
-
-A new network gets a line in `CASES`; what it alone has is tested in its own file.
-"""
+"""What every network computes; what one alone has is tested in its own file."""
 
 import math
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from network_cases import CASES, LABELS, MMSEG_MOBILENET, PIXELS, every_network
 from tiny_mmseg_networks import TINY_BACKBONE, tiny_network
-from tiny_networks import fill_weights, tiny_hrnet, tiny_model
+from tiny_networks import fill_weights, tiny_model
 from torch import nn
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForSemanticSegmentation,
-    PreTrainedModel,
-    SegformerImageProcessor,
-    pipeline,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from hf_segkd.models import (
     DeepLabV3PlusConfig,
@@ -41,73 +20,11 @@ from hf_segkd.models import (
     PSPNetConfig,
     PSPNetForSemanticSegmentation,
 )
-from hf_segkd.models.auto_registration import register_configs, register_image_processors, register_models
-from hf_segkd.models.configuration_backbones import geometry
-from hf_segkd.publishing.publication import save_network
-
-
-@dataclass(frozen=True)
-class Case:
-    """A small network and the strides of its maps: the four stages', the logits', the encoder's if it has one."""
-
-    build: Callable[..., PreTrainedModel]
-    stages: tuple[int, int, int, int]
-    logits: int
-    encoder: int | None = None
-
-    def stride(self, tap: str) -> int:
-        name = tap.removesuffix("_pre").removesuffix("_post")
-        if name.startswith("stage"):
-            return self.stages[int(name[-1]) - 1]
-        return {
-            "low_level": 4,
-            "backbone": self.stages[-1],
-            "encoder": self.encoder,
-            "decoder": self.logits,
-            "logits": self.logits,
-        }[name]
-
-
-MMSEG_MOBILENET = {
-    "model_type": "segkd-mobilenet-v2",
-    "depth_multiplier": 0.25,
-    "strides": [1, 2, 2, 1, 1, 1, 1],
-    "out_features": ["stage2", "stage5", "stage7"],
-}
-CASES = {
-    "deeplabv3plus_resnet": Case(partial(tiny_model, "resnet"), (4, 8, 16, 16), 4, 16),
-    "deeplabv3plus_bottleneck": Case(partial(tiny_model, "bottleneck"), (4, 8, 16, 32), 4, 32),
-    "deeplabv3plus_mobilenet_v2": Case(partial(tiny_model, "mobilenet_v2"), (4, 8, 16, 16), 4, 16),
-    "deeplabv3plus_mmseg": Case(partial(tiny_network, "deeplabv3plus"), (4, 8, 8, 8), 4, 8),
-    "deeplabv3plus_mmseg_mobilenet_v2": Case(
-        partial(tiny_network, "deeplabv3plus", backbone_config=MMSEG_MOBILENET), (4, 8, 8, 8), 4, 8
-    ),
-    "deeplabv3plus_mmseg_plain": Case(
-        partial(tiny_network, "deeplabv3plus", use_auxiliary_head=False), (4, 8, 8, 8), 4, 8
-    ),
-    "pspnet": Case(partial(tiny_network, "pspnet"), (4, 8, 8, 8), 8),
-    "pspnet_plain": Case(partial(tiny_network, "pspnet", use_auxiliary_head=False), (4, 8, 8, 8), 8),
-    "isanet": Case(partial(tiny_network, "isanet"), (4, 8, 8, 8), 8),
-    "isanet_plain": Case(partial(tiny_network, "isanet", use_auxiliary_head=False), (4, 8, 8, 8), 8),
-    "hrnet": Case(tiny_hrnet, (4, 8, 16, 32), 4, 4),
-}
-every_network = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def the_others_slow(*quick):
     marks = {name: () if name in quick else pytest.mark.slow for name in CASES}
     return pytest.mark.parametrize("case", [pytest.param(CASES[name], id=name, marks=marks[name]) for name in CASES])
-
-
-PIXELS = torch.rand(2, 3, 65, 97, generator=torch.Generator().manual_seed(0)) * 4 - 2
-LABELS = torch.randint(0, 5, (2, 65, 97), generator=torch.Generator().manual_seed(1))
-LABELS[:, :9] = 255
-
-
-@pytest.fixture(autouse=True)
-def _registered():
-    for register in (register_configs, register_models, register_image_processors):
-        register()
 
 
 # Network, config and the number of parameters in training.
@@ -371,63 +288,6 @@ def test_channels_last_bf16_autocast_and_bf16_weights_stay_close(case, tmp_path)
 
 
 @every_network
-def test_save_and_load_gives_identical_bits_through_the_auto_classes_without_a_connection(case, tmp_path, monkeypatch):
-    model = case.build()
-    fill_weights(model)
-    model.save_pretrained(tmp_path)
-    SegformerImageProcessor().save_pretrained(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        "preprocessor_config.json",
-    }
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("a socket was opened")
-
-    monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    config = AutoConfig.from_pretrained(tmp_path)
-    assert type(config) is type(model.config)
-    assert geometry(config.backbone_config) == geometry(model.config.backbone_config)
-    without = {"transformers_version": None, "_name_or_path": None, "architectures": None, "dtype": None}
-    assert {**config.to_dict(), **without} == {**model.config.to_dict(), **without}
-    assert type(AutoBackbone.from_config(config.backbone_config)) is type(model.backbone)
-    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is SegformerImageProcessor
-    assert MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[config.model_type] == type(model).__name__
-    for options in ({}, {"device_map": "cpu"}, {"device_map": "auto"}):
-        again, info = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True, **options)
-        assert type(again) is type(model)
-        assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-        with torch.inference_mode():
-            # Not to the bit: oneDNN chooses its kernels by where in memory the weights lie.
-            torch.testing.assert_close(again(PIXELS).logits, model(PIXELS).logits)
-    expected = model.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
-    assert {name for name, _ in model.named_buffers()} <= expected.keys()
-
-
-@every_network
-def test_another_label_set_re_initialises_the_classifiers_alone(case, tmp_path):
-    model = case.build()
-    fill_weights(model)
-    model.save_pretrained(tmp_path)
-    names = {i: f"class {i}" for i in range(700)}
-    labels = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
-    again = type(model).from_pretrained(tmp_path, ignore_mismatched_sizes=True, **labels)
-    assert again.config.num_labels == 700
-    expected, fresh = model.state_dict(), case.build(num_labels=700).state_dict()
-    classifiers = {name for name in expected if "classifier." in name}
-    for name, value in again.state_dict().items():
-        if name not in classifiers:
-            assert torch.equal(value, expected[name])
-        elif name.endswith("weight"):
-            assert value.std().item() == pytest.approx(fresh[name].std().item(), rel=0.15)
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-        type(model).from_pretrained(tmp_path, **labels)
-
-
-@every_network
 def test_it_tells_trainer_fsdp_and_peft_what_they_ask(case):
     model = case.build()
     assert model.accepts_loss_kwargs is False
@@ -466,91 +326,3 @@ def test_exported_with_dynamic_shapes_it_gives_the_same_at_another_size(case):
     other = torch.rand(3, 3, 99, 133)  # ISANet's graph is bound to sizes that need padding, as this one and PIXELS
     with torch.inference_mode():
         torch.testing.assert_close(exported.module()(other).logits, model(other).logits)
-
-
-@pytest.mark.parametrize("name", ["deeplabv3plus_resnet", "pspnet", "isanet", "hrnet"])
-def test_the_pipeline_gives_the_networks_own_mask_without_a_complaint(name, tmp_path, capfd):
-    CASES[name].build(id2label={i: f"class {i}" for i in range(5)}).save_pretrained(tmp_path)
-    SegformerImageProcessor(size={"height": 64, "width": 80}).save_pretrained(tmp_path)
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8))
-    pieces = pipeline("image-segmentation", model=str(tmp_path))(image, subtask="semantic")
-    assert "is not supported" not in capfd.readouterr().err
-    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).eval()
-    with torch.inference_mode():
-        logits = model(**AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt")).logits
-    mask = logits[0].argmax(0).numpy()
-    assert {piece["label"] for piece in pieces} == {f"class {i}" for i in np.unique(mask)}
-    for piece in pieces:
-        assert np.array_equal(np.asarray(piece["mask"]) > 0, mask == int(piece["label"].split()[1]))
-
-
-@pytest.mark.slow
-def test_saved_code_loads_where_the_package_is_not_installed_and_is_saved_again_from_there(tmp_path):
-    for name, case in CASES.items():
-        model = case.build()
-        fill_weights(model)
-        save_network(model, tmp_path / name, self_contained=True)
-        torch.save(model(torch.ones(1, 3, 64, 64)).logits.detach(), tmp_path / name / "expected.pt")
-    load = """
-import sys, torch
-from pathlib import Path
-sys.modules["hf_segkd"] = None  # any import of it fails now, installed or not
-from transformers import AutoModelForSemanticSegmentation
-for folder in map(Path, sys.argv[1:]):
-    for source in (folder, folder / "again"):
-        model = AutoModelForSemanticSegmentation.from_pretrained(source, trust_remote_code=True).eval()
-        torch.testing.assert_close(model(torch.ones(1, 3, 64, 64)).logits, torch.load(folder / "expected.pt"))
-        model.save_pretrained(folder / "again")
-    assert {file.name for file in (folder / "again").glob("*.py")} == {file.name for file in folder.glob("*.py")}
-"""
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    env["HF_HOME"] = str(tmp_path / "home")
-    folders = [str(tmp_path / name) for name in CASES]
-    subprocess.run([sys.executable, "-c", load, *folders], env=env, cwd=tmp_path, check=True)
-
-
-def test_the_configuration_of_another_network_is_refused(tmp_path):
-    tiny_hrnet().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="one of 'segkd-hrnet', but PSPNetConfig is that of 'segkd-pspnet'"):
-        PSPNetForSemanticSegmentation.from_pretrained(tmp_path)
-
-
-@every_network
-def test_a_networks_folder_gives_its_backbone_and_a_backbones_folder_a_network_with_a_new_head(case, tmp_path):
-    model = case.build()
-    fill_weights(model)
-    expected = model.backbone.state_dict()
-    model.save_pretrained(tmp_path / "network")
-    backbone = type(model.backbone).from_pretrained(tmp_path / "network")
-    backbone.save_pretrained(tmp_path / "backbone")
-    options = {"num_labels": 3}
-    if type(model) is not HRNetForSemanticSegmentation:
-        options["use_auxiliary_head"] = model.auxiliary_head is not None
-    if type(model) is DeepLabV3PlusForSemanticSegmentation:
-        options["layout"] = model.config.layout
-    again, info = type(model).from_pretrained(tmp_path / "backbone", output_loading_info=True, **options)
-    for network in (backbone, again.backbone):
-        assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
-    assert again.state_dict().keys() == model.state_dict().keys()
-    fresh = type(model.config)(backbone_config=model.config.backbone_config.to_dict(), **options)
-    fields = ("align_corners", "num_labels", "aspp_channels", "channels", "use_auxiliary_head")
-    assert all(getattr(again.config, name, None) == getattr(fresh, name, None) for name in fields)
-    assert info["missing_keys"]
-    assert not any(name.startswith("backbone.") for name in info["missing_keys"])
-
-
-def test_a_named_backbone_comes_back_and_cannot_change_behind_the_networks_back(tmp_path):
-    for config_class, name, other in (
-        (DeepLabV3PlusConfig, "resnet101", "resnet18"),
-        (PSPNetConfig, "resnet101", "resnet18"),
-        (ISANetConfig, "resnet101", "resnet18"),
-        (HRNetConfig, "hrnet_w48", "hrnet_w18"),
-    ):
-        config_class(backbone=name).save_pretrained(tmp_path)
-        again = config_class.from_pretrained(tmp_path)
-        assert (again.backbone, geometry(again.backbone_config)) == (
-            name,
-            geometry(config_class(backbone=name).backbone_config),
-        )
-        with pytest.raises(ValueError, match="backbone is fixed"):
-            config_class.from_pretrained(tmp_path, backbone=other)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_networks import fill_weights, hashed
+from hashed_numbers import hashed
+from tiny_networks import fill_weights
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 from hf_segkd.models import (
