@@ -1,6 +1,7 @@
 import gc
 
 import pytest
+from local_hub import LocalHub
 from torch import nn
 
 from hf_segkd.losses.discriminator import SelfAttention, SpectralNormConv2d
@@ -28,3 +29,11 @@ def small_discriminator(num_labels):
 def _small_discriminator(monkeypatch):
     """For runs that only pass by it: the released one has 2.8 million parameters and sees at least 64x64 pixels."""
     monkeypatch.setattr("hf_segkd.losses.adversary.Discriminator", small_discriminator)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The Hub that this process talks to, on this machine."""
+    with LocalHub(tmp_path) as hub:
+        hub.serve_this_process(monkeypatch)
+        yield hub

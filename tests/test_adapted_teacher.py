@@ -101,7 +101,7 @@ def test_in_training_the_teacher_sees_what_its_own_processor_makes_of_the_crop(k
     torch.testing.assert_close(given[0]["logits"], expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
-def test_processors_that_prepare_pixels_alike_and_classes_that_agree_leave_the_teacher_as_it_is(tmp_path):
+def test_processors_that_prepare_pixels_alike_and_classes_that_agree_leave_the_teacher_as_it_is():
     teacher, student = network(width=12, seed=1), network()
     alike = SegformerImageProcessor(size={"height": 8, "width": 8})
     assert adapted(teacher, student, teacher_processor=alike, student_processor=processor()) is teacher

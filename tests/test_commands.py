@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_hub import LocalHub
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_commands import OPTIONS, STUDENT, flags
@@ -30,13 +29,6 @@ def teacher(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with LocalHub(tmp_path) as hub:
-        hub.serve_this_process(monkeypatch)
-        yield hub
-
-
 @pytest.fixture(scope="module")
 def student(teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("student")
@@ -44,7 +36,7 @@ def student(teacher, tmp_path_factory):
     return folder
 
 
-def test_distilling_leaves_a_student_its_processor_and_its_score(student, capsys):
+def test_distilling_leaves_a_student_its_processor_and_its_score(student):
     report = json.loads((student / "evaluation.json").read_text())
     assert (report["dataset"], report["split"], report["num_images"]) == ("demo", "val", 8)
     assert (report["method"], report["seed"], report["steps"]) == ("attnfd", 42, 2)
@@ -155,7 +147,7 @@ def test_a_wrong_recipe_is_refused_before_training(tmp_path, values, message):
         training.main(flags(tmp_path, **values))
 
 
-def test_a_network_of_another_label_set_is_not_evaluated(student, tmp_path):
+def test_a_network_of_another_label_set_is_not_evaluated(student):
     other = json.dumps({**OPTIONS, "num_classes": 6})
     with pytest.raises(ValueError, match="made for another label set"):
         evaluation.main(["--model", str(student), "--dataset", "demo", "--dataset_options", other])

@@ -76,6 +76,7 @@ def test_attnfd_and_ofd_compare_the_encoders_of_networks_that_have_one(pair, cap
         taps = create_loss(method, *specs).student_taps
         assert taps[-1] == encoder.replace("encoder", "decoder")
         assert (encoder in taps) == has_encoder
+    assert ("so encoder is left out" in caplog.text) != has_encoder
     assert {"low_level_pre", "decoder_pre"} <= set(create_loss("attnfd", *specs, preset="paper").student_taps)
     if not has_encoder:
         with pytest.raises(ValueError, match=r"attnfd reads the student's \['encoder'\]"):

@@ -8,7 +8,6 @@ from importlib.metadata import version
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from local_hub import LocalHub
 from PIL import Image
 from tiny_commands import OPTIONS, STUDENT, flags
 from tiny_runs import SIZE, network, processor, scenes
@@ -43,13 +42,6 @@ def runs(tmp_path_factory):
 
 
 PROCESSOR = "preprocessor_config.json"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with LocalHub(tmp_path) as hub:
-        hub.serve_this_process(monkeypatch)
-        yield hub
 
 
 def copy(run, folder):

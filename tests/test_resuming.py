@@ -58,7 +58,7 @@ def test_every_method_is_resumed_exactly_within_an_epoch(method, tmp_path):
 
 
 @pytest.mark.parametrize("point", [*killed_runs.POINTS, *killed_runs.LATE_POINTS])
-def test_a_checkpoint_that_was_killed_half_written_is_never_resumed(point, killed, tmp_path):
+def test_a_checkpoint_that_was_killed_half_written_is_never_resumed(point, killed):
     folder = killed / point
     assert codes(killed)[point] == -9
     assert [path.name for path in (folder / "unfinished").iterdir()] == ["checkpoint-4"]

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from loss_cases import NUM_LABELS, STUDENT, TEACHER, make_features, make_labels
+from loss_cases import NUM_LABELS, STUDENT, TEACHER, draw, make_features, make_labels
 from torch.nn import functional as F
 
 from hf_segkd.losses import create_loss
@@ -9,8 +9,7 @@ from hf_segkd.types import NetworkSpec
 
 
 def randn(seed, *shapes):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator).double() for shape in shapes]
+    return [tensor.double() for tensor in draw(seed, *shapes)]
 
 
 def by_loops(student, teacher):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from loss_cases import STUDENT, TEACHER, make_features, make_labels
+from loss_cases import STUDENT, TEACHER, draw, make_features, make_labels
 from torch.nn import functional as F
 
 from hf_segkd.losses import create_loss
@@ -8,14 +8,9 @@ from hf_segkd.losses.kd import pixel_wise_divergence
 from hf_segkd.types import NetworkSpec
 
 
-def randn(seed, *shapes):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator) for shape in shapes]
-
-
 @pytest.mark.parametrize(("reduction", "divisor"), [("pixel_mean", 12), ("element_mean", 48), ("image_mean", 2)])
 def test_the_value_is_the_formula_written_as_a_loop_over_pixels(reduction, divisor):
-    student, teacher = (x.double() for x in randn(0, (2, 4, 3, 2), (2, 4, 3, 2)))
+    student, teacher = (x.double() for x in draw(0, (2, 4, 3, 2), (2, 4, 3, 2)))
     expected = 0.0
     for image in range(2):
         for row in range(3):
@@ -30,8 +25,8 @@ def test_the_value_is_the_formula_written_as_a_loop_over_pixels(reduction, divis
 
 
 def test_value_and_gradient_are_those_of_the_public_code():
-    # CIRKD dab64db, losses/kd.py at temperature 1: torch seed 0, student and teacher randn(2, 19, 12, 20) * 3.
-    student, teacher = ((x * 3.0).double() for x in randn(0, (2, 19, 12, 20), (2, 19, 12, 20)))
+    # CIRKD dab64db, losses/kd.py at temperature 1: torch seed 0, student and teacher draw(2, 19, 12, 20) * 3.
+    student, teacher = ((x * 3.0).double() for x in draw(0, (2, 19, 12, 20), (2, 19, 12, 20)))
     student.requires_grad_()
     value = pixel_wise_divergence(student, teacher)
     value.backward()
@@ -42,14 +37,14 @@ def test_value_and_gradient_are_those_of_the_public_code():
 
 
 def test_equal_logits_and_logits_shifted_by_a_constant_per_pixel_cost_nothing():
-    (student,) = randn(0, (2, 4, 3, 2))
+    (student,) = draw(0, (2, 4, 3, 2))
     offset = torch.arange(6.0).reshape(1, 1, 3, 2)
     assert pixel_wise_divergence(student, student) == 0.0
     assert abs(pixel_wise_divergence(student, student + offset)) < 1e-6
 
 
 def test_a_hot_temperature_tends_to_the_squared_distance_of_centred_logits():
-    student, teacher = (x.double() for x in randn(0, (2, 4, 3, 2), (2, 4, 3, 2)))
+    student, teacher = (x.double() for x in draw(0, (2, 4, 3, 2), (2, 4, 3, 2)))
     difference = student - teacher
     centred = difference - difference.mean(1, keepdim=True)
     limit = centred.square().sum(1).mean() / (2 * 4)
