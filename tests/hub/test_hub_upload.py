@@ -105,6 +105,9 @@ def test_what_is_meant_private_never_becomes_public(hub, folder):
     publish(folder, private=True)
     publish(folder, private=True)
     assert hub.repositories["models", NAME].private
+    hub.visibility = "private"
+    publish(folder, "tester/of-an-organisation")
+    assert hub.repositories["models", "tester/of-an-organisation"].private
     hub.create("tester/open")
     with pytest.raises(ValueError, match="is a public repository, and a private one was asked for"):
         publish(folder, "tester/open", private=True)
