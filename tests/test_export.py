@@ -26,10 +26,11 @@ from hf_segkd.commands.networks import load_network
 from hf_segkd.export import run_onnx, runtimes
 from hf_segkd.export.graph import DenseNetwork, check_takes, save_onnx, trace
 from hf_segkd.export.latency import latency_report, onnx_variant, pytorch_variants, traced_variants
-from hf_segkd.export.metadata import check_description, describe, fixed_size, with_size
+from hf_segkd.export.metadata import check_description, describe, with_size
 from hf_segkd.foreign import with_taps
 from hf_segkd.inference import predict
 from hf_segkd.metrics import MeanIoU
+from hf_segkd.training.inputs import fixed_size
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = {"image_size": list(SIZE), "num_classes": NUM_CLASSES, "num_images": 8}

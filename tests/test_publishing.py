@@ -19,7 +19,7 @@ from transformers import (
     SegformerImageProcessor,
 )
 
-from hf_segkd.commands import evaluation, gathering, publishing, training
+from hf_segkd.commands import evaluation, publishing, publishing_facts, training
 from hf_segkd.data import label_info
 from hf_segkd.publishing import publication
 from hf_segkd.publishing.hub import upload
@@ -387,7 +387,7 @@ def test_a_teacher_whose_folder_is_gone_is_no_name_on_the_hub(runs, tmp_path, mo
     change(run, teacher=gone)
     load = publishing.load_network
     asked = []
-    for module in (publishing, gathering):
+    for module in (publishing, publishing_facts):
         monkeypatch.setattr(module, "load_network", lambda name: asked.append(name) or load(name))
     folder = publish(tmp_path, tmp_path / "out", "--space", "ann/page", model="run")
     assert asked == [str(run)]
@@ -404,8 +404,8 @@ def test_a_teacher_whose_folder_is_gone_is_no_name_on_the_hub(runs, tmp_path, mo
 def test_a_teacher_is_linked_when_it_came_from_the_hub(runs, tmp_path, monkeypatch):
     run = copy(runs / "distilled", tmp_path / "run")
     change(run, teacher="ann/teacher")
-    load, places = gathering.load_network, {"ann/teacher": str(runs / "teacher")}
-    monkeypatch.setattr(gathering, "load_network", lambda name: load(places.get(name, name)))
+    load, places = publishing_facts.load_network, {"ann/teacher": str(runs / "teacher")}
+    monkeypatch.setattr(publishing_facts, "load_network", lambda name: load(places.get(name, name)))
     card = ModelCard.load(publish(tmp_path, tmp_path / "out", model="run") / "README.md")
     assert card.data.base_model == "ann/teacher"
     places["ann/teacher"] = str(tmp_path / "nowhere")

@@ -25,7 +25,7 @@ from hf_segkd.export.latency import (
     pytorch_variants,
     traced_variants,
 )
-from hf_segkd.export.metadata import check_description, describe, describe_onnx, fixed_size, versions, with_size
+from hf_segkd.export.metadata import check_description, describe, describe_onnx, versions, with_size
 from hf_segkd.export.parity import Parity, check_int8_loss, check_parity, compare, exports_table, other_sizes, worst_of
 from hf_segkd.export.quantization import quantize
 from hf_segkd.export.runtimes import onnx_network, program_network, require_extra
@@ -33,6 +33,7 @@ from hf_segkd.foreign import predicts_masks, with_taps
 from hf_segkd.inference import predict
 from hf_segkd.publishing.publication import weights_sha256
 from hf_segkd.reports import write_json
+from hf_segkd.training.inputs import fixed_size
 
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "onnx-int8": "model-int8.onnx"}
 SNIPPET = "run_onnx.py"

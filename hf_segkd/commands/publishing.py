@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_segkd.command_line import parse_arguments
-from hf_segkd.commands.gathering import evaluated_images, find_teacher, gather_facts, teacher_to_show
 from hf_segkd.commands.networks import load_network
+from hf_segkd.commands.publishing_facts import evaluated_images, find_teacher, gather_facts, teacher_to_show
 from hf_segkd.commands.publishing_flags import PublishingCommand
 from hf_segkd.commands.run_folder import copy_exports, scores, with_training
 from hf_segkd.data import class_colours, label_info

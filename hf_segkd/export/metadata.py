@@ -20,13 +20,6 @@ from .run_onnx import prepare
 PACKAGES = ("hf-segkd", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
-def fixed_size(processor: Any) -> tuple[int, int] | None:
-    """(height, width) that an image processor resizes every image to; None if it depends on the image."""
-    size = processor.size if processor.do_resize else {}
-    height, width = size.get("height"), size.get("width")
-    return None if height is None or width is None else (height, width)
-
-
 def with_size(processor: Any, size: tuple[int, int]) -> Any:
     """A copy of an image processor that resizes every image to (height, width)."""
     resizing = copy.deepcopy(processor)

@@ -28,6 +28,7 @@ from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.model_card import class_series, render_card
 from hf_segkd.publishing.privacy import public
 from hf_segkd.reports import SCORES_FILE, write_json
+from hf_segkd.training.inputs import fixed_size
 
 PICTURE_FILE = "comparison.png"
 CHART_FILE = "per_class_iou.png"
@@ -176,11 +177,9 @@ def cost(network: str, model: PreTrainedModel, image_size: tuple[int, int] | Non
 
 def image_size(processor: Any, images: datasets.Dataset | None) -> tuple[int, int] | None:
     """Height and width a network sees: what the processor resizes to, else what it makes of the first image."""
-    size = (processor.size.get("height"), processor.size.get("width")) if processor.do_resize else (None, None)
-    if None not in size:
+    size = fixed_size(processor)
+    if size is not None or images is None:
         return size
-    if images is None:
-        return None
     return tuple(processor(images=images[0]["image"].convert("RGB"), return_tensors="pt")["pixel_values"].shape[-2:])
 
 

@@ -175,6 +175,13 @@ def label_names(model: PreTrainedModel) -> list[str]:
     return [] if are_default_names(names) else names
 
 
+def fixed_size(processor: Any) -> tuple[int, int] | None:
+    """(height, width) that an image processor resizes every image to; None if it depends on the image."""
+    size = processor.size if processor.do_resize else {}
+    height, width = size.get("height"), size.get("width")
+    return None if height is None or width is None else (height, width)
+
+
 def normalisation(processor: Any) -> dict[str, Any]:
     """`image_mean`, `image_std` and `rescale_factor` that the processor applies to pixels of 0 to 255."""
     return {
@@ -201,16 +208,15 @@ def _refuse_splits_and_streams(name: str, images: Any) -> None:
 
 
 def _train_transform(args: DistillationArguments, processor: Any, model: PreTrainedModel) -> TrainTransform:
-    size = processor.size if processor.do_resize else {}
-    processed = [size.get("height"), size.get("width")]
+    processed = fixed_size(processor)
     crop_size = args.crop_size or processed
-    if None in crop_size:
+    if crop_size is None:
         raise ValueError(
             "The image processor does not resize to one height and width, so it does not give the size of training "
             "crops. Pass crop_size (height width)."
         )
     # Scale 1 is the scale of evaluation: where whole images are resized, that of the resized image.
-    scale_base = args.scale_base or ("image" if None in processed else min(processed))
+    scale_base = args.scale_base or ("image" if processed is None else min(processed))
     return TrainTransform(
         crop_size=tuple(crop_size),
         scale_range=tuple(args.scale_range),
