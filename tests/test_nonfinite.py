@@ -1,11 +1,13 @@
 import json
 import math
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from several_processes import GLOO, spawn
-from tiny_runs import StopAfter, network, same, scenes, trainer, weights
+from tiny_runs import SIZE, StopAfter, network, same, scenes, trainer, weights
 from transformers import TrainerCallback
 
 NAN, INF = math.nan, math.inf
@@ -150,6 +152,22 @@ def test_a_gradient_that_is_not_finite_stops_the_run_though_the_terms_are(tmp_pa
     assert all(value.equal(before[name]) for name, value in run.model.named_parameters())
     # Any of the accumulated batches may be to blame.
     assert len(load_file(tmp_path / "nonfinite-step-1" / "batch.safetensors")["labels"]) == 4
+
+
+def test_a_gradient_that_overflows_in_fp16_is_left_to_the_gradient_scaler_and_no_batch_is_held_longer(tmp_path):
+    run = trainer(tmp_path, max_steps=1)
+    run.train()
+    guard = run._guard
+    assert guard.batches == []
+    guard.accelerator = SimpleNamespace(
+        scaler="fp16's", num_processes=1, autocast=nullcontext, reduce=lambda tensor, reduction: tensor
+    )
+    images = {"pixel_values": torch.zeros(2, 3, *SIZE)}
+    guard.remember(images, [], {"ce": torch.tensor(1.0)})
+    guard.check(torch.tensor(INF), 2, str(tmp_path))
+    guard.remember(images, [], {"ce": torch.tensor(INF)})
+    with pytest.raises(FloatingPointError, match="Step 3: the term ce is inf"):
+        guard.check(torch.tensor(INF), 3, str(tmp_path))
 
 
 def test_a_batch_that_can_not_be_saved_still_stops_the_run_by_name(tmp_path):

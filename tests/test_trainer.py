@@ -168,6 +168,21 @@ def test_a_run_of_warm_up_alone_is_told(tmp_path, caplog):
         assert ("the student will learn nothing" in caplog.text) == told
 
 
+def test_the_loss_knows_how_much_of_the_training_has_passed(tmp_path):
+    run = trainer(
+        tmp_path, method="fakd_cwd", max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2
+    )
+    passed = []
+
+    class Record(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            passed.append(run.model.loss.progress.item())
+
+    run.add_callback(Record())
+    run.train()
+    assert passed == [0.0, 0.25, 0.5, 0.75]
+
+
 def test_augmentation_follows_the_epoch(tmp_path):
     run = trainer(tmp_path, max_steps=6)
     epochs = []

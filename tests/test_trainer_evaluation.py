@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -34,18 +36,20 @@ def test_the_pipeline_gives_the_mask_that_evaluation_scores(tmp_path):
     assert matrix.equal(run.confusion_matrix)
 
 
-def test_images_of_different_sizes_are_evaluated_in_one_batch(tmp_path):
+def test_images_of_different_sizes_are_evaluated_in_one_batch_with_one_that_nobody_labelled(tmp_path):
     class Mixed(torch.utils.data.Dataset):
         def __len__(self):
-            return 3
+            return 4
 
         def __getitem__(self, index):
             size = (32, 32 + 8 * index)
-            return {"pixel_values": torch.zeros(3, *size), "labels": torch.full(size, index)}
+            return {"pixel_values": torch.zeros(3, *size), "labels": torch.full(size, index if index < 3 else 255)}
 
     run = trainer(tmp_path)
-    run.evaluate(Mixed())
+    collator = run.data_collator
+    assert math.isfinite(run.evaluate(Mixed())["eval_loss"])
     assert run.confusion_matrix.sum(1).tolist() == [32 * 32, 32 * 40, 32 * 48, 0]
+    assert run.data_collator is collator  # training's batches have one size
 
 
 def test_scale_one_of_training_is_the_scale_of_evaluation(tmp_path):
@@ -74,10 +78,10 @@ def test_images_are_normalised_in_training_as_in_evaluation(tmp_path):
 def test_an_interrupted_evaluation_leaves_no_counts_behind(tmp_path):
     class Interrupted(torch.utils.data.Dataset):
         def __len__(self):
-            return 8
+            return 12
 
         def __getitem__(self, index):
-            if index == 6:
+            if index == 10:  # of the third batch; the second is loaded before the first is counted
                 raise KeyboardInterrupt
             return {"pixel_values": torch.zeros(3, 32, 48), "labels": torch.zeros(32, 48, dtype=torch.int64)}
 
