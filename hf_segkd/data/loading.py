@@ -81,4 +81,7 @@ def _check_options(name: str, loader: Callable[..., datasets.Dataset], options: 
             raise ValueError(f"Data set {name!r} has no option {option!r}.{hint} It has: {', '.join(known)}.")
     for option, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and option not in options:
-            raise ValueError(f"Data set {name!r} needs the option {option!r} (see the docs of its loader).")
+            raise ValueError(
+                f"Data set {name!r} needs the option {option!r} (docs/data.md): {option}=... in Python, "
+                f"--dataset_options '{{\"{option}\": ...}}' on the command line."
+            )
