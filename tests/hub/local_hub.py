@@ -291,7 +291,8 @@ class _Handler(BaseHTTPRequestHandler):
             if (kind, repo_id) in self.hub.repositories:
                 error = f"You already created this {kind[:-1]} repo: {repo_id}"
                 return 409, {}, {**answer, "error": error}
-            private = request.get("visibility", self.hub.visibility) == "private"
+            visibility = request.get("visibility", self.hub.visibility)
+            private = visibility == "private" or request.get("private", False)  # older clients say it so
             self.hub.create(repo_id, kind, private, request.get("sdk"))
         return 200, {}, answer
 
