@@ -4,6 +4,8 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import hf_segkd
 
@@ -32,6 +34,20 @@ def test_every_module_has_a_place_in_the_order_of_imports():
     for file in sorted(ROOT.glob("hf_segkd/*/*.py")) + sorted(ROOT.glob("hf_segkd/*.py")):
         name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
         assert file.stem == "__init__" or not places.isdisjoint({name, name.rpartition(".")[0]}), name
+
+
+def test_lower_bounds_are_the_oldest_versions_that_were_tested():
+    tested = dict(line.split("==") for line in (ROOT / "constraints-lowest.txt").read_text().splitlines()[1:])
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"]
+    listed = setup["options"]["install_requires"] + extras["export"] + extras["app"]
+    shipped = (ROOT / "hf_segkd" / "app" / "requirements.txt").read_text().partition("\n")[2]
+    for line in f"{listed}\n{shipped}".split("\n"):
+        if line.strip() and not line.startswith("scipy"):  # which only teachers that predict masks want
+            requirement = Requirement(line.partition("#")[0])
+            bounds = [Version(part.version) for part in requirement.specifier if part.operator == ">="]
+            assert bounds == [Version(tested[requirement.name])], line
 
 
 @pytest.mark.parametrize("name", hf_segkd.__all__)

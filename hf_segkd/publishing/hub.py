@@ -94,7 +94,9 @@ def prepare_repository(
     api = HfApi(token=_checked(token))
     with _explained(repo_id):
         if license is not None:
-            ModelCard(f"---\n{ModelCardData(license=license).to_yaml()}\n---\n").validate(repo_type)
+            # Clients before 2.0 ask huggingface.co even for a Hub of one's own, which then refuses the card itself.
+            with contextlib.suppress(HTTPError):
+                ModelCard(f"---\n{ModelCardData(license=license).to_yaml()}\n---\n").validate(repo_type)
         # private=None leaves it to the organisation, whose repositories may be private by default.
         url = api.create_repo(repo_id, private=private or None, repo_type=repo_type, space_sdk=space_sdk, exist_ok=True)
         repo_id = url.repo_id

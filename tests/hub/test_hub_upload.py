@@ -2,6 +2,7 @@ import os
 import shutil
 
 import pytest
+from local_hub import asked_about_licences
 
 from hf_segkd.publishing.hub import planned_upload, prepare_repository, upload
 
@@ -178,6 +179,7 @@ def test_a_card_the_hub_can_not_read_is_an_error_before_anything_is_uploaded(hub
     assert sent_objects(hub) == []
 
 
+@asked_about_licences
 def test_a_licence_the_hub_does_not_know_is_an_error_before_the_repository_is_made(hub):
     with pytest.raises(ValueError, match=r"Nothing can be uploaded to tester/student.*license.*apache-2\.0"):
         prepare_repository(NAME, license="apache2")

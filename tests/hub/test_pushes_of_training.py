@@ -5,6 +5,7 @@ from concurrent.futures import Future
 
 import pytest
 import torch
+from local_hub import asked_about_licences
 from safetensors.torch import load
 from several_processes import GLOO, spawn
 from tiny_runs import arguments, network, processor, same, trainer, weights
@@ -341,10 +342,14 @@ def test_what_would_fail_after_training_fails_before(hub, tmp_path):
         pushing(tmp_path, hub_model_id="tester/open", hub_token=hub.read_token)
     with pytest.raises(ValueError, match="Nothing can be uploaded to a/b/c: Repo id must"):
         pushing(tmp_path, hub_model_id="a/b/c")
-    with pytest.raises(ValueError, match=r"license.* must be one of"):
-        pushing(tmp_path, hub_license="apache2")
     with pytest.raises(ValueError, match="push_to_hub needs processing_class"):
         DistillationTrainer(network(), arguments(tmp_path, push_to_hub=True, hub_model_id=NAME))
+
+
+@asked_about_licences
+def test_a_mistyped_licence_is_told_before_training(hub, tmp_path):
+    with pytest.raises(ValueError, match=r"license.* must be one of"):
+        pushing(tmp_path, hub_license="apache2")
 
 
 def test_a_run_without_push_to_hub_can_be_pushed_by_hand(hub, tmp_path):
