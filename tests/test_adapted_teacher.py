@@ -283,6 +283,16 @@ def test_an_ignored_label_below_the_number_of_common_classes_changes_nothing(met
     torch.testing.assert_close(its_gradient, gradient)
 
 
+def test_an_ignored_label_that_is_a_common_class_stays_ignored(tmp_path):
+    rows = [0, 1, 3]
+    teacher = adapted(with_head_of(network(width=12, seed=1), rows, [NAMES[row] for row in rows]), network())
+    student = network(semantic_loss_ignore_index=0)
+    distiller = build_distiller(student, teacher, arguments(tmp_path, method="cirkd"))
+    labels = torch.tensor([[[0, 1, 2, 3]]])
+    _, found = distiller._of_common_classes({"logits": torch.zeros(1, 4, 1, 4)}, labels)
+    assert found.tolist() == [[[3, 1, 3, 2]]]  # 3: behind the three common classes, without a label
+
+
 @pytest.mark.parametrize("given", [{"teacher_processor": PROCESSORS["BGR"]}, {"class_map": "names"}])
 def test_what_says_how_a_teacher_is_read_is_refused_without_one(given, tmp_path):
     with pytest.raises(ValueError, match="there is no teacher"):
