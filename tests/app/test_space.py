@@ -120,6 +120,7 @@ def test_a_page_of_ones_own_has_the_colours_of_the_classes_names(tmp_path, monke
     shown = {}
     page = SimpleNamespace(launch=lambda **settings: None)
     monkeypatch.setattr(app, "build_page", lambda networks, *texts: shown.update(networks) or page)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # main() lifts it for its process
     app.main(["--student", str(tmp_path)])
     assert shown["Student"].palette == cityscapes.INFO.palette
 
