@@ -15,7 +15,7 @@ from hf_segkd.command_line import parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.commands.networks import load_network
 from hf_segkd.data import EvaluationDataset, evenly_spread, label_info
-from hf_segkd.export import run_onnx
+from hf_segkd.export import REPORT, SNIPPET, run_onnx
 from hf_segkd.export.graph import OPSET, DenseNetwork, check_takes, save_onnx, save_program, trace
 from hf_segkd.export.latency import (
     file_mb,
@@ -36,8 +36,6 @@ from hf_segkd.reports import write_json
 from hf_segkd.training.inputs import fixed_size
 
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "onnx-int8": "model-int8.onnx"}
-SNIPPET = "run_onnx.py"
-REPORT = "export.json"
 
 
 @dataclass(kw_only=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_segkd.commands.exporting import REPORT as EXPORT_REPORT
-from hf_segkd.commands.exporting import SNIPPET
+from hf_segkd.export import REPORT as EXPORT_REPORT
+from hf_segkd.export import SNIPPET
 from hf_segkd.publishing.publication import EXPORTS, weights_sha256
 from hf_segkd.reports import ARGUMENTS_FILE, SCORES_FILE, read_json
 
