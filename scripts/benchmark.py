@@ -23,13 +23,13 @@ from collections.abc import Callable
 import torch
 from torch.utils.data import Dataset
 
-from hf_segkd.arguments import DistillationArguments
-from hf_segkd.distiller import Distiller, network_spec
 from hf_segkd.losses import create_loss
 from hf_segkd.losses.attnfd import normalized_distance
 from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
-from hf_segkd.trainer import DistillationTrainer
+from hf_segkd.training.arguments import DistillationArguments
+from hf_segkd.training.distiller import Distiller, network_spec
 from hf_segkd.training.parameter_groups import parameter_groups
+from hf_segkd.training.trainer import DistillationTrainer
 
 BATCH, SIZE, CLASSES = 2, 257, 21
 STEPS = ("bare_sum", "ours", "as_published")

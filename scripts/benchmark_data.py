@@ -21,7 +21,7 @@ sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file_
 
 from hf_segkd.data import TrainTransform
 from hf_segkd.data.transforms import CropWindow
-from hf_segkd.metrics import MeanIoU
+from hf_segkd.evaluation.metrics import MeanIoU
 
 IMAGE_SIZE = (1024, 2048)  # height, width of Cityscapes
 CROP_SIZE = (512, 1024)  # CIRKD's protocol on Cityscapes

@@ -16,9 +16,9 @@ import time
 
 import torch
 
-from hf_segkd.distiller import Distiller, network_spec
 from hf_segkd.losses import create_loss
 from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
+from hf_segkd.training.distiller import Distiller, network_spec
 
 BATCH, SIZE, CLASSES = 2, 257, 150
 PAIRS = {"fakd_pd": ("kd", 1.25), "fakd_cwd": ("cwd", 1.10)}

@@ -28,10 +28,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hf_segkd.distiller import network_spec
+from hf_segkd.evaluation.reports import table
 from hf_segkd.losses import LOSSES, create_loss
 from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
-from hf_segkd.reports import table
+from hf_segkd.training.distiller import network_spec
 from hf_segkd.types import NetworkSpec
 
 IMAGES, SIZE = 2, 64

@@ -23,10 +23,10 @@ import json
 
 from transformers import AutoModelForSemanticSegmentation
 
-from hf_segkd.commands import evaluation
+from hf_segkd.commands import evaluate
 from hf_segkd.commands.study import Run, run_all
-from hf_segkd.profiling import count_macs
-from hf_segkd.reports import mean_and_std, table
+from hf_segkd.evaluation.reports import mean_and_std, table
+from hf_segkd.networks.profiling import count_macs
 
 SCRIPTS = Path(__file__).parent
 RECIPES = SCRIPTS.parent / "hf_segkd" / "recipes"
@@ -119,7 +119,7 @@ def percent(run: Run, options: argparse.Namespace) -> dict[str, float]:
         flags = ["--model", str(run.output_dir), "--dataset", "folder", "--data_dir", options.data_dir]
         flags += ["--dataset_options", config, "--split", "test", "--batch_size", "8", "--output", str(path)]
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation.main(flags)
+            evaluate.main(flags)
     report = json.loads(path.read_text())
     return {name: 100 * report[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
 

@@ -20,12 +20,12 @@ import torch
 import yaml
 from PIL import Image
 
-from hf_segkd.commands.networks import load_network
 from hf_segkd.commands.study import Run, run_all
 from hf_segkd.data import load_segmentation_dataset
-from hf_segkd.profiling import count_macs, milliseconds_per_image
+from hf_segkd.evaluation.reports import METRICS, mean_and_std, table
+from hf_segkd.networks.loading import load_network
+from hf_segkd.networks.profiling import count_macs, milliseconds_per_image
 from hf_segkd.publishing.publication import compare
-from hf_segkd.reports import METRICS, mean_and_std, table
 
 SCRIPTS = Path(__file__).parent
 RECIPES = SCRIPTS.parent / "hf_segkd" / "recipes"

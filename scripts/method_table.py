@@ -15,9 +15,9 @@ import argparse
 import torch
 
 from hf_segkd import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
-from hf_segkd.distiller import network_spec
+from hf_segkd.evaluation.reports import table
 from hf_segkd.losses import LOSSES, AbstractDistillationLoss, create_loss
-from hf_segkd.reports import table
+from hf_segkd.training.distiller import network_spec
 from hf_segkd.types import NetworkSpec
 
 README = Path(__file__).parents[1] / "README.md"

@@ -17,8 +17,8 @@ import torch
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel
 
 import hf_segkd  # noqa: F401  registers the networks with the Auto classes
-from hf_segkd.profiling import count_macs
-from hf_segkd.reports import table
+from hf_segkd.evaluation.reports import table
+from hf_segkd.networks.profiling import count_macs
 
 PAGE = Path(__file__).parents[1] / "docs" / "networks.md"
 START, END = "<!-- networks: made by scripts/network_table.py -->", "<!-- end of networks -->"

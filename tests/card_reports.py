@@ -5,7 +5,7 @@ import re
 import torch
 
 from hf_segkd.data import LabelInfo
-from hf_segkd.reports import evaluation_report
+from hf_segkd.evaluation.reports import evaluation_report
 
 LABELS = LabelInfo.from_names("voc2012", ["road", "car", "tram"], [(0, 0, 0), (1, 1, 1), (2, 2, 2)])
 

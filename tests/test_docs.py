@@ -7,8 +7,8 @@ from foreign_models import build
 from tiny_runs import arguments, network, processor, scenes
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 
-from hf_segkd.teachers.class_map import ClassMap
-from hf_segkd.trainer import DistillationTrainer
+from hf_segkd.networks.class_map import ClassMap
+from hf_segkd.training.trainer import DistillationTrainer
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,8 @@ def flags_of():
     def note(*types, args=None):
         raise _StopError([field.name for kind in types for field in dataclasses.fields(kind)])
 
-    for command, (name, _) in cli.COMMANDS.items():
-        module = importlib.import_module(f"hf_segkd.commands.{name}")
+    for command in cli.COMMANDS:
+        module = sys.modules[importlib.import_module(f"hf_segkd.commands.{command}").main.__module__]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "parse_arguments", note)
             with pytest.raises(_StopError) as stop:

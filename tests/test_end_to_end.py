@@ -11,10 +11,10 @@ import pytest
 from browser import open_page, require_browser, segment, start_app
 from local_hub import LocalHub
 
-from hf_segkd.commands import exporting, publishing
-from hf_segkd.commands.networks import load_network
+from hf_segkd.commands import export, publish
 from hf_segkd.data import load_segmentation_dataset
-from hf_segkd.inference import predict
+from hf_segkd.networks.inference import predict
+from hf_segkd.networks.loading import load_network
 
 ROOT = Path(__file__).parents[1]
 DATA = {"image_size": [96, 128], "num_classes": 4}  # of the demo's recipes
@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 import hf_segkd
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
-from hf_segkd.inference import predict
+from hf_segkd.networks.inference import predict
 
 name, image, target = sys.argv[1:]
 model = AutoModelForSemanticSegmentation.from_pretrained(name)
@@ -81,12 +81,12 @@ def test_a_student_goes_from_the_demo_to_every_user_with_one_mask(tmp_path, monk
     assert len(np.unique(expected)) > 1
 
     data = ["--dataset", "demo", "--dataset_options", json.dumps(DATA)]
-    exporting.main(["--model", str(student), "--format", "onnx", *data, "--num_images", "4", "--latency_runs", "0"])
+    export.main(["--model", str(student), "--format", "onnx", *data, "--num_images", "4", "--latency_runs", "0"])
     with LocalHub(tmp_path) as hub:
         with monkeypatch.context() as patch:
             hub.serve_this_process(patch)
             flags = ["--model", str(student), "--repo_id", STUDENT, "--self_contained", "--license", "apache-2.0"]
-            publishing.main([*flags, "--space", SPACE])
+            publish.main([*flags, "--space", SPACE])
         assert "onnx/model.onnx" in hub.files(STUDENT)
 
         for program in (FROM_PRETRAINED, PIPELINE_WITHOUT_THE_PACKAGE, ONNX_FROM_THE_HUB):

@@ -12,14 +12,14 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 import hf_segkd.recipes
-from hf_segkd.arguments import DistillationArguments
-from hf_segkd.command_line import parse_arguments
-from hf_segkd.commands.training import TrainingCommand, build_processor, build_student, load_splits, main
+from hf_segkd.commands.command_line import parse_arguments
+from hf_segkd.commands.train import TrainingCommand, build_processor, build_student, load_splits, main
 from hf_segkd.data import label_info
 from hf_segkd.data.labels import voc_palette
-from hf_segkd.distiller import network_spec
 from hf_segkd.losses import create_loss
 from hf_segkd.models.backbone_geometry import RESNETS, mmseg_backbone_config
+from hf_segkd.training.arguments import DistillationArguments
+from hf_segkd.training.distiller import network_spec
 
 PATHS = sorted(Path(hf_segkd.recipes.__file__).parent.glob("*.yaml"))
 PAPER_PATHS = [path for path in PATHS if not path.name.startswith(("demo", "camvid"))]

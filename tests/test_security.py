@@ -12,9 +12,9 @@ from tiny_commands import OPTIONS, STUDENT, flags
 from tiny_runs import arguments, network, processor, same, scenes, weights
 
 import hf_segkd
-from hf_segkd.commands import conversion, evaluation, prediction, publishing, run_folder, training
-from hf_segkd.commands.networks import load_network
+from hf_segkd.commands import convert_checkpoint, evaluate, predict, publish, run_folder, train
 from hf_segkd.models import load_pretrained_backbone
+from hf_segkd.networks.loading import load_network
 
 DATA = ["--dataset", "demo", "--dataset_options", json.dumps(OPTIONS)]
 PICKLES = ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin", "scaler.pt")
@@ -58,11 +58,11 @@ def test_no_command_opens_the_pickles_beside_a_network_and_none_is_published(sav
             torch.save({"weight": MakesFolder(marker)}, folder / name)
     scenes("val", 1)[0]["image"].save(tmp_path / "scene.png")
     pictures = ["--images", str(tmp_path / "scene.png"), "--output", str(tmp_path / "out")]
-    evaluation.main(["--model", str(saved), *DATA, "--use_cpu", "--output", str(tmp_path / "scores.json")])
-    prediction.main(["--model", str(saved), *pictures])
+    evaluate.main(["--model", str(saved), *DATA, "--use_cpu", "--output", str(tmp_path / "scores.json")])
+    predict.main(["--model", str(saved), *pictures])
     options = {"student": str(saved), "image_size": None, "teacher": str(saved), "method": "kd", "max_steps": 1}
-    training.main(flags(tmp_path / "run", **options))
-    sent = publishing.main(
+    train.main(flags(tmp_path / "run", **options))
+    sent = publish.main(
         ["--model", str(tmp_path / "run"), "--repo_id", "me/net", "--license", "mit", "--dry_run", "--pictures", "0"]
     )
     assert not [file.name for file in sent.rglob("*") if file.suffix in (".bin", ".pt", ".pth")]
@@ -80,12 +80,12 @@ def test_converting_a_pickle_is_asked_for_by_name_and_lets_only_tensors_through(
     (saved / "model.safetensors").unlink()
     torch.save(expected.state_dict(), saved / "pytorch_model.bin")
     command = ["--source", "transformers", "--checkpoint", str(saved), "--output"]
-    folder = conversion.main([*command, str(tmp_path / "new")])
+    folder = convert_checkpoint.main([*command, str(tmp_path / "new")])
     assert same(weights(load_network(str(folder))[0]), weights(expected))
     assert not list(folder.glob("*.bin"))
     torch.save(expected.state_dict() | {"weight": MakesFolder(marker)}, saved / "pytorch_model.bin")
     with pytest.raises(ValueError, match="more than tensors"):
-        conversion.main([*command, str(tmp_path / "other")])
+        convert_checkpoint.main([*command, str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()
 
 
@@ -94,7 +94,7 @@ def test_a_checkpoint_of_other_code_that_holds_code_is_refused(source, marker, t
     torch.save({"state_dict": {}, "hook": MakesFolder(marker)}, tmp_path / "file.pth")
     command = ["--source", source, "--checkpoint", str(tmp_path / "file.pth"), "--output", str(tmp_path / "new")]
     with pytest.raises(ValueError, match=r"without running code from it: .*mkdir"):
-        conversion.main(command)
+        convert_checkpoint.main(command)
 
 
 def test_backbone_weights_that_hold_code_or_are_no_checkpoint_are_refused(marker, tmp_path):
@@ -147,10 +147,10 @@ def test_a_token_is_in_nothing_that_a_run_writes_says_or_sends(tmp_path, monkeyp
         values |= {"push_to_hub": True, "hub_model_id": "tester/student", "hub_strategy": "all_checkpoints"}
         values |= {"save_strategy": "steps", "save_steps": 1, "log_level": "debug"}
         run = tmp_path / "run"
-        training.main([*flags(run, **values), "--hub_token", hub.token])
+        train.main([*flags(run, **values), "--hub_token", hub.token])
         hub.refuse_commits = 418
         with pytest.raises(ValueError, match="could not be published") as refusal:
-            training.main([*flags(run, **values), "--hub_token", hub.token, "--save_strategy", "no"])
+            train.main([*flags(run, **values), "--hub_token", hub.token, "--save_strategy", "no"])
         args = arguments(tmp_path, hub_token=hub.token)
         written = {str(file): file.read_bytes() for file in run.rglob("*") if file.is_file()}
         sent = {name: data for commit in hub.commits("tester/student") for name, data in commit.files.items()}

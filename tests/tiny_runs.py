@@ -4,11 +4,11 @@ import torch
 from torch import nn
 from transformers import SegformerImageProcessor, TrainerCallback
 
-from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import label_info, load_segmentation_dataset
 from hf_segkd.losses.adversary import Adversary
 from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
-from hf_segkd.trainer import DistillationTrainer
+from hf_segkd.training.arguments import DistillationArguments
+from hf_segkd.training.trainer import DistillationTrainer
 
 SIZE = (32, 48)
 NUM_CLASSES = 4

@@ -31,8 +31,8 @@ from transformers import (
 
 from hf_segkd.data.image_files import FORMATS, read_rgb
 from hf_segkd.data.labels import Colour, class_names, voc_palette
-from hf_segkd.foreign import predicts_masks, with_taps
-from hf_segkd.inference import predict
+from hf_segkd.networks import predicts_masks, with_taps
+from hf_segkd.networks.inference import predict
 
 HERE = Path(__file__).resolve().parent
 SETTINGS = {"teacher": None, "title": "Student and teacher", "examples": [], "colours": None}

@@ -7,18 +7,18 @@ import sys
 
 import hf_segkd
 from hf_segkd.commands.failures import plain_errors
-from hf_segkd.words import did_you_mean
+from hf_segkd.suggestions import did_you_mean
 
-# Command -> module of this folder with its `main`; the script of the command's name calls `run`, too.
+# Command -> what it does. The module of its name in this folder has its `main`, which the script of its name runs too.
 COMMANDS = {
-    "train": ("training", "train a network on labels"),
-    "distill": ("training", "train a student on labels and a teacher"),
-    "evaluate": ("evaluation", "score a network, class by class"),
-    "predict": ("prediction", "draw what a network sees"),
-    "publish": ("publishing", "put a network with its card on the Hub"),
-    "export": ("exporting", "write a network as ONNX or torch.export file, checked"),
-    "inspect_model": ("inspection", "list the maps of a network that methods can compare"),
-    "convert_checkpoint": ("conversion", "take over a checkpoint of other code, or a pickle of transformers"),
+    "train": "train a network on labels",
+    "distill": "train a student on labels and a teacher",
+    "evaluate": "score a network, class by class",
+    "predict": "draw what a network sees",
+    "publish": "put a network with its card on the Hub",
+    "export": "write a network as ONNX or torch.export file, checked",
+    "inspect_model": "list the maps of a network that methods can compare",
+    "convert_checkpoint": "take over a checkpoint of other code, or a pickle of transformers",
 }
 
 USAGE = """usage: hf-segkd COMMAND [--flag value ...]
@@ -32,7 +32,7 @@ hf-segkd COMMAND --help lists the flags, hf-segkd --version tells the version. O
 def main(args: list[str] | None = None) -> None:
     """Run the command that the first argument names."""
     args = sys.argv[1:] if args is None else args
-    usage = USAGE.format(commands="\n".join(f"  {name:20}{text}" for name, (_, text) in COMMANDS.items()))
+    usage = USAGE.format(commands="\n".join(f"  {name:20}{text}" for name, text in COMMANDS.items()))
     if not args or args[0] in ("-h", "--help"):
         print(usage)
         raise SystemExit(0 if args else 2)
@@ -50,7 +50,7 @@ def run(command: str, args: list[str] | None = None) -> None:
     """Run a command with its flags, by default those of the program; mistakes end it with a message."""
     with plain_errors():
         # Imported only now: neither --help nor Ctrl-C should have to wait for torch.
-        importlib.import_module(f"hf_segkd.commands.{COMMANDS[command][0]}").main(args)
+        importlib.import_module(f"hf_segkd.commands.{command}").main(args)
 
 
 if __name__ == "__main__":

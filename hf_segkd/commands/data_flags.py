@@ -8,8 +8,8 @@ from typing import Any
 
 import datasets
 
-from hf_segkd.command_line import json_object
 from hf_segkd.data import load_segmentation_dataset
+from hf_segkd.training.arguments import json_object
 
 
 @dataclass(kw_only=True)

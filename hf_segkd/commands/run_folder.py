@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hf_segkd.evaluation.reports import ARGUMENTS_FILE, SCORES_FILE, read_json
 from hf_segkd.export import REPORT as EXPORT_REPORT
 from hf_segkd.export import SNIPPET
 from hf_segkd.publishing.publication import EXPORTS, weights_sha256
-from hf_segkd.reports import ARGUMENTS_FILE, SCORES_FILE, read_json
 
 # Entries of a configuration that do not change what a network computes.
 BESIDE_THE_NETWORK = ("transformers_version", "dtype", "_name_or_path", "auto_map", "id2label", "label2id")

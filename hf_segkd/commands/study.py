@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_segkd.reports import SCORES_FILE, read_json
+from hf_segkd.evaluation.reports import SCORES_FILE, read_json
 
 
 @dataclass

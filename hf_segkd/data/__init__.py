@@ -2,13 +2,13 @@
 
 from .colours import class_colours
 from .decoding import check_dataset, evenly_spread, label_info
+from .image_processors import check_keeps_whole_images, whole_image
 from .labels import LabelInfo, class_names, voc_palette
 from .loading import load_segmentation_dataset
 from .photometric import PhotoMetricDistortion, RandomBlur
 from .torch_datasets import AugmentedDataset, EvaluationDataset, evaluation_collator, train_collator
 from .transforms import TrainTransform
 from .unlabelled import load_unlabelled_images, without_labels
-from .whole_images import check_keeps_whole_images, whole_image
 
 __all__ = [
     "AugmentedDataset",

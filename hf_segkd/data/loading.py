@@ -9,7 +9,7 @@ from functools import partial
 
 import datasets
 
-from hf_segkd.words import did_you_mean
+from hf_segkd.suggestions import did_you_mean
 
 from .ade20k import load_ade20k
 from .cityscapes import load_cityscapes

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .image_files import UnreadableImageError
+from .image_processors import whole_image
 from .labels import IGNORE_INDEX
 from .transforms import TrainTransform
-from .whole_images import whole_image
 
 if TYPE_CHECKING:  # importing transformers takes longer than all the rest together
     from transformers import BaseImageProcessor

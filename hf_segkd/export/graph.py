@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from hf_segkd.foreign import without_taps
-from hf_segkd.inference import logits_at
+from hf_segkd.networks import without_taps
+from hf_segkd.networks.inference import logits_at
 
 from .runtimes import require_extra
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_segkd.profiling import cpu_name, measure_latencies
-from hf_segkd.reports import table
+from hf_segkd.evaluation.reports import table
+from hf_segkd.networks.profiling import cpu_name, measure_latencies
 
 from .graph import DenseNetwork, save_onnx, trace
 from .runtimes import Network, onnx_network

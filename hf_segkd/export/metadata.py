@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel
 
-from hf_segkd.training.inputs import normalisation
+from hf_segkd.data.image_processors import normalisation
 
 from .run_onnx import prepare
 

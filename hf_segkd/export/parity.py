@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_segkd.data import EvaluationDataset
-from hf_segkd.inference import logits_at
-from hf_segkd.metrics import MeanIoU
-from hf_segkd.reports import table
+from hf_segkd.evaluation.metrics import MeanIoU
+from hf_segkd.evaluation.reports import table
+from hf_segkd.networks.inference import logits_at
 
 from .runtimes import Network
 

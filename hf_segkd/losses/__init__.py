@@ -19,8 +19,8 @@ from hf_segkd.losses.lad import LADLoss
 from hf_segkd.losses.ofd import OFDLoss
 from hf_segkd.losses.skds import SKDSLoss
 from hf_segkd.losses.sp import SPLoss
+from hf_segkd.suggestions import did_you_mean
 from hf_segkd.types import NetworkSpec
-from hf_segkd.words import did_you_mean
 
 LOSSES: dict[str, type[AbstractDistillationLoss]] = {
     loss.name: loss

@@ -14,11 +14,11 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from hf_segkd.data.licences import data_terms
+from hf_segkd.evaluation.reports import METRICS, mean_and_std, table
 from hf_segkd.losses import LOSSES
 from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.comparisons import Report, differences_in_words, gain_in_words
 from hf_segkd.publishing.privacy import last_part, public, shareable
-from hf_segkd.reports import METRICS, mean_and_std, table
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 

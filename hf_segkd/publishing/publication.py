@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from transformers import PreTrainedModel
 
-import hf_segkd
 from hf_segkd import models
-from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import evenly_spread, label_info
+from hf_segkd.data.image_processors import fixed_size
 from hf_segkd.data.licences import data_terms
-from hf_segkd.inference import predict
-from hf_segkd.pictures import colour, comparison, per_class_chart
-from hf_segkd.profiling import count_macs
+from hf_segkd.evaluation.pictures import colour, comparison, per_class_chart
+from hf_segkd.evaluation.reports import SCORES_FILE, write_json
+from hf_segkd.networks.inference import predict
+from hf_segkd.networks.profiling import count_macs
 from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.model_card import class_series, render_card
 from hf_segkd.publishing.privacy import public
-from hf_segkd.reports import SCORES_FILE, write_json
-from hf_segkd.training.inputs import fixed_size
 
 PICTURE_FILE = "comparison.png"
 CHART_FILE = "per_class_iou.png"
@@ -181,22 +176,3 @@ def image_size(processor: Any, images: datasets.Dataset | None) -> tuple[int, in
     if size is not None or images is None:
         return size
     return tuple(processor(images=images[0]["image"].convert("RGB"), return_tensors="pt")["pixel_values"].shape[-2:])
-
-
-def default_settings() -> dict[str, Any]:
-    """The training arguments as they are when nothing is given, to tell what a run changed."""
-    defaults = _Defaults().to_dict()
-    defaults["accelerator_config"].pop("use_configured_state")  # Trainer takes it out of its own, too
-    return defaults
-
-
-class _Defaults(DistillationArguments):
-    # Else accelerate's state would be set up anew, in the middle of a run too.
-    _setup_devices = torch.device("cpu")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a network was made with."""
-    packages = ("torch", "torchvision", "transformers", "accelerate", "datasets")
-    own = {"Python": platform.python_version(), "hf_segkd": hf_segkd.__version__}
-    return {**own, **{name: version(name) for name in packages}}

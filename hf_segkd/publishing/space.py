@@ -17,14 +17,17 @@ APP = PACKAGE / "app"
 SOURCES = (
     "__init__.py",
     "auto.py",
-    "inference.py",
     "data/image_files.py",
     "data/labels.py",
-    "data/whole_images.py",
-    "foreign/*.py",
+    "data/image_processors.py",
     "losses/base.py",
     "types.py",
     "models/*.py",
+    "networks/__init__.py",
+    "networks/feature_network.py",
+    "networks/feature_paths.py",
+    "networks/inference.py",
+    "networks/outputs.py",
 )
 
 

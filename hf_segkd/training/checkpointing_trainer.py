@@ -20,8 +20,6 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
-from hf_segkd.distiller import Distiller
-from hf_segkd.publishing.publishing_trainer import PublishingTrainer
 from hf_segkd.training.checkpoints import (
     RECORD_FILE,
     check_files,
@@ -31,7 +29,9 @@ from hf_segkd.training.checkpoints import (
     num_bytes,
     write_record,
 )
+from hf_segkd.training.distiller import Distiller
 from hf_segkd.training.interruption import EXIT_CODE, Interruption, start_deaf_worker
+from hf_segkd.training.publishing_trainer import PublishingTrainer
 from hf_segkd.training.run_settings import differences, run_settings
 
 logger = logging.get_logger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from hf_segkd.distiller import Distiller
+from hf_segkd.training.distiller import Distiller
 
 logger = logging.get_logger(__name__)
 

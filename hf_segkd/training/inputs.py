@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -10,19 +9,18 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import (
     AugmentedDataset,
     EvaluationDataset,
-    LabelInfo,
     TrainTransform,
     check_keeps_whole_images,
-    class_names,
     label_info,
     without_labels,
 )
+from hf_segkd.data.image_processors import fixed_size, normalisation, reverses_channels
 from hf_segkd.losses import LOSSES, AbstractDistillationLoss
-from hf_segkd.teachers.class_map import are_default_names
+from hf_segkd.networks.class_names import check_labels
+from hf_segkd.training.arguments import DistillationArguments
 
 logger = logging.get_logger(__name__)
 
@@ -150,52 +148,6 @@ def refuse_need_of_labels(loss: AbstractDistillationLoss | None, what: str) -> N
     raise ValueError(f"{reason}, and {what} no labels. Methods that need none: {able}.")
 
 
-def check_labels(model: PreTrainedModel, labels: LabelInfo) -> None:
-    """Make sure that a network and a data set speak of the same classes in the same order.
-
-    Raises:
-        ValueError: If they differ in number, or have the same names in another order. Other names are warned about.
-    """
-    names, known = class_names(labels.id2label), label_names(model)
-    if model.config.num_labels != len(names):
-        raise ValueError(
-            f"The network has {model.config.num_labels} labels, the data set {labels.name} {len(names)}: the network "
-            "was made for another label set. To train it on this one, save it with a new classifier: "
-            "from_pretrained(..., id2label=..., label2id=..., ignore_mismatched_sizes=True)."
-        )
-    if known and known != names:
-        if sorted(known) == sorted(names):
-            raise ValueError(f"The network has the data set's labels in another order: {known}, not {names}.")
-        logger.warning(f"The network calls its labels {known}, the data set {names}; they are paired by index.")
-
-
-def label_names(model: PreTrainedModel) -> list[str]:
-    """Label names in order; empty where they are only the defaults LABEL_0, LABEL_1 ..."""
-    names = class_names(model.config.id2label)
-    return [] if are_default_names(names) else names
-
-
-def fixed_size(processor: Any) -> tuple[int, int] | None:
-    """(height, width) that an image processor resizes every image to; None if it depends on the image."""
-    size = processor.size if processor.do_resize else {}
-    height, width = size.get("height"), size.get("width")
-    return None if height is None or width is None else (height, width)
-
-
-def normalisation(processor: Any) -> dict[str, Any]:
-    """`image_mean`, `image_std` and `rescale_factor` that the processor applies to pixels of 0 to 255."""
-    return {
-        "image_mean": _of_channels(processor.image_mean) if processor.do_normalize else [0.0, 0.0, 0.0],
-        "image_std": _of_channels(processor.image_std) if processor.do_normalize else [1.0, 1.0, 1.0],
-        "rescale_factor": processor.rescale_factor if processor.do_rescale else 1.0,
-    }
-
-
-def reverses_channels(processor: Any) -> bool:
-    """Whether the processor gives BGR, as MobileViT's does, where all others give RGB."""
-    return bool(getattr(processor, "do_flip_channel_order", False))
-
-
 def _refuse_splits_and_streams(name: str, images: Any) -> None:
     if isinstance(images, datasets.DatasetDict):
         raise ValueError(f"{name} holds the splits {', '.join(images)}; pass one of them.")
@@ -228,10 +180,6 @@ def _train_transform(args: DistillationArguments, processor: Any, model: PreTrai
         reverse_channels=reverses_channels(processor),
         **normalisation(processor),
     )
-
-
-def _of_channels(value: float | Sequence[float]) -> list[float]:
-    return [value] * 3 if isinstance(value, int | float) else list(value)
 
 
 def _needed(processor: Any) -> Any:

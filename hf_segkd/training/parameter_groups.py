@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_segkd.arguments import DistillationArguments
-from hf_segkd.distiller import Distiller
+from hf_segkd.training.arguments import DistillationArguments
+from hf_segkd.training.distiller import Distiller
 
 
 def parameter_groups(distiller: Distiller, args: DistillationArguments) -> list[dict[str, Any]]:

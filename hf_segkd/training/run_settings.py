@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from hf_segkd.arguments import DistillationArguments
 from hf_segkd.data import AugmentedDataset
-from hf_segkd.foreign import ForeignNetwork
-from hf_segkd.teachers.adapted import AdaptedTeacher
+from hf_segkd.data.image_processors import normalisation, reverses_channels
+from hf_segkd.networks import ForeignNetwork
+from hf_segkd.networks.adapted_teacher import AdaptedTeacher
+from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.checkpoints import read_record
-from hf_segkd.training.inputs import normalisation, reverses_channels
 
 # Resuming can't follow these: the state that was saved, or the order of the images, is that of the old value. The
 # optimizer takes its rates and decays from its state, so that new ones would be ignored without a word.

@@ -20,8 +20,8 @@ from transformers import SegformerImageProcessor
 
 from hf_segkd.data import cityscapes
 from hf_segkd.data.decoding import read_image
-from hf_segkd.foreign import with_taps
-from hf_segkd.inference import predict
+from hf_segkd.networks import with_taps
+from hf_segkd.networks.inference import predict
 from hf_segkd.publishing.space import write_space
 
 pytest.importorskip("gradio", reason="needs gradio (pip install hf-segkd[app])")
@@ -230,12 +230,13 @@ def test_the_space_runs_where_the_package_is_not_installed(folders, student, tmp
 def test_a_space_holds_what_it_needs_of_the_package_and_no_more(tmp_path):
     write_space(tmp_path, student_id="ann/student", title="Scenes", examples=[Image.new("RGB", (5, 3))])
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    networks = {f"hf_segkd/models/{path.name}" for path in (ROOT / "hf_segkd" / "models").glob("*.py")}
-    data = ("data/image_files", "data/labels", "data/whole_images")
-    foreign = ("foreign/__init__", "foreign/network", "foreign/outputs", "foreign/taps", "losses/base", "types")
-    sources = {f"hf_segkd/{name}.py" for name in ("__init__", "auto", "inference", *data, *foreign)}
+    models = {f"hf_segkd/models/{path.name}" for path in (ROOT / "hf_segkd" / "models").glob("*.py")}
+    data = {f"hf_segkd/data/{name}.py" for name in ("image_files", "image_processors", "labels")}
+    parts = ("__init__", "feature_network", "feature_paths", "inference", "outputs")
+    networks = {f"hf_segkd/networks/{name}.py" for name in parts}
+    others = {f"hf_segkd/{name}.py" for name in ("__init__", "auto", "losses/base", "types")}
     own = {"app.py", "models.json", "requirements.txt", "README.md", "examples/0.png"}
-    assert files == networks | sources | own
+    assert files == models | data | networks | others | own
     assert (tmp_path / "app.py").read_bytes() == (ROOT / "app" / "app.py").read_bytes()
 
 

@@ -4,7 +4,7 @@ from browser import ROOT, open_page, page_text, require_browser, segment, start_
 from PIL import Image
 from tiny_runs import network, processor, scenes
 
-from hf_segkd.inference import predict
+from hf_segkd.networks.inference import predict
 
 
 @pytest.mark.slow

@@ -1,0 +1,99 @@
+"""The command line: a YAML file gives defaults, flags win."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from hf_segkd.suggestions import did_you_mean
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML reads YAML 1.1, to which 1e-3 is a word; here it is a number, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d{1,3}$"), list("-+.0123456789")
+)
+
+
+def parse_arguments(*types: type, args: list[str] | None = None) -> tuple[Any, ...]:
+    """Parse flags into dataclasses; `--config FILE.yaml` gives defaults that flags override.
+
+    Args:
+        *types: Dataclasses whose fields are the flags.
+        args: The command line, by default `sys.argv[1:]`.
+
+    Returns:
+        One instance of each type.
+
+    Raises:
+        SystemExit: With a message, on an unknown flag or YAML key (the nearest known one is named) or a bad value.
+    """
+    flags = list(sys.argv[1:] if args is None else args)
+    parser = HfArgumentParser(
+        types,
+        allow_abbrev=False,
+        usage="%(prog)s --config FILE.yaml [--flag value ...]   (--help lists all flags)",
+    )
+    known = {action.dest for action in parser._actions}
+    parser.add_argument("--config", help="YAML file of defaults for the flags below.")
+    config, flags = _take_config(flags, parser)
+    if any(flag.partition("=")[0] == "--config" for flag in flags):
+        parser.error("--config is given twice; one file holds the defaults.")
+    parsed, unknown = _parse(parser, [*_flags_of_yaml(config, known, parser), *flags])
+    unknown = [flag for flag in unknown if flag.startswith("--")] or unknown
+    if unknown:
+        parser.error(f"unknown flag {unknown[0]}.{did_you_mean(unknown[0].lstrip('-').split('=')[0], known)}")
+    return parsed
+
+
+def _parse(parser: HfArgumentParser, flags: list[str]) -> tuple[tuple[Any, ...], list[str]]:
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(args=flags, return_remaining_strings=True)
+    except ValueError as error:  # of transformers' own checks too, which are about flags like ours
+        raise ValueError(str(error)) from error
+    # HfArgumentParser hands flags that belong to none of its dataclasses back as a namespace of their own.
+    return tuple(part for part in parsed if type(part) in parser.dataclass_types), unknown
+
+
+def _take_config(flags: list[str], parser: HfArgumentParser) -> tuple[str | None, list[str]]:
+    for index, flag in enumerate(flags):
+        if flag == "--config":
+            if index + 1 == len(flags):
+                parser.error("--config needs the path of a YAML file.")
+            return flags[index + 1], flags[:index] + flags[index + 2 :]
+        if flag.startswith("--config="):
+            return flag.removeprefix("--config="), flags[:index] + flags[index + 1 :]
+    return None, flags
+
+
+def _flags_of_yaml(path: str | None, known: set[str], parser: HfArgumentParser) -> list[str]:
+    """The keys and values of a YAML file as command line flags, so that argparse checks and converts them alike."""
+    if path is None:
+        return []
+    if not Path(path).is_file():
+        parser.error(f"--config: there is no file {path}.")
+    try:
+        values = _Loader(Path(path).read_text()).get_single_data() or {}
+    except yaml.YAMLError as error:
+        parser.error(f"{path} is not YAML: {error}")
+    if not isinstance(values, dict):
+        parser.error(f"{path} must hold `key: value` lines, got a {type(values).__name__}.")
+    flags = []
+    for key, value in values.items():
+        if key not in known:
+            parser.error(f"{path}: unknown key {key!r}.{did_you_mean(str(key), known)}")
+        if value is None or value == []:
+            continue
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        else:
+            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags

@@ -1,0 +1,63 @@
+"""`scripts/evaluate.py`: the score of a network, class by class."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_segkd.commands.command_line import parse_arguments
+from hf_segkd.commands.data_flags import DataFlags
+from hf_segkd.data import label_info
+from hf_segkd.evaluation.reports import evaluation_report, format_report, write_json
+from hf_segkd.networks import with_taps
+from hf_segkd.networks.loading import load_network
+from hf_segkd.training.arguments import DistillationArguments
+from hf_segkd.training.trainer import DistillationTrainer
+
+
+@dataclass(kw_only=True)
+class EvaluationCommand(DataFlags):
+    """What to evaluate, on what."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of the network."})
+    split: str = field(default="val", metadata={"help": "Split to evaluate on."})
+    batch_size: int = field(default=1, metadata={"help": "Images per device and step."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that load images."})
+    use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU."})
+    output: str | None = field(
+        default=None, metadata={"help": "JSON file to write; by default MODEL-DATASET-SPLIT.json."}
+    )
+
+
+def main(args: list[str] | None = None) -> dict[str, Any]:
+    """Evaluate a network, print the table, write the JSON file and return what is in it."""
+    (command,) = parse_arguments(EvaluationCommand, args=args)
+    path = Path(command.output or f"{Path(command.model).name}-{command.dataset}-{command.split}.json")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and --output takes the JSON file to write.")
+    dataset = command.load(command.split)
+    labels = label_info(dataset)
+    model, processor = load_network(command.model, labels)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = DistillationTrainer(
+            model=with_taps(model),  # also masks with classes become logits
+            args=DistillationArguments(
+                output_dir=scratch,
+                per_device_eval_batch_size=command.batch_size,
+                dataloader_num_workers=command.num_workers,
+                use_cpu=command.use_cpu,
+            ),
+            eval_dataset=dataset,
+            processing_class=processor,
+        )
+        trainer.evaluate()
+    report = evaluation_report(trainer.confusion_matrix, labels, str(dataset.split), len(dataset))
+    report |= {"model": command.model, "data": command.source(command.split)}
+    if trainer.is_world_process_zero():
+        print(format_report(report))
+        write_json(report, path)
+        print(f"\nWritten to {path}.")
+    trainer.accelerator.end_training()
+    return report

@@ -1,0 +1,172 @@
+"""What a card tells of a network: from its folder, from those it is compared with, and from its user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_segkd.commands.publish_flags import PublishingCommand
+from hf_segkd.commands.run_folder import read_exports, run_report, scores, training_settings, with_training
+from hf_segkd.data import check_keeps_whole_images, class_names, load_segmentation_dataset
+from hf_segkd.networks import with_taps
+from hf_segkd.networks.adapted_teacher import adapted
+from hf_segkd.networks.class_map import ClassMap, match_classes
+from hf_segkd.networks.loading import load_network
+from hf_segkd.publishing.card_facts import CardFacts
+from hf_segkd.publishing.privacy import last_part
+from hf_segkd.publishing.publication import cost, describe, image_size
+from hf_segkd.training.arguments import default_settings
+
+
+@dataclass
+class Teacher:
+    """The teacher as far as it can still be found."""
+
+    name: str
+    architecture: str | None
+    hub_id: str | None
+    network: tuple[PreTrainedModel, Any] | None
+    report: dict[str, Any] | None
+
+
+def find_teacher(command: PublishingCommand, report: dict[str, Any] | None) -> Teacher | None:
+    """The teacher that the flag or else the run names; what can't be found any more is said and left out."""
+    name = command.teacher or (report or {}).get("teacher")
+    if name is None:
+        return None
+    try:
+        if looks_like_path(name) and not Path(name).is_dir():  # nobody's business, the Hub's neither
+            raise ValueError(f"there is no folder {name}.")
+        model, processor = load_network(name)
+        check_keeps_whole_images(processor)  # its pictures are of whole images
+        network, architecture = (with_taps(model), processor), describe(model)
+    except ValueError as error:
+        if command.teacher is not None:
+            raise
+        print(f"The teacher {name} could not be loaded, so the card shows neither its pictures nor its costs: {error}")
+        network, architecture = None, None
+    hub_id = None if network is None or Path(name).is_dir() else name
+    known = Path(name, command.evaluation).is_file()
+    return Teacher(name, architecture, hub_id, network, scores(Path(name), command.evaluation) if known else None)
+
+
+def teacher_to_show(
+    teacher: Teacher, student: PreTrainedModel, processor: Any, report: dict[str, Any] | None
+) -> dict[str, tuple[nn.Module, Any]]:
+    """The teacher for the pictures, as it speaks of the student's classes; scores on other classes are left out."""
+    network, its_processor = teacher.network
+    taught, learnt = network.config.id2label, student.config.id2label
+    targets = (report or {}).get("class_map")
+    class_map = None
+    if targets is not None and len(targets) == len(taught):
+        class_map = ClassMap(targets, class_names(taught), class_names(learnt))
+    class_map = match_classes(class_map, taught, learnt)
+    if class_map is not None and class_map.is_identity:
+        return {"teacher": teacher.network}
+    if teacher.report is not None:
+        print(f"The teacher {teacher.name} was scored on classes of its own, so the card leaves its scores out.")
+        teacher.report = None
+    if class_map is None:
+        print(f"The teacher {teacher.name} has no classes of the student, so the card does not show what it sees.")
+        return {}
+    shown = adapted(network, student, teacher_processor=its_processor, student_processor=processor, class_map=class_map)
+    return {"teacher": (shown, processor)}
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a name can only be a folder's, and none on the Hub."""
+    return name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
+
+
+def evaluated_images(command: PublishingCommand, report: dict[str, Any] | None) -> datasets.Dataset | None:
+    """The images of the split that was evaluated; None where they are not known or not there any more.
+
+    Raises:
+        ValueError: If it is so and the flags ask for pictures of them.
+    """
+    source = (report or {}).get("data")
+    if source is not None:
+        place = {"data_dir": source["data_dir"], "hub_id": source["hub_id"], **source["dataset_options"]}
+        try:
+            return load_segmentation_dataset(source["dataset"], split=source["split"], **place)
+        except (ValueError, OSError) as error:
+            if command.pictures:
+                raise
+            print(f"The images of the evaluation could not be loaded, so the card shows none: {error}")
+            return None
+    if command.pictures:
+        raise ValueError(
+            f"{command.evaluation} does not say which images were evaluated, so there are none to show. Evaluate the "
+            "network again, or publish without --pictures."
+        )
+    return None
+
+
+def gather_facts(
+    command: PublishingCommand,
+    student: PreTrainedModel,
+    processor: Any,
+    report: dict[str, Any] | None,
+    teacher: Teacher | None,
+    images: datasets.Dataset | None,
+) -> CardFacts:
+    """All that the card tells."""
+    folder = Path(command.model)
+    training = with_training(folder, report or {})
+    if (command.runs or command.baseline) and (report is None or "method" not in training):
+        missing = "holds no scores" if report is None else "does not tell how the network was trained"
+        raise ValueError(f"{folder} {missing}, so there is nothing to set --runs or --baseline beside.")
+    report = report or {}
+    trained_on = report.get("trained_on")
+    size = image_size(processor, images)  # both networks': the student's is what counts
+    costs = [cost("student", student, size)]
+    if teacher is not None and teacher.network is not None:
+        costs.append(cost("teacher", teacher.network[0], size))
+    runs = [report, *(run_report(Path(run), command.evaluation) for run in command.runs)] if report else []
+    baseline_runs = [run_report(Path(run), command.evaluation) for run in command.baseline]
+    teacher_report = None if teacher is None else teacher.report
+    export = read_exports(folder)
+    if command.dataset_name is not None:
+        scored = [
+            *runs,
+            *baseline_runs,
+            *([teacher_report] if teacher_report else []),
+            *(export or {}).get("exports", []),
+        ]
+        _rename_dataset(scored, trained_on or report.get("dataset"), command.dataset_name)
+    return CardFacts(
+        repo_id=command.repo_id,
+        architecture=describe(student),
+        id2label=student.config.id2label,
+        method=training.get("method"),
+        method_kwargs=training.get("method_kwargs", {}),
+        dataset=command.dataset_name or trained_on,
+        dataset_id=command.dataset_id or report.get("data", {}).get("hub_id"),
+        dataset_license=command.dataset_license,
+        teacher=None if teacher is None else teacher.architecture or last_part(teacher.name),
+        teacher_id=command.teacher_id or (None if teacher is None else teacher.hub_id),
+        license=command.license,
+        report=report or None,
+        runs=runs,
+        baseline_runs=baseline_runs,
+        teacher_report=teacher_report,
+        costs=costs,
+        export=export,
+        settings=training_settings(folder),
+        defaults=default_settings(),
+        versions=report.get("versions", {}),
+        self_contained=command.self_contained,
+        space_id=command.space,
+    )
+
+
+def _rename_dataset(scored: list[dict[str, Any]], known_as: str | None, name: str) -> None:
+    """Call a data set by the name that its user gives it, wherever something was scored on it."""
+    for scores_of in scored:
+        if scores_of.get("dataset") == known_as:
+            scores_of["dataset"] = name

@@ -1,0 +1,101 @@
+"""The score of a network as people and programs read it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import hf_segkd
+from hf_segkd.data import LabelInfo
+from hf_segkd.evaluation.metrics import scores_from_confusion_matrix
+
+# What a run leaves beside the student that it saves: all arguments, and the scores.
+ARGUMENTS_FILE = "training_args.json"
+SCORES_FILE = "evaluation.json"
+# The scores in a report, and what people call them.
+METRICS = {"mean_iou": "mIoU", "mean_accuracy": "mean class accuracy", "overall_accuracy": "pixel accuracy"}
+
+
+def evaluation_report(matrix: Tensor, labels: LabelInfo, split: str, num_images: int) -> dict[str, Any]:
+    """Scores of a confusion matrix with names: fractions of 1, None for a class that neither truth nor network has."""
+    scores = scores_from_confusion_matrix(matrix)
+    classes = {
+        name: {
+            "iou": _or_none(scores["per_category_iou"][index]),
+            "accuracy": _or_none(scores["per_category_accuracy"][index]),
+        }
+        for index, name in labels.id2label.items()
+    }
+    return {
+        "dataset": labels.name,
+        "split": split,
+        "num_images": num_images,
+        "mean_iou": float(scores["mean_iou"]),
+        "mean_accuracy": float(scores["mean_accuracy"]),
+        "overall_accuracy": float(scores["overall_accuracy"]),
+        "classes": classes,
+        "confusion_matrix": matrix.tolist(),
+    }
+
+
+def _or_none(value: float) -> float | None:
+    value = float(value)
+    return None if value != value else value
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The report as a table of percentages."""
+
+    def percent(value: float | None) -> str:
+        return "     -" if value is None else f"{100 * value:6.2f}"
+
+    width = max(len(name) for name in (*report["classes"], *METRICS.values()))
+    lines = [f"{report['dataset']} {report['split']}, {report['num_images']} images, %"]
+    lines.append(f"{'class':{width}}     IoU  accuracy")
+    for name, scores in report["classes"].items():
+        lines.append(f"{name:{width}}  {percent(scores['iou'])}    {percent(scores['accuracy'])}")
+    lines.append("")
+    for key, name in METRICS.items():
+        lines.append(f"{name:{width}}  {percent(report[key])}")
+    return "\n".join(lines)
+
+
+def write_json(report: dict[str, Any], path: Path) -> None:
+    """Write a report for people and programs to read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text())
+
+
+def mean_and_std(values: Sequence[float], digits: int = 2) -> str:
+    """`mean +- std` (sample standard deviation), or the value alone when there is only one."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns also line up as plain text."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a network was made with."""
+    packages = ("torch", "torchvision", "transformers", "accelerate", "datasets")
+    own = {"Python": platform.python_version(), "hf_segkd": hf_segkd.__version__}
+    return {**own, **{name: version(name) for name in packages}}

@@ -1,1 +1,0 @@
-"""Teachers: other pixels, other classes, the test before the first step, and how they run."""

@@ -1,0 +1,251 @@
+"""Training arguments of distillation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
+
+from hf_segkd.training.argument_values import check_values
+from hf_segkd.training.processes import refuse_sharding
+
+
+@dataclass(repr=False)  # TrainingArguments' own leaves tokens out
+class DistillationArguments(TrainingArguments):
+    """`TrainingArguments` with what distillation adds, and the defaults of the segmentation literature.
+
+    Defaults that differ from `TrainingArguments`: SGD with momentum 0.9 and weight decay 5e-4 on every parameter,
+    polynomial decay of power 0.9 to zero (AttnFD's released code), no gradient clipping, incomplete last training
+    batches dropped (a batch of one image has no batch statistics in the ASPP's pooling branch).
+
+    Raises:
+        ValueError: If a value is out of range or contradicts another.
+    """
+
+    # --- distillation ---
+    method: str = field(
+        default="none",
+        metadata={"help": "Distillation loss, a name in hf_segkd.losses.LOSSES; none trains without a teacher."},
+    )
+    method_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of the loss's constructor, as a JSON object."}
+    )
+    ce_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy on the labels."})
+    teacher_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Number format of the teacher and its forward, whatever --bf16 and --fp16 say: float32, bfloat16 "
+            "or float16; auto leaves its weights as they were loaded, and --bf16 and --fp16 hold for it too."
+        },
+    )
+    teacher_batch_norm: str = field(
+        default="auto",
+        metadata={
+            "help": "What the teacher's batch norms normalise by: eval, their running statistics; batch_stats, those "
+            "of each batch; auto, what the method asks for (ofd's preset official: batch_stats). They never change."
+        },
+    )
+    preflight_images: int = field(
+        default=32,
+        metadata={
+            "help": "Score teacher and student on so many validation images before the first step, and stop if the "
+            "teacher is not better; 0 does not."
+        },
+    )
+    allow_weak_teacher: bool = field(
+        default=False, metadata={"help": "Train with a teacher that is not better than the student, too."}
+    )
+
+    # --- optimizer ---
+    optim: str = field(default="sgd", metadata={"help": "Optimizer, as in TrainingArguments."})
+    optim_args: str | None = field(
+        default=None, metadata={"help": "Optimizer arguments; sgd gets momentum=0.9 when this is not given."}
+    )
+    learning_rate: float = field(default=0.007, metadata={"help": "Learning rate of the backbone."})
+    weight_decay: float = field(
+        default=5e-4, metadata={"help": "Weight decay of every parameter, those of batch norms included."}
+    )
+    head_lr_multiplier: float = field(
+        default=10.0,
+        metadata={"help": "Learning rate of everything but the backbone, relative to learning_rate."},
+    )
+    connector_lr_multiplier: float = field(
+        default=10.0,
+        metadata={"help": "Learning rate of the loss's own parameters, relative to learning_rate."},
+    )
+    frozen: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Beginnings of the names of student parameters that get no gradient, e.g. backbone.conv1."},
+    )
+    lr_scheduler_type: SchedulerType | str = field(
+        default="polynomial", metadata={"help": "Schedule, as in TrainingArguments: polynomial, cosine, ..."}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 does not clip."})
+    ema_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "Decay of the moving average of the student's weights, e.g. 0.999, which is then what is scored, "
+            "saved and published; 0 is off."
+        },
+    )
+    recipe_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Images per optimizer step the recipe was made for; another number is warned about."},
+    )
+
+    scale_lr: bool = field(
+        default=False,
+        metadata={
+            "help": "Train with learning_rate x images per optimizer step / recipe_batch_size (the linear scaling rule "
+            "of Goyal et al. 2017); learning_rate itself stays as it is, in what is saved too."
+        },
+    )
+
+    # --- training images ---
+    crop_size: list[int] | None = field(
+        default=None,
+        metadata={"help": "Height and width of training crops; by default the size the image processor resizes to."},
+    )
+    scale_range: list[float] = field(
+        default_factory=lambda: [0.5, 2.0], metadata={"help": "Random scale of training images: from, to."}
+    )
+    scale_base: int | None = field(
+        default=None,
+        metadata={
+            "help": "Scale 1 is an image with a short side of so many pixels; by default the size the image processor "
+            "resizes to, or the image's own if it does not resize."
+        },
+    )
+    flip_probability: float = field(default=0.5, metadata={"help": "Chance of a horizontal flip."})
+    max_class_share: float = field(
+        default=1.0,
+        metadata={"help": "Draw a crop again, up to ten times, while one class fills more than this share of it."},
+    )
+    photometric: str = field(
+        default="none",
+        metadata={"help": "Photometric augmentation, an option of hf_segkd.data.TrainTransform."},
+    )
+
+    unlabelled_ratio: float = field(
+        default=1.0, metadata={"help": "Unlabelled images, where there are some, for each labelled one in an epoch."}
+    )
+
+    bad_images: str = field(
+        default="stop",
+        metadata={
+            "help": "What to do about a training file that cannot be read: stop with its name, or skip it for the next "
+            "one and count. Evaluation always stops."
+        },
+    )
+
+    # --- publishing ---
+    hub_license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the published student, as the Hub spells it (apache-2.0, ...); never assumed."},
+    )
+    hub_self_contained: bool = field(
+        default=False,
+        metadata={"help": "Publish the student's code too, for trust_remote_code=True where the package is missing."},
+    )
+
+    # --- running ---
+    sync_batch_norm: bool = field(
+        default=False,
+        metadata={"help": "Batch norms of student and connectors take the statistics of all GPUs' images together."},
+    )
+    channels_last: bool = field(
+        default=False,
+        metadata={"help": "Channels-last memory format: the same values up to rounding, faster."},
+    )
+    dataloader_drop_last: bool = field(
+        default=True,
+        metadata={"help": "Drop the last incomplete training batch; evaluation always sees every image."},
+    )
+    per_device_eval_batch_size: int = field(
+        default=1,
+        metadata={"help": "Images per device and evaluation step; more than 1 pays where sizes are equal."},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Hide non-finite losses from the log; there are none, since the first one stops the run."},
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
+    batch_eval_metrics: bool = field(default=True, metadata={"help": "Must stay True: evaluation is streamed."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Not needed: every parameter of student and loss has a gradient."}
+    )
+
+    def __post_init__(self) -> None:
+        refuse_sharding(self)
+        if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
+            self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0}
+        if self.optim == "sgd" and self.optim_args is None:
+            self.optim_args = "momentum=0.9"
+        if self.hub_token == "<HUB_TOKEN>":  # what to_dict writes for any, so that its output can be a recipe
+            self.hub_token = None
+        self.method_kwargs = json_object(self.method_kwargs, "method_kwargs")
+        if self.lr_scheduler_kwargs is not None:
+            self.lr_scheduler_kwargs = json_object(self.lr_scheduler_kwargs, "lr_scheduler_kwargs")
+        super().__post_init__()
+        check_values(self)
+
+    @property
+    def images_per_step(self) -> int:
+        """Images per optimizer step, over all processes."""
+        return self.world_size * self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def scaled_learning_rate(self) -> float:
+        """The learning rate of the backbone that the run starts with: `learning_rate`, scaled if `scale_lr` says so."""
+        return self.learning_rate * (self.images_per_step / self.recipe_batch_size if self.scale_lr else 1)
+
+    def warn_about_batch_size(self) -> str | None:
+        """What to tell the user when images per optimizer step are not what the recipe was made for."""
+        actual = self.images_per_step
+        if self.recipe_batch_size in (None, actual):
+            return None
+        factor = actual / self.recipe_batch_size
+        what_to_do = (
+            f"Its learning rate of {self.learning_rate:g} is scaled by {factor:g} to {self.scaled_learning_rate:g}."
+            if self.scale_lr
+            else f"Change one of these, or scale the learning rate by {factor:g} to {self.learning_rate * factor:g}, "
+            "as --scale_lr does."
+        )
+        return (
+            f"The recipe is for {self.recipe_batch_size} images per optimizer step; this run has {actual} "
+            f"({self.world_size} processes x {self.per_device_train_batch_size} per device x "
+            f"{self.gradient_accumulation_steps} accumulation steps). {what_to_do}"
+        )
+
+
+def json_object(value: dict[str, Any] | str | None, flag: str) -> dict[str, Any]:
+    """A flag that holds a JSON object (or, from Python, a dict); nothing is the empty one.
+
+    Raises:
+        ValueError: If it is not JSON, or no object.
+    """
+    if value is None or isinstance(value, dict):
+        return value or {}
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--{flag} takes a JSON object, got {value!r}: {error}.") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"--{flag} takes a JSON object, got {value!r}.")
+    return parsed
+
+
+def default_settings() -> dict[str, Any]:
+    """The training arguments as they are when nothing is given, to tell what a run changed."""
+    defaults = _Defaults().to_dict()
+    defaults["accelerator_config"].pop("use_configured_state")  # Trainer takes it out of its own, too
+    return defaults
+
+
+class _Defaults(DistillationArguments):
+    # Else accelerate's state would be set up anew, in the middle of a run too.
+    _setup_devices = torch.device("cpu")

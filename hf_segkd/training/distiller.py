@@ -1,0 +1,227 @@
+"""The module that the Trainer trains: the student and the loss, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hf_segkd.losses import AbstractDistillationLoss, create_loss
+from hf_segkd.networks import ForeignNetwork, without_taps
+from hf_segkd.networks.adapted_teacher import class_map_of
+from hf_segkd.training.arguments import DistillationArguments
+from hf_segkd.types import Features, NetworkSpec
+
+
+class Distiller(nn.Module):
+    """Student plus distillation loss; the whole training loss is computed inside `forward`.
+
+    So DDP, gradient clipping, `zero_grad`, the optimizer and checkpoints see every trainable thing there is, and
+    nothing else: the teacher is not in this module, so nothing can train it, save it or switch it to training mode.
+
+    Args:
+        student: The network to train, one of hf_segkd or a `ForeignNetwork`.
+        loss: The distillation loss, or None to train on the labels alone.
+        ce_weight: Weight of the cross-entropy.
+        common: Classes of the student, ascending, that the loss speaks of, where they are not all: it gets their
+            logits and classifier weights alone, and to it pixels of the others have no label.
+    """
+
+    # The loss is the mean of its batch; the Trainer divides by the accumulation steps.
+    accepts_loss_kwargs = False
+    main_input_name = "pixel_values"
+
+    def __init__(
+        self,
+        student: PreTrainedModel | ForeignNetwork,
+        loss: AbstractDistillationLoss | None = None,
+        ce_weight: float = 1.0,
+        common: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = without_taps(student)
+        # In a tuple, and so no part of this module: names in here are the plain student's.
+        self._with_taps = (student,)
+        self.loss = loss
+        self.ce_weight = ce_weight
+        common = None if common is None else torch.tensor(common)
+        self.register_buffer("common", common, persistent=False)
+        # Read by DistributedDataParallel: statistics (FAKD), memory (CIRKD) are equal on all processes by themselves,
+        # and too large (157 MB and 1 GB for 150 classes of 512 channels) to be sent with every step.
+        self._ddp_params_and_buffers_to_ignore = [
+            name
+            for name, _ in self.named_buffers()
+            if name.startswith("loss.") and not {"statistics", "memory"}.isdisjoint(name.split("."))
+        ]
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        teacher_features: Features | None = None,
+        labelled_pixels: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Loss and its terms in training, logits in evaluation.
+
+        Args:
+            pixel_values: Normalised images, (b, 3, hh, ww).
+            labels: Class of each pixel, (b, hh, ww). Without labels the loss is that of the distillation terms alone.
+            teacher_features: The teacher's taps for the same images. Without them there are no distillation terms.
+            labelled_pixels: Labelled pixels of a batch, the mean of all batches that are averaged (accumulated, or of
+                other processes), above 0: the cross-entropy is divided by it. By default by those of this batch.
+
+        Returns:
+            `{"logits"}` without labels and features, else `{"loss", "terms"}`: the weighted sum to minimise, and what
+            it is of, unweighted.
+        """
+        if labels is None and teacher_features is None:
+            return {"logits": self.network(pixel_values=pixel_values).logits}
+        if labels is None:
+            ignored = self.config.semantic_loss_ignore_index
+            labels = pixel_values.new_full(pixel_values[:, 0].shape, ignored, dtype=torch.long)
+        share = 1.0
+        if labelled_pixels is not None:
+            share = (labels != self.config.semantic_loss_ignore_index).sum() / labelled_pixels
+        if self.loss is None:
+            terms = {"ce": share * self.network(pixel_values=pixel_values, labels=labels).loss}
+        else:
+            output = self.network(pixel_values=pixel_values, labels=labels, output_features=True)
+            features = output.features
+            if self.loss.uses_classifier_weight:
+                features = {**features, "classifier_weight": self.network.classifier.weight}
+            if self.common is not None:
+                features, labels = self._of_common_classes(features, labels)
+            cross_entropy = output.loss / len(labels) if self.loss.divide_by_batch else output.loss
+            terms = {"ce": share * cross_entropy, **self.loss.unweighted(features, teacher_features, labels)}
+        loss = sum(self.weights[name] * value for name, value in terms.items())
+        return {"loss": loss, "terms": {name: value.detach() for name, value in terms.items()}}
+
+    def _of_common_classes(self, features: Features, labels: Tensor) -> tuple[Features, Tensor]:
+        """The features and the labels as the loss knows the classes; pixels of others have the label behind them."""
+        features = {**features, "logits": features["logits"].index_select(1, self.common)}
+        if "classifier_weight" in features:
+            features["classifier_weight"] = features["classifier_weight"].index_select(0, self.common)
+        index = torch.searchsorted(self.common, labels).clamp(max=len(self.common) - 1)
+        ignored = (labels == self.config.semantic_loss_ignore_index) | (self.common[index] != labels)
+        return features, index.masked_fill(ignored, len(self.common))
+
+    @property
+    def network(self) -> PreTrainedModel | ForeignNetwork:
+        """The student with its taps."""
+        return self._with_taps[0]
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The student's; Trainer's logging and model cards ask for it."""
+        return self.network.config
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term, by its name."""
+        return {"ce": self.ce_weight, **(self.loss.weights if self.loss is not None else {})}
+
+
+def network_spec(model: PreTrainedModel) -> NetworkSpec:
+    """What the losses must know of a network.
+
+    Raises:
+        ValueError: If the network does not name its taps.
+    """
+    channels = getattr(model, "tap_channels", None)
+    if channels is None:
+        raise ValueError(
+            f"{type(model).__name__} has no `tap_channels`, so its features can't be distilled: wrap it in "
+            "hf_segkd.ForeignNetwork."
+        )
+    return NetworkSpec(
+        channels,
+        model.config.num_labels,
+        model.config.semantic_loss_ignore_index,
+        norms=getattr(model, "tap_norms", {}),
+    )
+
+
+def build_distiller(
+    student: PreTrainedModel | ForeignNetwork, teacher: PreTrainedModel | None, args: DistillationArguments
+) -> Distiller:
+    """The student and the loss that `args` asks for, with the parameters in `args.frozen` frozen.
+
+    Raises:
+        ValueError: If the student's weights are not float32, teacher and method don't go together, the method compares
+            classes and the two have none in common, a tap is missing, or `args.frozen` names nothing.
+    """
+    if student.dtype != torch.float32:
+        raise ValueError(
+            f"The student's weights are {student.dtype}, and it is trained and scored in float32: load it with "
+            "dtype=torch.float32, or convert it with student.float(). To compute in 16 bits set bf16 or fp16."
+        )
+    loss, common = _create_loss(student, teacher, args)
+    distiller = Distiller(student, loss, args.ce_weight, common)
+    if isinstance(student, ForeignNetwork):
+        student.release()
+    _freeze(distiller.student, args.frozen)
+    if loss is not None and loss.uses_classifier_weight:
+        _ = distiller.network.classifier  # an error now, not at the first step
+    return distiller
+
+
+def _create_loss(
+    student: PreTrainedModel, teacher: PreTrainedModel | None, args: DistillationArguments
+) -> tuple[AbstractDistillationLoss | None, Sequence[int] | None]:
+    """The loss, and the student's classes that it speaks of where they are not all."""
+    if args.method == "none":
+        if teacher is not None:
+            raise ValueError("A teacher was given, but method is 'none'. Choose a method, or leave the teacher out.")
+        return None, None
+    if teacher is None:
+        raise ValueError(
+            f"Method {args.method!r} needs a teacher, and none was given: pass teacher (--teacher FOLDER_OR_ID)."
+        )
+    learnt, taught = network_spec(student), network_spec(teacher)
+    classes = class_map_of(teacher)
+    if classes is not None and classes.is_complete:
+        return _seeded_loss(learnt, taught, args), None
+    # A method that compares features alone wants all classes of the student, whatever those of the teacher are.
+    loss = _seeded_loss(learnt, _with_classes(taught, learnt.num_labels), args)
+    if "logits" not in loss.teacher_taps:
+        return loss, None
+    if classes is None:
+        raise ValueError(
+            f"Method {args.method!r} compares logits, and it is not known which of the teacher's {taught.num_labels} "
+            f"classes are which of the student's {learnt.num_labels}: fewer than two have one name, and their order "
+            "does not tell. Say which teaches which with class_map (--class_map FILE.yaml), or choose a method that "
+            "compares features."
+        )
+    common = len(classes.common)
+    return _seeded_loss(_with_classes(learnt, common), _with_classes(taught, common), args), classes.common
+
+
+def _seeded_loss(learnt: NetworkSpec, taught: NetworkSpec, args: DistillationArguments) -> AbstractDistillationLoss:
+    # The loss draws its weights from a generator of its own: the student's dropout and the order of the data are
+    # then the same with and without distillation.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        return create_loss(args.method, learnt, taught, **args.method_kwargs)
+
+
+def _with_classes(spec: NetworkSpec, count: int) -> NetworkSpec:
+    # The student's own ignored label may be one of the common classes' numbers.
+    return replace(spec, num_labels=count, ignore_index=count, channels={**spec.channels, "logits": count})
+
+
+def _freeze(model: PreTrainedModel, beginnings: list[str]) -> None:
+    for beginning in beginnings:
+        matching = [p for name, p in model.named_parameters() if name.startswith(beginning)]
+        if not matching:
+            children = ", ".join(sorted({name.split(".")[0] for name, _ in model.named_parameters()}))
+            raise ValueError(f"frozen: no parameter begins with {beginning!r}. The student's parts are {children}.")
+        for parameter in matching:
+            parameter.requires_grad_(False)
+    if beginnings and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"frozen: {beginnings} are all of the student's parts, and nothing would learn. Leave one out."
+        )
