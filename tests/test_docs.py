@@ -4,9 +4,10 @@ from pathlib import Path
 import foreign_models
 import yaml
 from foreign_models import build
-from tiny_runs import arguments, network, processor, scenes
+from tiny_runs import arguments, network, processor, scenes, trainer
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 
+from hf_segkd.losses import LOSSES
 from hf_segkd.networks.class_map import ClassMap
 from hf_segkd.training.trainer import DistillationTrainer
 
@@ -57,3 +58,15 @@ def test_the_example_of_a_class_map_is_one(tmp_path):
     teacher = dict(enumerate(["car", "bus", "sky", *(f"class {index}" for index in range(3, 13))]))
     found = ClassMap.from_yaml(tmp_path / "map.yaml", teacher, {0: "person", 1: "vehicle"})
     assert found.groups == ((12,), (0, 1))
+
+
+def test_the_example_of_an_own_loss_trains(tmp_path):
+    (example,) = blocks("docs/own_loss.md", "python")
+    exec(example, {})
+    try:
+        run = trainer(tmp_path, method="cosine", max_steps=1)
+        run.train()
+    finally:
+        del LOSSES["cosine"]
+    (log, *_) = run.state.log_history
+    assert 0 < log["raw_cosine"] == log["loss_cosine"] < 2
