@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_segkd.losses import AbstractDistillationLoss, create_loss
+from hf_segkd.losses.base import weighted
 from hf_segkd.networks import ForeignNetwork, without_taps
 from hf_segkd.networks.adapted_teacher import class_map_of
 from hf_segkd.training.arguments import DistillationArguments
@@ -95,9 +96,9 @@ class Distiller(nn.Module):
                 features = {**features, "classifier_weight": self.network.classifier.weight}
             if self.common is not None:
                 features, labels = self._of_common_classes(features, labels)
-            cross_entropy = output.loss / len(labels) if self.loss.divide_by_batch else output.loss
+            cross_entropy = output.loss / len(labels) if self.loss.request.divide_by_batch else output.loss
             terms = {"ce": share * cross_entropy, **self.loss.unweighted(features, teacher_features, labels)}
-        loss = sum(self.weights[name] * value for name, value in terms.items())
+        loss = sum(weighted(terms, self.weights).values())
         return {"loss": loss, "terms": {name: value.detach() for name, value in terms.items()}}
 
     def _of_common_classes(self, features: Features, labels: Tensor) -> tuple[Features, Tensor]:

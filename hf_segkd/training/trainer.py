@@ -148,14 +148,14 @@ class DistillationTrainer(CheckpointingTrainer):
             if args.scale_lr:
                 raise ValueError("scale_lr scales the rates of the optimizer that is built from args; you passed one.")
         self._average = StudentAverage(distiller.student, args.ema_decay) if args.ema_decay else None
-        warm_up = distiller.loss is not None and distiller.loss.connector_epochs
+        warm_up = distiller.loss is not None and distiller.loss.request.connector_epochs
         self._connectors_first = ConnectorsFirst(distiller) if warm_up else None
         self._guard = NonFiniteGuard(distiller, self.accelerator, self._teacher_features)
         for callback in self._own_callbacks():
             self.add_callback(callback)
         self.teacher = None
         if distiller.loss is not None:
-            wanted = distiller.loss.teacher_batch_statistics
+            wanted = distiller.loss.request.teacher_batch_statistics
             self._batch_statistics = takes_batch_statistics(teacher, args.teacher_batch_norm, wanted)
             self.teacher = ready_to_teach(teacher, args.teacher_dtype, args.channels_last, self.accelerator)
         if (warning := args.warn_about_batch_size()) is not None:
