@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from hf_segkd.evaluation.argument_roles import OnCard, role_of
 from hf_segkd.publishing.privacy import public, shareable
 
 Report = dict[str, Any]  # of `evaluation_report`, with what the training command adds
@@ -19,13 +19,6 @@ BUDGET = (*PROTOCOL, "network", "initial_weights", "steps", "batch_size", "train
 # Unlabelled images are of the method: the baseline, which learns from labels alone, has no use for them. The card says
 # that the others had them.
 METHOD = (*BUDGET, "unlabelled_images", "unlabelled_ratio", "method", "method_kwargs", "class_map")
-
-# Settings that are the method's own, are compared above, or have no part in what a student learns.
-OF_NO_CONCERN = re.compile(
-    "seed|data_seed|method|ema_decay|unlabelled_|teacher_|connector_|preflight_|allow_weak_teacher|num_train_epochs|max_steps|"
-    "log|disable_tqdm|report_to|project|eval_|per_device_eval_|batch_eval_|include_|save_|push_|hub_|recipe_|"
-    "dataloader_(num|pin|persistent|prefetch)|ddp_|local_rank|skip_memory_metrics"
-)
 
 
 def check_comparable(
@@ -99,14 +92,14 @@ def differences_in_words(reference: Report, *, runs: Sequence[Report], baseline_
     A setting that is not told on both sides is not compared; that all are unknown is said.
     """
     ours, others, silent = _training_settings(reference), {}, 0
-    for what, reports in (("other seeds", runs), ("labels alone", baseline_runs)):
+    for what, reports, apart in (("other seeds", runs, None), ("labels alone", baseline_runs, OnCard.OF_THE_METHOD)):
         for report in reports:
             if report == reference:  # is one of its runs
                 continue
             theirs = _training_settings(report)
             silent += not (ours and theirs)
             for name in theirs.keys() & ours.keys():
-                if theirs[name] != ours[name]:
+                if role_of(name).on_card is not apart and theirs[name] != ours[name]:
                     others.setdefault(name, {})[f"{what} {theirs[name]}"] = None  # each once, in order
     sentences = []
     if others:
@@ -121,7 +114,8 @@ def _training_settings(report: Report) -> dict[str, str]:
     settings = public(report.get("settings", {}))
     if settings and report.get("teacher"):  # told beside them; a baseline has none
         settings["teacher"] = shareable(report["teacher"])
-    return {name: f"`{json.dumps(value)}`" for name, value in settings.items() if not OF_NO_CONCERN.match(name)}
+    compared = (OnCard.COMPARED, OnCard.OF_THE_METHOD)
+    return {name: f"`{json.dumps(value)}`" for name, value in settings.items() if role_of(name).on_card in compared}
 
 
 def gain_in_words(runs: Sequence[Report], baseline_runs: Sequence[Report]) -> str:

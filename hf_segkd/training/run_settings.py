@@ -14,39 +14,12 @@ from torch.utils.data import Dataset
 
 from hf_segkd.data import AugmentedDataset
 from hf_segkd.data.image_processors import normalisation, reverses_channels
+from hf_segkd.evaluation.argument_roles import OnResume, role_of
 from hf_segkd.networks import ForeignNetwork
 from hf_segkd.networks.adapted_teacher import AdaptedTeacher
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.checkpoints import read_record
 
-# Resuming can't follow these: the state that was saved, or the order of the images, is that of the old value. The
-# optimizer takes its rates and decays from its state, so that new ones would be ignored without a word.
-_MUST_AGREE = (
-    "method",
-    "method_kwargs",
-    "teacher_dtype",
-    "seed",
-    "data_seed",
-    "dataloader_drop_last",
-    "train_sampling_strategy",
-    "frozen",
-    "optim",
-    "optim_args",
-    "learning_rate",
-    "scale_lr",
-    "head_lr_multiplier",
-    "connector_lr_multiplier",
-    "weight_decay",
-)
-# Beginnings of the names of arguments that have no bearing on the student's weights; others are warned about.
-_WITHOUT_BEARING = (
-    *("batch_eval", "dataloader_in", "dataloader_m", "dataloader_num", "dataloader_p", "ddp_", "debug", "disable_tqdm"),
-    *("do_", "enable_jit", "eval", "greater_is_better", "hub_", "ignore_data_skip", "include_", "label_names"),
-    *("length_column", "load_best", "local_rank", "log", "metric_for_best", "output_dir", "per_device_eval"),
-    *("average_tokens", "bad_images", "restore_callback", "torch_empty_cache"),
-    *("prediction_loss", "project", "push_", "recipe_batch", "report_to", "resume_from", "run_name", "save_"),
-    *("skip_memory", "trackio_", "use_cache", "allow_weak", "preflight"),
-)
 # Other parts of the record that must be the same.
 _PARTS = (
     *("images per step", "scaled learning rate", "training images", "names of the training images"),
@@ -84,7 +57,9 @@ def run_settings(
     if args.max_steps > 0:
         del arguments["num_train_epochs"]  # which max_steps overrides
     settings = {
-        "arguments": {name: arguments[name] for name in arguments if not name.startswith(_WITHOUT_BEARING)},
+        "arguments": {
+            name: value for name, value in arguments.items() if role_of(name).on_resume is not OnResume.IRRELEVANT
+        },
         "images per step": args.images_per_step,
         "scaled learning rate": args.scaled_learning_rate if args.scale_lr else None,
         "processes": args.world_size,
@@ -146,7 +121,7 @@ def _differences_of_arguments(then: dict[str, Any], now: dict[str, Any]) -> tupl
         # An argument that a newer version brought was not there.
         if name in then and then[name] != now[name]:
             sentence = f"trained with {name} {then[name]!r}, this run has {now[name]!r}"
-            if name in _MUST_AGREE:
+            if role_of(name).on_resume is OnResume.MUST_AGREE:
                 refused.append(sentence)
             else:
                 accepted.append(sentence)

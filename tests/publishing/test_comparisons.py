@@ -134,6 +134,10 @@ def test_a_gain_that_is_none_or_within_its_spread_is_said_as_it_is():
     assert "**-4.76 ± 6.73** points" in gain_in_words([student(50, 0), student(60, 1)], baseline)
     assert "did not help" in gain_in_words([student(50, 0), student(60, 1)], baseline)
     assert "within its spread" in gain_in_words([student(80, 0), student(50, 1)], baseline)
+    nearly = gain_in_words([student(80, 0), student(60, 1)], baseline)  # +23.81 and 0
+    assert "**+11.90 ± 16.84** points" in nearly
+    assert "within its spread" in nearly
+    assert "spread" not in gain_in_words([student(80, 0), student(65, 1)], baseline)  # 14.55 ± 13.10
     clear = gain_in_words([student(80, 0), student(75, 1)], baseline)
     assert "spread" not in clear
     assert "did not help" not in clear
@@ -157,6 +161,18 @@ def test_settings_in_which_runs_differ_beside_method_and_seed_are_named():
     other_seed = student(80, 1, settings=ours | {"photometric": "voc"})
     assert '`photometric` `"none"`, other seeds `"voc"`.' in words(ours, runs=[other_seed])
     assert words(ours, (0, ours | {"method": "none", "logging_steps": 5}), runs=[student(80, 1, settings=ours)]) == ""
+
+
+def test_settings_of_the_method_are_compared_with_other_seeds_and_not_with_baselines():
+    ours, theirs = {"teacher_dtype": "auto", "a": 1}, {"teacher_dtype": "bfloat16", "a": 1}
+    assert words(ours, (0, theirs)) == ""
+    assert '`teacher_dtype` `"auto"`, other seeds `"bfloat16"`.' in words(ours, runs=[student(80, 1, settings=theirs)])
+
+
+def test_settings_that_select_the_score_or_that_nobody_classified_are_compared():
+    ours = {"load_best_model_at_end": True, "logit_noise": 0, "do_eval": True}
+    told = words(ours, (0, {"load_best_model_at_end": False, "logit_noise": 1, "do_eval": False}))
+    assert told.endswith("`load_best_model_at_end` `true`, labels alone `false`; `logit_noise` `0`, labels alone `1`.")
 
 
 def test_seeds_that_learnt_from_other_teachers_are_named_and_no_folder_is():

@@ -325,7 +325,9 @@ def test_changed_settings_come_first_with_their_default():
         ("config", "C:\\SECRET"),
         ("share", "\\\\SECRET\\share"),
         ("optim_args", "file=/SECRET"),
-        ("project", "hf_SECRETabcdefgh"),
+        ("project", "SECRET"),
+        ("unheard_of_dir", "SECRET"),
+        ("proxy", "hf_SECRETabcdefgh"),
     ],
 )
 def test_paths_and_tokens_stay_private(place, name, value):
@@ -340,17 +342,23 @@ def test_what_must_stay_complete_keeps_the_last_part_of_paths_and_no_secret():
         "nested": [{"output_dir": "C:\\ann\\run"}, "~/ann", "hf_abcdefghij", "/home/ann/hf_abcdefghij"],
         "hub_token": "<HUB_TOKEN>",
         "lr_scheduler_kwargs": {"power": 0.9, "names": ["a.b", "loss/kd"], "none": None},
+        "average_tokens_across_devices": True,
+        "log_history": [{"eval_mean_iou": float("nan")}],
     }
     assert shareable(state) == {
         "best_model_checkpoint": "checkpoint-1",
         "nested": [{"output_dir": "run"}, "ann", None, None],
         "hub_token": None,
         "lr_scheduler_kwargs": state["lr_scheduler_kwargs"],
+        "average_tokens_across_devices": True,
+        "log_history": [{"eval_mean_iou": None}],
     }
 
 
 def test_ordinary_settings_are_no_secrets():
-    card = render_card(full(settings={"optim_args": "momentum=0.9", "frozen": ["backbone.conv1"]}, defaults={}))
+    settings = {"optim_args": "momentum=0.9", "frozen": ["backbone.conv1"], "average_tokens_across_devices": True}
+    card = render_card(full(settings=settings, defaults={}))
+    assert row(card, r"average\_tokens\_across\_devices")[1] == "true"
     assert row(card, r"optim\_args")[1] == '"momentum=0.9"'
     assert row(card, "frozen")[1] == r'\["backbone.conv1"\]'
 

@@ -48,6 +48,7 @@ def resume(folder, checkpoint="checkpoint-1", **options):
         ({"method": "cwd"}, "trained with method 'kd', this run has 'cwd'"),
         ({"method": "none"}, "taught by a teacher whose weights have the SHA-256 .*, those of this run's .* None"),
         ({"method_kwargs": {"weight": 2.0}}, r"trained with method_kwargs \{\}, this run has \{'weight': 2.0\}"),
+        ({"teacher_dtype": "float32"}, "trained with teacher_dtype 'auto', this run has 'float32'"),
         ({"seed": 7}, "trained with seed 42, this run has 7"),
         ({"learning_rate": 0.5}, "trained with learning_rate 0.01, this run has 0.5"),
         ({"optim": "adamw_torch"}, "trained with optim 'sgd', this run has 'adamw_torch'"),
