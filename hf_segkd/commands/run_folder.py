@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hf_segkd.evaluation.reports import ARGUMENTS_FILE, SCORES_FILE, read_json
 from hf_segkd.export import REPORT as EXPORT_REPORT
 from hf_segkd.export import SNIPPET
+from hf_segkd.networks.config_values import CLASS_NAMES, config_values
 from hf_segkd.publishing.publication import EXPORTS, weights_sha256
-
-# Entries of a configuration that do not change what a network computes.
-BESIDE_THE_NETWORK = ("transformers_version", "dtype", "_name_or_path", "auto_map", "id2label", "label2id")
 
 
 def run_report(folder: Path, evaluation: str) -> dict[str, Any]:
@@ -72,17 +69,9 @@ def training_settings(folder: Path) -> dict[str, Any]:
 
 
 def network_configuration(folder: Path) -> dict[str, Any]:
-    """Path in the configuration -> value, of all that makes up the network in a folder."""
+    """Path in the configuration -> value, of all that makes up the network in a folder; classes reports compare."""
     file = folder / "config.json"
-    return dict(_flat(read_json(file))) if file.is_file() else {}
-
-
-def _flat(configuration: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in configuration.items():
-        if isinstance(value, dict) and name not in BESIDE_THE_NETWORK:
-            yield from _flat(value, f"{prefix}{name}.")
-        elif name not in BESIDE_THE_NETWORK:
-            yield prefix + name, value
+    return config_values(read_json(file), without=CLASS_NAMES) if file.is_file() else {}
 
 
 def read_exports(folder: Path) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from transformers import (
 from hf_segkd.commands.command_line import parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.data import LabelInfo, check_dataset, evenly_spread, label_info, load_unlabelled_images
-from hf_segkd.evaluation.reports import SCORES_FILE, format_report, versions, write_json
+from hf_segkd.evaluation.reports import SCORES_FILE, format_report, training_versions, write_json
 from hf_segkd.models import load_pretrained_backbone
 from hf_segkd.networks import ForeignNetwork
 from hf_segkd.networks.loading import build_config, load_network
@@ -125,7 +125,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         "initial_weights": _whole_path(command.student or command.pretrained_backbone) or "random",
         "train_seconds": result.metrics["train_runtime"],
         "train_processor_seconds": processor_seconds,
-        "versions": versions(),
+        "versions": training_versions(),
         "data": command.source(command.eval_split),
     }
     if trainer.is_world_process_zero():

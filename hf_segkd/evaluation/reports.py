@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import statistics
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a network was made with."""
-    packages = ("torch", "torchvision", "transformers", "accelerate", "datasets")
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Package -> version, of those that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def training_versions() -> dict[str, str]:
+    """Versions of what a network is trained with."""
     own = {"Python": platform.python_version(), "hf_segkd": hf_segkd.__version__}
-    return {**own, **{name: version(name) for name in packages}}
+    return own | versions(("torch", "torchvision", "transformers", "accelerate", "datasets"))

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
-from hf_segkd.evaluation.reports import evaluation_report, versions
+from hf_segkd.evaluation.reports import evaluation_report, training_versions
 from hf_segkd.evaluation.streaming_scores import StreamingScores
 from hf_segkd.networks import ForeignNetwork
 from hf_segkd.networks.adapted_teacher import AdaptedTeacher, class_map_of
@@ -172,7 +172,7 @@ class ReportingTrainer(Trainer):
             settings=self.args.to_dict(),
             # With accelerate's state as it is: other new arguments would reset it in the middle of the run.
             defaults=default_settings(),
-            versions=versions(),
+            versions=training_versions(),
             pictures_note=pictures_note,
             self_contained=self.args.hub_self_contained,
         )

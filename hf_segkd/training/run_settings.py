@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hf_segkd.data.image_processors import normalisation, reverses_channels
 from hf_segkd.evaluation.argument_roles import OnResume, role_of
 from hf_segkd.networks import ForeignNetwork
 from hf_segkd.networks.adapted_teacher import AdaptedTeacher
+from hf_segkd.networks.config_values import CLASS_NAMES, config_values
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.checkpoints import read_record
 
@@ -25,8 +27,6 @@ _PARTS = (
     *("images per step", "scaled learning rate", "training images", "names of the training images"),
     *("teacher", "teacher's config", "teacher's taps", "teacher's pixels", "class map", "student", "student's taps"),
 )
-# What a config says beside the network.
-_NOT_OF_THE_NETWORK = {"_name_or_path", "architectures", "auto_map", "dtype", "transformers_version", "use_cache"}
 
 
 def run_settings(
@@ -68,7 +68,7 @@ def run_settings(
         "image processor": _pixels(processor) if parts else None,
         "teacher": None if teacher is None else digest(teacher),
         # Without its names, for the class map says what they come to.
-        "teacher's config": None if teacher is None else _config(network, without=("id2label", "label2id")),
+        "teacher's config": None if teacher is None else _config(network, without=CLASS_NAMES),
         "teacher's taps": _taps(network),
         "teacher's pixels": _renormalisation(teacher) if adapted else None,
         "class map": teacher.class_map.targets if adapted and teacher.class_map is not None else None,
@@ -133,7 +133,7 @@ def _differences_of_part(name: str, then: dict[str, Any], now: dict[str, Any]) -
         return []
     before, after = then[name], now[name]
     if isinstance(before, dict) and isinstance(after, dict):
-        before, after = _flat(before), _flat(after)
+        before, after = config_values(before), config_values(after)
         changed = [key for key in before if key in after and before[key] != after[key]]
         pairs = ", ".join(f"{key} {before[key]!r} (this run: {after[key]!r})" for key in changed)
         return [f"of a run whose {name} has {pairs}"] if changed else []
@@ -146,20 +146,8 @@ def _differences_of_part(name: str, then: dict[str, Any], now: dict[str, Any]) -
     return [f"trained with {name}: {before}, this run has {after}"]
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Path -> value of what tells of the network, in a config and in the configs within it."""
-    found = {}
-    for name, value in config.items():
-        if isinstance(value, dict) and "model_type" in value:
-            found |= _flat(value, f"{prefix}{name}.")
-        elif name not in _NOT_OF_THE_NETWORK:
-            found[prefix + name] = value
-    return found
-
-
-def _config(network: nn.Module, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    config = json.loads(network.config.to_json_string(use_diff=False))
-    return _flat({name: value for name, value in config.items() if name not in without})
+def _config(network: nn.Module, without: Sequence[str] = ()) -> dict[str, Any]:
+    return config_values(json.loads(network.config.to_json_string(use_diff=False)), without)
 
 
 def _taps(network: nn.Module | None) -> dict[str, str] | None:
