@@ -75,7 +75,8 @@ def run_settings(
         "student": _config(student),
         "student's taps": _taps(student),
     }
-    return json.loads(json.dumps(settings))
+    # NaN and infinity as words: JSON does not have them, and NaN would differ from itself.
+    return json.loads(json.dumps(settings), parse_constant=str)
 
 
 def digest(module: nn.Module) -> str:

@@ -32,15 +32,15 @@ BUDGET = [
 @pytest.mark.parametrize(("difference", "message"), PROTOCOL + BUDGET)
 def test_students_of_another_protocol_or_budget_are_refused(difference, message):
     with pytest.raises(ValueError, match=f"A baseline run has {message}"):
-        check(baseline_runs=[alone(50), {**alone(50, 1), **difference}])
+        check(baseline_runs=[alone(50), alone(50, 1).extended(**difference)])
     with pytest.raises(ValueError, match=f"A run has {message}"):
-        check(runs=[student(75), {**student(80, 1), **difference}])
+        check(runs=[student(75), student(80, 1).extended(**difference)])
 
 
 @pytest.mark.parametrize(("difference", "message"), PROTOCOL)
 def test_a_teacher_of_another_protocol_is_refused(difference, message):
     with pytest.raises(ValueError, match=f"The teacher has {message}"):
-        check(teacher={**report(90), **difference})
+        check(teacher=report(90).extended(**difference))
 
 
 def test_a_teacher_has_a_budget_of_its_own():
@@ -189,7 +189,7 @@ def test_settings_that_are_not_recorded_are_not_called_the_same():
 
 
 def test_a_report_without_any_labelled_pixel_is_no_score():
-    nothing = student(75) | {"mean_iou": float("nan"), "num_images": 3}
+    nothing = student(75).extended(mean_iou=None, num_images=3)
     with pytest.raises(ValueError, match="The published network has no mIoU: its images have no labelled pixel"):
         check(reference=nothing)
     with pytest.raises(ValueError, match="The teacher has no mIoU"):
