@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
-from hf_segkd.evaluation.reports import evaluation_report, versions
+from hf_segkd.evaluation.reports import evaluation_report, training_versions
+from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.evaluation.streaming_scores import StreamingScores
 from hf_segkd.networks import ForeignNetwork
 from hf_segkd.networks.adapted_teacher import AdaptedTeacher, class_map_of
@@ -50,7 +50,7 @@ class ReportingTrainer(Trainer):
         """Counts of the last evaluation, (k, k) int64: rows are the truth, columns the prediction; empty before it."""
         return self._scores.confusion_matrix
 
-    def report(self) -> dict[str, Any] | None:
+    def report(self) -> RunReport | None:
         """Scores of the student as it is now with how it was trained, if it was evaluated on images that are known.
 
         `steps` are those that were trained, the budget that comparisons go by; `best_step` is there where training
@@ -60,21 +60,21 @@ class ReportingTrainer(Trainer):
             return None
         images = self._scored_images.dataset
         report = evaluation_report(self.confusion_matrix, label_info(images), str(images.split or "eval"), len(images))
-        report |= {
-            "method": self.args.method,
-            "method_kwargs": self.args.method_kwargs,
-            "class_map": self._class_targets,
-            "seed": self.args.seed,
-            "steps": self.state.global_step,
-            "batch_size": self.args.images_per_step,
-            "num_processes": self.args.world_size,
-            "ema_decay": self.args.ema_decay,
+        report = report.extended(
+            method=self.args.method,
+            method_kwargs=self.args.method_kwargs,
+            class_map=self._class_targets,
+            seed=self.args.seed,
+            steps=self.state.global_step,
+            batch_size=self.args.images_per_step,
+            num_processes=self.args.world_size,
+            ema_decay=self.args.ema_decay,
             **self._image_counts,
-            "resumed_from_step": self.resumed_from_step,
-        }
+            resumed_from_step=self.resumed_from_step,
+        )
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None and not self.is_in_train:
-            report["best_step"] = int(Path(best).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
+            report.best_step = int(Path(best).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
         return report
 
     @property
@@ -152,7 +152,7 @@ class ReportingTrainer(Trainer):
 
     def _facts(self, pictures_note: str | None) -> CardFacts:
         report, teacher = self.report(), self._teacher_network()
-        if report is not None and math.isnan(report["mean_iou"]):  # no pixel of the evaluation was labelled
+        if report is not None and report.mean_iou is None:  # no pixel of the evaluation was labelled
             report = None
         origin = "" if teacher is None else teacher.name_or_path
         taught_by = teacher.model if isinstance(teacher, ForeignNetwork) else teacher
@@ -172,7 +172,7 @@ class ReportingTrainer(Trainer):
             settings=self.args.to_dict(),
             # With accelerate's state as it is: other new arguments would reset it in the middle of the run.
             defaults=default_settings(),
-            versions=versions(),
+            versions=training_versions(),
             pictures_note=pictures_note,
             self_contained=self.args.hub_self_contained,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +15,18 @@ from torch.utils.data import Dataset
 
 from hf_segkd.data import AugmentedDataset
 from hf_segkd.data.image_processors import normalisation, reverses_channels
+from hf_segkd.evaluation.argument_roles import OnResume, role_of
 from hf_segkd.networks import ForeignNetwork
 from hf_segkd.networks.adapted_teacher import AdaptedTeacher
+from hf_segkd.networks.config_values import CLASS_NAMES, config_values
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.checkpoints import read_record
 
-# Resuming can't follow these: the state that was saved, or the order of the images, is that of the old value. The
-# optimizer takes its rates and decays from its state, so that new ones would be ignored without a word.
-_MUST_AGREE = (
-    "method",
-    "method_kwargs",
-    "teacher_dtype",
-    "seed",
-    "data_seed",
-    "dataloader_drop_last",
-    "train_sampling_strategy",
-    "frozen",
-    "optim",
-    "optim_args",
-    "learning_rate",
-    "scale_lr",
-    "head_lr_multiplier",
-    "connector_lr_multiplier",
-    "weight_decay",
-)
-# Beginnings of the names of arguments that have no bearing on the student's weights; others are warned about.
-_WITHOUT_BEARING = (
-    *("batch_eval", "dataloader_in", "dataloader_m", "dataloader_num", "dataloader_p", "ddp_", "debug", "disable_tqdm"),
-    *("do_", "enable_jit", "eval", "greater_is_better", "hub_", "ignore_data_skip", "include_", "label_names"),
-    *("length_column", "load_best", "local_rank", "log", "metric_for_best", "output_dir", "per_device_eval"),
-    *("average_tokens", "bad_images", "restore_callback", "torch_empty_cache"),
-    *("prediction_loss", "project", "push_", "recipe_batch", "report_to", "resume_from", "run_name", "save_"),
-    *("skip_memory", "trackio_", "use_cache", "allow_weak", "preflight"),
-)
 # Other parts of the record that must be the same.
 _PARTS = (
     *("images per step", "scaled learning rate", "training images", "names of the training images"),
     *("teacher", "teacher's config", "teacher's taps", "teacher's pixels", "class map", "student", "student's taps"),
 )
-# What a config says beside the network.
-_NOT_OF_THE_NETWORK = {"_name_or_path", "architectures", "auto_map", "dtype", "transformers_version", "use_cache"}
 
 
 def run_settings(
@@ -84,7 +57,9 @@ def run_settings(
     if args.max_steps > 0:
         del arguments["num_train_epochs"]  # which max_steps overrides
     settings = {
-        "arguments": {name: arguments[name] for name in arguments if not name.startswith(_WITHOUT_BEARING)},
+        "arguments": {
+            name: value for name, value in arguments.items() if role_of(name).on_resume is not OnResume.IRRELEVANT
+        },
         "images per step": args.images_per_step,
         "scaled learning rate": args.scaled_learning_rate if args.scale_lr else None,
         "processes": args.world_size,
@@ -93,14 +68,15 @@ def run_settings(
         "image processor": _pixels(processor) if parts else None,
         "teacher": None if teacher is None else digest(teacher),
         # Without its names, for the class map says what they come to.
-        "teacher's config": None if teacher is None else _config(network, without=("id2label", "label2id")),
+        "teacher's config": None if teacher is None else _config(network, without=CLASS_NAMES),
         "teacher's taps": _taps(network),
         "teacher's pixels": _renormalisation(teacher) if adapted else None,
         "class map": teacher.class_map.targets if adapted and teacher.class_map is not None else None,
         "student": _config(student),
         "student's taps": _taps(student),
     }
-    return json.loads(json.dumps(settings))
+    # NaN and infinity as words: JSON does not have them, and NaN would differ from itself.
+    return json.loads(json.dumps(settings), parse_constant=str)
 
 
 def digest(module: nn.Module) -> str:
@@ -146,7 +122,7 @@ def _differences_of_arguments(then: dict[str, Any], now: dict[str, Any]) -> tupl
         # An argument that a newer version brought was not there.
         if name in then and then[name] != now[name]:
             sentence = f"trained with {name} {then[name]!r}, this run has {now[name]!r}"
-            if name in _MUST_AGREE:
+            if role_of(name).on_resume is OnResume.MUST_AGREE:
                 refused.append(sentence)
             else:
                 accepted.append(sentence)
@@ -158,7 +134,7 @@ def _differences_of_part(name: str, then: dict[str, Any], now: dict[str, Any]) -
         return []
     before, after = then[name], now[name]
     if isinstance(before, dict) and isinstance(after, dict):
-        before, after = _flat(before), _flat(after)
+        before, after = config_values(before), config_values(after)
         changed = [key for key in before if key in after and before[key] != after[key]]
         pairs = ", ".join(f"{key} {before[key]!r} (this run: {after[key]!r})" for key in changed)
         return [f"of a run whose {name} has {pairs}"] if changed else []
@@ -171,20 +147,8 @@ def _differences_of_part(name: str, then: dict[str, Any], now: dict[str, Any]) -
     return [f"trained with {name}: {before}, this run has {after}"]
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Path -> value of what tells of the network, in a config and in the configs within it."""
-    found = {}
-    for name, value in config.items():
-        if isinstance(value, dict) and "model_type" in value:
-            found |= _flat(value, f"{prefix}{name}.")
-        elif name not in _NOT_OF_THE_NETWORK:
-            found[prefix + name] = value
-    return found
-
-
-def _config(network: nn.Module, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    config = json.loads(network.config.to_json_string(use_diff=False))
-    return _flat({name: value for name, value in config.items() if name not in without})
+def _config(network: nn.Module, without: Sequence[str] = ()) -> dict[str, Any]:
+    return config_values(json.loads(network.config.to_json_string(use_diff=False)), without)
 
 
 def _taps(network: nn.Module | None) -> dict[str, str] | None:

@@ -49,7 +49,7 @@ def test_a_report_names_folders_by_their_whole_path_and_what_it_was_made_with(st
     assert report["versions"]["torch"] == version("torch")
     monkeypatch.chdir(Path(teacher).parent)
     recipe = flags(tmp_path, student_config=STUDENT, teacher=Path(teacher).name, method="kd", max_steps=1)
-    assert train.main(recipe)["teacher"] == teacher
+    assert train.main(recipe).teacher == teacher
     assert DataFlags(dataset="camvid", data_dir="data").source("val")["data_dir"] == str(Path("data").absolute())
 
 
@@ -103,8 +103,8 @@ def test_a_run_goes_on_from_its_last_checkpoint(tmp_path, teacher):
     }
     train.main(flags(tmp_path, **options))
     report = train.main([*flags(tmp_path, **options), "--max_steps", "3", "--resume_from_checkpoint", "last"])
-    assert report["steps"] == 3
-    assert report["resumed_from_step"] == 2  # since which its seconds are counted
+    assert report.steps == 3
+    assert report.resumed_from_step == 2  # since which its seconds are counted
     with pytest.raises(ValueError, match="no checkpoint in"):
         train.main([*flags(tmp_path / "new", **options), "--resume_from_checkpoint", "last"])
 

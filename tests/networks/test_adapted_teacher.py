@@ -229,7 +229,7 @@ def test_the_command_distils_a_student_of_four_classes_from_a_teacher_of_seven_w
         train.main(flags(tmp_path / "run", **recipe))
     (tmp_path / "map.yaml").write_text(json.dumps({"a": NAMES[0], "b": 0, "g": NAMES[3], "c": None}))
     report = train.main(flags(tmp_path / "run", **recipe, class_map=str(tmp_path / "map.yaml")))
-    assert report["steps"] == 2
+    assert report.steps == 2
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert 0 < history[0]["raw_kd"] < math.inf
 

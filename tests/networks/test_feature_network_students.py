@@ -201,10 +201,10 @@ def test_the_command_trains_a_new_segformer_and_the_others_take_it(tmp_path):
     teacher = tmp_path / "teacher"
     train.main(flags(teacher, student_config=SEGFORMER, method="none"))
     report = train.main(flags(run, teacher=str(teacher), method_kwargs={"taps": ["decoder"]}, **options))
-    assert report["steps"] == 2
+    assert report.steps == 2
     data = ["--dataset", "demo", "--dataset_options", json.dumps(OPTIONS), "--use_cpu"]
     scores = evaluate.main(["--model", str(run), "--output", str(tmp_path / "scores.json"), *data])
-    assert scores["confusion_matrix"] == report["confusion_matrix"]
+    assert scores.confusion_matrix == report.confusion_matrix
 
 
 def test_a_config_that_no_student_has_is_refused(tmp_path):

@@ -96,7 +96,7 @@ def test_the_report_of_the_command_tells_how_many_images_were_left_out(folder, t
         *("--per_device_train_batch_size", "4", "--save_strategy", "no", "--use_cpu", "--disable_tqdm", "true"),
     ]
     report = train.main([*flags, "--bad_images", "skip"])
-    assert (report["train_images"], report["unreadable_images"]) == (12, 1)
+    assert (report.train_images, report.unreadable_images) == (12, 1)
     with pytest.raises(ValueError, match=r"05\.png: cannot be decoded"):
         train.main(flags)
 
