@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from transformers import TrainerCallback
 from transformers.utils import logging
 
 from hf_segkd.training.distiller import Distiller
@@ -10,7 +9,7 @@ from hf_segkd.training.distiller import Distiller
 logger = logging.get_logger(__name__)
 
 
-class ConnectorsFirst(TrainerCallback):
+class ConnectorsFirst:
     """Trains only the loss's connectors for the `connector_epochs` it asks for, then all but what is finished.
 
     A gradient of None keeps the optimizer away from a parameter entirely: no decay, no momentum.
@@ -25,9 +24,9 @@ class ConnectorsFirst(TrainerCallback):
         connectors = {id(parameter) for parameter in distiller.loss.connector_parameters()}
         self.others = [parameter for parameter in distiller.parameters() if id(parameter) not in connectors]
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def warn_if_nothing_else_trains(self, num_train_epochs: int) -> None:
         """Warn if the run ends before the student's turn comes."""
-        if state.num_train_epochs <= self.epochs:
+        if num_train_epochs <= self.epochs:
             logger.warning(
                 f"{self.name} trains only its connectors in the first {self.epochs} epoch(s), and this run has no "
                 "more: the student will learn nothing. Train longer, or set connector_epochs of its method_kwargs to 0."

@@ -12,6 +12,7 @@ import datasets
 import torch
 from torch import nn
 from torch.utils.data import Dataset
+from transformers.utils import logging
 
 from hf_segkd.data import AugmentedDataset
 from hf_segkd.data.image_processors import normalisation, reverses_channels
@@ -20,7 +21,9 @@ from hf_segkd.networks import ForeignNetwork
 from hf_segkd.networks.adapted_teacher import AdaptedTeacher
 from hf_segkd.networks.config_values import CLASS_NAMES, config_values
 from hf_segkd.training.arguments import DistillationArguments
-from hf_segkd.training.checkpoints import read_record
+from hf_segkd.training.checkpoints import check_files, checkpoints_in, newest_whole, read_record
+
+logger = logging.get_logger(__name__)
 
 # Other parts of the record that must be the same.
 _PARTS = (
@@ -86,6 +89,40 @@ def digest(module: nn.Module) -> str:
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return sha.hexdigest()
+
+
+def checkpoint_to_resume(
+    wanted: str | bool | None, folder: Path, now: dict[str, Any], ignores_data_skip: bool
+) -> Path | None:
+    """The checkpoint that a run goes on from; what will not be as without the stop is warned about.
+
+    Args:
+        wanted: A checkpoint; True or "last" for that of the highest step in the run's folder which is whole.
+        folder: Of the run.
+        now: `run_settings` of this run.
+        ignores_data_skip: Whether the images of an epoch that was begun are drawn anew (`args.ignore_data_skip`).
+
+    Returns:
+        None for a new run; if the folder holds checkpoints of an earlier one, that is warned about.
+
+    Raises:
+        ValueError: If the checkpoint is damaged, or the runs differ in what must be the same.
+    """
+    if not wanted:
+        if earlier := checkpoints_in(folder):
+            logger.warning(
+                f"{folder} holds checkpoints of an earlier run, up to {earlier[0].name}: resuming from the last one "
+                "takes that of the highest step, whichever run it is of. Choose another output_dir, or delete them."
+            )
+        return None
+    checkpoint = newest_whole(folder) if wanted in (True, "last") else Path(wanted)
+    check_files(checkpoint)
+    changed = differences(checkpoint, now)
+    if ignores_data_skip:
+        changed.append("stopped within an epoch, perhaps; with ignore_data_skip its images are drawn anew")
+    for sentence in changed:
+        logger.warning(f"{checkpoint} was {sentence}. The run goes on, but not as it would have without the stop.")
+    return checkpoint
 
 
 def differences(checkpoint: Path, now: dict[str, Any]) -> list[str]:

@@ -147,6 +147,14 @@ def test_a_wrong_recipe_is_refused_before_training(tmp_path, values, message):
         train.main(flags(tmp_path, **values))
 
 
+def test_fewer_images_are_the_first_for_training_and_evenly_spread_ones_for_evaluation():
+    options = {"max_train_samples": 2, "max_eval_samples": 3}
+    command = train.TrainingCommand(dataset="demo", dataset_options={**OPTIONS, "num_images": 9}, **options)
+    training, evaluation = train.load_splits(command, "stop")
+    assert training["image_id"] == command.load("train")["image_id"][:2]
+    assert evaluation["image_id"] == command.load("val")["image_id"][::4]
+
+
 def test_a_network_of_another_label_set_is_not_evaluated(student):
     other = json.dumps({**OPTIONS, "num_classes": 6})
     with pytest.raises(ValueError, match="made for another label set"):

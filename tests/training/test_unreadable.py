@@ -6,8 +6,8 @@ from tiny_runs import SIZE, StopAfter, arguments, network, processor, same, scen
 
 from hf_segkd.commands import train
 from hf_segkd.data import AugmentedDataset, TrainTransform, label_info, load_segmentation_dataset
+from hf_segkd.training.inputs import unreadable_images
 from hf_segkd.training.trainer import DistillationTrainer
-from hf_segkd.training.unreadable import unreadable_images
 
 
 @pytest.fixture
