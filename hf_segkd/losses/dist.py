@@ -72,7 +72,7 @@ class DISTLoss(AbstractDistillationLoss):
             it. The correlation doesn't change with the scale of the probabilities, so there is nothing to make up for.
         auxiliary_tap: The logits of auxiliary heads, of the same classes in the same order in both networks, on which
             the same loss is the term `dist_auxiliary`; a class map does not reach them. None (default) has no such
-            term: hf_segkd's networks offer no such tap, of a `ForeignNetwork` it can be named.
+            term: hf_segkd's networks offer no such tap, of a `FeatureNetwork` it can be named.
         auxiliary_weight: Factor of that term; 0.4 in the authors' segmentation code.
 
     Raises:

@@ -22,7 +22,7 @@ def in_own_dtype(network: nn.Module, teacher_dtype: str) -> nn.Module:
     """The network itself with its weights in a number format; if not float32, images are cast to it first.
 
     Args:
-        network: A model of transformers, or a `ForeignNetwork`.
+        network: A model of transformers, or a `FeatureNetwork`.
         teacher_dtype: `float32`, `bfloat16` or `float16`; `auto` leaves the weights as they are.
     """
     if teacher_dtype != "auto":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_segkd.losses import AbstractDistillationLoss, create_loss
-from hf_segkd.networks import ForeignNetwork, without_taps
+from hf_segkd.networks import FeatureNetwork, FeatureReader, network_spec
 from hf_segkd.networks.adapted_teacher import class_map_of
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.types import Features, NetworkSpec
@@ -24,11 +24,15 @@ class Distiller(nn.Module):
     nothing else: the teacher is not in this module, so nothing can train it, save it or switch it to training mode.
 
     Args:
-        student: The network to train, one of hf_segkd or a `ForeignNetwork`.
+        student: The network to train, one of hf_segkd or a `FeatureNetwork`.
         loss: The distillation loss, or None to train on the labels alone.
         ce_weight: Weight of the cross-entropy.
         common: Classes of the student, ascending, that the loss speaks of, where they are not all: it gets their
             logits and classifier weights alone, and to it pixels of the others have no label.
+
+    Attributes:
+        student: The network, without a `FeatureNetwork` around it: its parameters have their own names.
+        reader: What reads the taps of a `FeatureNetwork`; None where the student names them itself.
     """
 
     # The loss is the mean of its batch; the Trainer divides by the accumulation steps.
@@ -37,15 +41,15 @@ class Distiller(nn.Module):
 
     def __init__(
         self,
-        student: PreTrainedModel | ForeignNetwork,
+        student: PreTrainedModel | FeatureNetwork,
         loss: AbstractDistillationLoss | None = None,
         ce_weight: float = 1.0,
         common: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.student = without_taps(student)
-        # In a tuple, and so no part of this module: names in here are the plain student's.
-        self._with_taps = (student,)
+        wrapped = isinstance(student, FeatureNetwork)
+        self.student = student.model if wrapped else student
+        self.reader = student.reader if wrapped else None
         self.loss = loss
         self.ce_weight = ce_weight
         common = None if common is None else torch.tensor(common)
@@ -110,9 +114,9 @@ class Distiller(nn.Module):
         return features, index.masked_fill(ignored, len(self.common))
 
     @property
-    def network(self) -> PreTrainedModel | ForeignNetwork:
-        """The student with its taps."""
-        return self._with_taps[0]
+    def network(self) -> PreTrainedModel | FeatureReader:
+        """The student with its taps: itself, or what reads them where it does not name them."""
+        return self.student if self.reader is None else self.reader
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -125,28 +129,8 @@ class Distiller(nn.Module):
         return {"ce": self.ce_weight, **(self.loss.weights if self.loss is not None else {})}
 
 
-def network_spec(model: PreTrainedModel) -> NetworkSpec:
-    """What the losses must know of a network.
-
-    Raises:
-        ValueError: If the network does not name its taps.
-    """
-    channels = getattr(model, "tap_channels", None)
-    if channels is None:
-        raise ValueError(
-            f"{type(model).__name__} has no `tap_channels`, so its features can't be distilled: wrap it in "
-            "hf_segkd.ForeignNetwork."
-        )
-    return NetworkSpec(
-        channels,
-        model.config.num_labels,
-        model.config.semantic_loss_ignore_index,
-        norms=getattr(model, "tap_norms", {}),
-    )
-
-
 def build_distiller(
-    student: PreTrainedModel | ForeignNetwork, teacher: PreTrainedModel | None, args: DistillationArguments
+    student: PreTrainedModel | FeatureNetwork, teacher: PreTrainedModel | None, args: DistillationArguments
 ) -> Distiller:
     """The student and the loss that `args` asks for, with the parameters in `args.frozen` frozen.
 
@@ -161,8 +145,8 @@ def build_distiller(
         )
     loss, common = _create_loss(student, teacher, args)
     distiller = Distiller(student, loss, args.ce_weight, common)
-    if isinstance(student, ForeignNetwork):
-        student.release()
+    if distiller.reader is not None:
+        distiller.reader.unfreeze_unused_parameters()
     _freeze(distiller.student, args.frozen)
     if loss is not None and loss.uses_classifier_weight:
         _ = distiller.network.classifier  # an error now, not at the first step

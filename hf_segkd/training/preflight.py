@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, evenly_spread
 from hf_segkd.evaluation.metrics import confusion_matrix, scores_from_confusion_matrix
-from hf_segkd.networks import trial_size
+from hf_segkd.networks import FeatureReader, trial_size
 from hf_segkd.networks.adapted_teacher import class_map_of
 from hf_segkd.networks.inference import logits_at
 
@@ -66,7 +66,7 @@ class Preflight(TrainerCallback):
             self._judge(*scores, len(some))
 
     def _scores(
-        self, images: EvaluationDataset, teacher: nn.Module, student: nn.Module, common: list[int]
+        self, images: EvaluationDataset, teacher: nn.Module, student: nn.Module | FeatureReader, common: list[int]
     ) -> tuple[float, float] | None:
         """The mIoU of teacher and student, 0..1; None, with a warning, if they don't take the images."""
         accelerator = self.trainer.accelerator
@@ -76,7 +76,7 @@ class Preflight(TrainerCallback):
         left_out[common] = False
         matrices = torch.zeros(2, num_labels, num_labels, dtype=torch.int64, device=device)
         wrong, refused, reason = *torch.zeros(2, 1, dtype=torch.int64, device=device), ""
-        with torch.no_grad(), _evaluating(student):
+        with torch.no_grad(), _evaluating(self.trainer.student):
             for index in range(accelerator.process_index, len(images), accelerator.num_processes):
                 sample = images[index]
                 pixels, labels = sample["pixel_values"][None].to(device), sample["labels"].to(device)
@@ -111,12 +111,12 @@ class Preflight(TrainerCallback):
         taught, learnt = (scores_from_confusion_matrix(matrix)["mean_iou"] for matrix in matrices)
         return taught, learnt
 
-    def _logits(self, teacher: nn.Module, student: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def _logits(self, teacher: nn.Module, student: nn.Module | FeatureReader, pixels: Tensor) -> tuple[Tensor, Tensor]:
         with self.trainer.accelerator.autocast():
             learnt = student(pixel_values=pixels).logits
         return teacher(pixel_values=pixels).logits, learnt
 
-    def _crop_size(self, teacher: nn.Module, student: nn.Module) -> tuple[int, int]:
+    def _crop_size(self, teacher: nn.Module, student: nn.Module | FeatureReader) -> tuple[int, int]:
         """Height and width of training crops; of a torch data set, which does not tell, the networks' own."""
         training = self.trainer.train_dataset
         if isinstance(training, AugmentedDataset):

@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
 from hf_segkd.evaluation.reports import evaluation_report, versions
 from hf_segkd.evaluation.streaming_scores import StreamingScores
-from hf_segkd.networks import ForeignNetwork
+from hf_segkd.networks import FeatureNetwork
 from hf_segkd.networks.adapted_teacher import AdaptedTeacher, class_map_of
 from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.publication import (
@@ -126,7 +126,7 @@ class ReportingTrainer(Trainer):
         """The teacher without what accelerate and torch.compile wrap it in; None without one."""
         return None if self.teacher is None else self.accelerator.unwrap_model(self.teacher, keep_torch_compile=False)
 
-    def _teacher_network(self) -> PreTrainedModel | ForeignNetwork | None:
+    def _teacher_network(self) -> PreTrainedModel | FeatureNetwork | None:
         """The teacher as it is without its student."""
         teacher = self.bare_teacher
         return teacher.network if isinstance(teacher, AdaptedTeacher) else teacher
@@ -155,7 +155,7 @@ class ReportingTrainer(Trainer):
         if report is not None and math.isnan(report["mean_iou"]):  # no pixel of the evaluation was labelled
             report = None
         origin = "" if teacher is None else teacher.name_or_path
-        taught_by = teacher.model if isinstance(teacher, ForeignNetwork) else teacher
+        taught_by = teacher.model if isinstance(teacher, FeatureNetwork) else teacher
         return CardFacts(
             repo_id=self.hub_model_id or Path(self.args.output_dir).absolute().name,
             architecture=describe(self.student),

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from hf_segkd.data import AugmentedDataset
 from hf_segkd.data.image_processors import normalisation, reverses_channels
-from hf_segkd.networks import ForeignNetwork
+from hf_segkd.networks import FeatureNetwork, FeatureReader
 from hf_segkd.networks.adapted_teacher import AdaptedTeacher
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.checkpoints import read_record
@@ -189,7 +189,8 @@ def _config(network: nn.Module, without: tuple[str, ...] = ()) -> dict[str, Any]
 
 def _taps(network: nn.Module | None) -> dict[str, str] | None:
     """Tap -> module, of a network that does not name its taps itself."""
-    return {tap: str(path) for tap, path in network.taps.items()} if isinstance(network, ForeignNetwork) else None
+    named = isinstance(network, FeatureNetwork | FeatureReader)
+    return {tap: str(path) for tap, path in network.taps.items()} if named else None
 
 
 def _pixels(processor: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hf_segkd.data import evaluation_collator, train_collator
 from hf_segkd.evaluation.reports import ARGUMENTS_FILE
 from hf_segkd.evaluation.streaming_scores import StreamingScores, loss_and_counts
 from hf_segkd.losses.adversary import Adversary
-from hf_segkd.networks import ForeignNetwork, with_taps, without_taps
+from hf_segkd.networks import FeatureNetwork, with_taps, without_taps
 from hf_segkd.networks.adapted_teacher import adapted
 from hf_segkd.networks.class_map import ClassMap
 from hf_segkd.networks.teacher_modes import in_own_dtype, ready_to_teach, takes_batch_statistics, taps_for
@@ -56,10 +56,10 @@ class DistillationTrainer(CheckpointingTrainer):
 
     Args:
         model: The student: a network of hf_segkd or a segmentation model of transformers that gives logits for each
-            pixel; a `ForeignNetwork` of one names more taps.
+            pixel; a `FeatureNetwork` of one names more taps.
         args: Training arguments; `args.method` names the loss, "none" trains without a teacher.
         teacher: The network to learn from. It is never trained, saved, or taken out of evaluation mode. A segmentation
-            model of transformers offers its logits and default taps; a `ForeignNetwork` of it others too.
+            model of transformers offers its logits and default taps; a `FeatureNetwork` of it others too.
         train_dataset: A data set of `load_segmentation_dataset`, which is augmented as `args` says, or any torch
             data set of `pixel_values` (3, h, w) and `labels` (h, w), both of the crop's size. The trainer tells an
             `AugmentedDataset` the epoch; one that is wrapped in another data set you must tell yourself. Without
@@ -87,10 +87,10 @@ class DistillationTrainer(CheckpointingTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | ForeignNetwork,
+        model: PreTrainedModel | FeatureNetwork,
         args: DistillationArguments,
         *,
-        teacher: PreTrainedModel | ForeignNetwork | None = None,
+        teacher: PreTrainedModel | FeatureNetwork | None = None,
         train_dataset: Dataset | datasets.Dataset | None = None,
         unlabelled_dataset: datasets.Dataset | None = None,
         eval_dataset: Dataset | datasets.Dataset | dict[str, Any] | None = None,
@@ -120,8 +120,8 @@ class DistillationTrainer(CheckpointingTrainer):
         distiller = build_distiller(model, teacher, args)
         if args.sync_batch_norm:
             synchronise_batch_norms(distiller, args)
-        if train_dataset is not None and isinstance(model, ForeignNetwork):
-            model.become_student(() if distiller.loss is None else distiller.loss.student_taps)
+        if train_dataset is not None and distiller.reader is not None:
+            distiller.reader.freeze_unused_parameters(() if distiller.loss is None else distiller.loss.student_taps)
         if args.channels_last:
             model.to(memory_format=torch.channels_last)
         self._term_means = TermMeans()
