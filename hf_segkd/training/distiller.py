@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_segkd.losses import AbstractDistillationLoss, create_loss
 from hf_segkd.networks import FeatureNetwork, FeatureReader, network_spec
-from hf_segkd.networks.adapted_teacher import class_map_of
+from hf_segkd.networks.teacher import Teacher
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.types import Features, NetworkSpec
 
@@ -130,7 +130,7 @@ class Distiller(nn.Module):
 
 
 def build_distiller(
-    student: PreTrainedModel | FeatureNetwork, teacher: PreTrainedModel | None, args: DistillationArguments
+    student: PreTrainedModel | FeatureNetwork, teacher: Teacher | None, args: DistillationArguments
 ) -> Distiller:
     """The student and the loss that `args` asks for, with the parameters in `args.frozen` frozen.
 
@@ -154,7 +154,7 @@ def build_distiller(
 
 
 def _create_loss(
-    student: PreTrainedModel, teacher: PreTrainedModel | None, args: DistillationArguments
+    student: PreTrainedModel | FeatureNetwork, teacher: Teacher | None, args: DistillationArguments
 ) -> tuple[AbstractDistillationLoss | None, Sequence[int] | None]:
     """The loss, and the student's classes that it speaks of where they are not all."""
     if args.method == "none":
@@ -165,8 +165,7 @@ def _create_loss(
         raise ValueError(
             f"Method {args.method!r} needs a teacher, and none was given: pass teacher (--teacher FOLDER_OR_ID)."
         )
-    learnt, taught = network_spec(student), network_spec(teacher)
-    classes = class_map_of(teacher)
+    learnt, taught, classes = network_spec(student), teacher.spec, teacher.classes
     if classes is not None and classes.is_complete:
         return _seeded_loss(learnt, taught, args), None
     # A method that compares features alone wants all classes of the student, whatever those of the teacher are.

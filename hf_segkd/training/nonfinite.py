@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
-from hf_segkd.networks.teacher_modes import batch_statistics
+from hf_segkd.networks.teacher import batch_statistics
 from hf_segkd.training.distiller import Distiller
 from hf_segkd.types import Features
 

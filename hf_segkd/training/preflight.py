@@ -16,8 +16,8 @@ from transformers.utils import logging
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, evenly_spread
 from hf_segkd.evaluation.metrics import confusion_matrix, scores_from_confusion_matrix
 from hf_segkd.networks import FeatureReader, trial_size
-from hf_segkd.networks.adapted_teacher import class_map_of
 from hf_segkd.networks.inference import logits_at
+from hf_segkd.networks.teacher import Teacher
 
 logger = logging.get_logger(__name__)
 
@@ -55,7 +55,7 @@ class Preflight(TrainerCallback):
                 "student?"
             )
             return
-        class_map = class_map_of(self.trainer.bare_teacher)
+        class_map = teacher.classes
         if class_map is None:
             logger.info("The teacher is not tried: it has no classes in common with the student.")
             return
@@ -66,7 +66,7 @@ class Preflight(TrainerCallback):
             self._judge(*scores, len(some))
 
     def _scores(
-        self, images: EvaluationDataset, teacher: nn.Module, student: nn.Module | FeatureReader, common: list[int]
+        self, images: EvaluationDataset, teacher: Teacher, student: nn.Module | FeatureReader, common: list[int]
     ) -> tuple[float, float] | None:
         """The mIoU of teacher and student, 0..1; None, with a warning, if they don't take the images."""
         accelerator = self.trainer.accelerator
@@ -111,17 +111,17 @@ class Preflight(TrainerCallback):
         taught, learnt = (scores_from_confusion_matrix(matrix)["mean_iou"] for matrix in matrices)
         return taught, learnt
 
-    def _logits(self, teacher: nn.Module, student: nn.Module | FeatureReader, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def _logits(self, teacher: Teacher, student: nn.Module | FeatureReader, pixels: Tensor) -> tuple[Tensor, Tensor]:
         with self.trainer.accelerator.autocast():
             learnt = student(pixel_values=pixels).logits
         return teacher(pixel_values=pixels).logits, learnt
 
-    def _crop_size(self, teacher: nn.Module, student: nn.Module | FeatureReader) -> tuple[int, int]:
+    def _crop_size(self, teacher: Teacher, student: nn.Module | FeatureReader) -> tuple[int, int]:
         """Height and width of training crops; of a torch data set, which does not tell, the networks' own."""
         training = self.trainer.train_dataset
         if isinstance(training, AugmentedDataset):
             return training.transform.crop_size
-        configs = [self.trainer.accelerator.unwrap_model(teacher).config, student.config]
+        configs = [teacher.network.config, student.config]
         return trial_size(next((config for config in configs if getattr(config, "image_size", None)), student.config))
 
     def _judge(self, taught: float, learnt: float, num_images: int) -> None:

@@ -15,8 +15,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
 from hf_segkd.evaluation.reports import evaluation_report, versions
 from hf_segkd.evaluation.streaming_scores import StreamingScores
-from hf_segkd.networks import FeatureNetwork
-from hf_segkd.networks.adapted_teacher import AdaptedTeacher, class_map_of
+from hf_segkd.networks import without_taps
+from hf_segkd.networks.teacher import Teacher
 from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.publication import (
     cost,
@@ -36,7 +36,7 @@ class ReportingTrainer(Trainer):
 
     args: DistillationArguments
     student: PreTrainedModel
-    teacher: nn.Module | None
+    teacher: Teacher | None
     _scores: StreamingScores
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -122,19 +122,9 @@ class ReportingTrainer(Trainer):
         return self.eval_dataset.dataset if isinstance(self.eval_dataset, EvaluationDataset) else None
 
     @property
-    def bare_teacher(self) -> nn.Module | None:
-        """The teacher without what accelerate and torch.compile wrap it in; None without one."""
-        return None if self.teacher is None else self.accelerator.unwrap_model(self.teacher, keep_torch_compile=False)
-
-    def _teacher_network(self) -> PreTrainedModel | FeatureNetwork | None:
-        """The teacher as it is without its student."""
-        teacher = self.bare_teacher
-        return teacher.network if isinstance(teacher, AdaptedTeacher) else teacher
-
-    @property
     def _class_targets(self) -> tuple[int | None, ...] | None:
         """For each class of the teacher the student's that it teaches; None without a teacher or common classes."""
-        class_map = None if self.teacher is None else class_map_of(self.bare_teacher)
+        class_map = None if self.teacher is None else self.teacher.classes
         return None if class_map is None else class_map.targets
 
     def _networks(self) -> dict[str, tuple[nn.Module, Any]]:
@@ -142,20 +132,19 @@ class ReportingTrainer(Trainer):
         networks = {"student": (self.student, self.processing_class)}
         if self._class_targets is None:
             return networks
-        return {"teacher": (self.bare_teacher, self.processing_class), **networks}
+        return {"teacher": (self.teacher, self.processing_class), **networks}
 
     @cached_property
     def _costs(self) -> list[dict[str, Any]]:
         size = image_size(self.processing_class, self._evaluation_images())
-        networks = {"teacher": self._teacher_network(), "student": self.student}
-        return [cost(name, network, size) for name, network in networks.items() if network is not None]
+        networks = {} if self.teacher is None else {"teacher": self.teacher.network}
+        return [cost(name, network, size) for name, network in {**networks, "student": self.student}.items()]
 
     def _facts(self, pictures_note: str | None) -> CardFacts:
-        report, teacher = self.report(), self._teacher_network()
+        report, teacher = self.report(), None if self.teacher is None else without_taps(self.teacher.network)
         if report is not None and math.isnan(report["mean_iou"]):  # no pixel of the evaluation was labelled
             report = None
         origin = "" if teacher is None else teacher.name_or_path
-        taught_by = teacher.model if isinstance(teacher, FeatureNetwork) else teacher
         return CardFacts(
             repo_id=self.hub_model_id or Path(self.args.output_dir).absolute().name,
             architecture=describe(self.student),
@@ -163,7 +152,7 @@ class ReportingTrainer(Trainer):
             method=self.args.method,
             method_kwargs=self.args.method_kwargs,
             dataset=_name_of(self.train_dataset),
-            teacher=None if teacher is None else describe(taught_by),
+            teacher=None if teacher is None else describe(teacher),
             teacher_id=origin if origin.count("/") == 1 and not Path(origin).exists() else None,
             license=self.args.hub_license,
             report=report,

@@ -22,9 +22,8 @@ from hf_segkd.evaluation.reports import ARGUMENTS_FILE
 from hf_segkd.evaluation.streaming_scores import StreamingScores, loss_and_counts
 from hf_segkd.losses.adversary import Adversary
 from hf_segkd.networks import FeatureNetwork, with_taps, without_taps
-from hf_segkd.networks.adapted_teacher import adapted
 from hf_segkd.networks.class_map import ClassMap
-from hf_segkd.networks.teacher_modes import in_own_dtype, ready_to_teach, takes_batch_statistics, taps_for
+from hf_segkd.networks.teacher import Teacher
 from hf_segkd.training.adversary_callback import AdversaryCallback
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.checkpointing_trainer import CheckpointingTrainer
@@ -60,6 +59,7 @@ class DistillationTrainer(CheckpointingTrainer):
         args: Training arguments; `args.method` names the loss, "none" trains without a teacher.
         teacher: The network to learn from. It is never trained, saved, or taken out of evaluation mode. A segmentation
             model of transformers offers its logits and default taps; a `FeatureNetwork` of it others too.
+            `trainer.teacher` is the `Teacher` that is made of it, and says what happens to it.
         train_dataset: A data set of `load_segmentation_dataset`, which is augmented as `args` says, or any torch
             data set of `pixel_values` (3, h, w) and `labels` (h, w), both of the crop's size. The trainer tells an
             `AugmentedDataset` the epoch; one that is wrapped in another data set you must tell yourself. Without
@@ -110,12 +110,14 @@ class DistillationTrainer(CheckpointingTrainer):
                 raise ValueError(
                     "Teacher and student are the same object, and the teacher must not be trained: load it twice."
                 )
-            teacher = adapted(
-                in_own_dtype(teacher, args.teacher_dtype),
-                model,
-                teacher_processor=teacher_processor,
+            teacher = Teacher(
+                teacher,
+                teacher_processor,
+                class_map,
+                args.teacher_dtype,
+                args.teacher_batch_norm,
+                student=model,
                 student_processor=processing_class,
-                class_map=class_map,
             )
         distiller = build_distiller(model, teacher, args)
         if args.sync_batch_norm:
@@ -153,11 +155,9 @@ class DistillationTrainer(CheckpointingTrainer):
         self._guard = NonFiniteGuard(distiller, self.accelerator, self._teacher_features)
         for callback in self._own_callbacks():
             self.add_callback(callback)
-        self.teacher = None
-        if distiller.loss is not None:
-            wanted = distiller.loss.teacher_batch_statistics
-            self._batch_statistics = takes_batch_statistics(teacher, args.teacher_batch_norm, wanted)
-            self.teacher = ready_to_teach(teacher, args.teacher_dtype, args.channels_last, self.accelerator)
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.prepare(self.accelerator, distiller.loss.teacher_batch_statistics, args.channels_last)
         if (warning := args.warn_about_batch_size()) is not None:
             logger.warning(warning)
 
@@ -189,7 +189,8 @@ class DistillationTrainer(CheckpointingTrainer):
     # --- training ---
 
     def _teacher_features(self, images: Tensor) -> Features:
-        return taps_for(self.distiller.loss, self.teacher, images, self._batch_statistics)
+        features = self.teacher.features(images)
+        return {tap: features[tap] for tap in self.distiller.loss.teacher_taps}  # the others' memory is free from here
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
