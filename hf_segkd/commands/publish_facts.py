@@ -15,9 +15,9 @@ from hf_segkd.commands.run_folder import read_exports, run_report, scores, with_
 from hf_segkd.data import check_keeps_whole_images, class_names, load_segmentation_dataset
 from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.networks import with_taps
-from hf_segkd.networks.adapted_teacher import adapted
 from hf_segkd.networks.class_map import ClassMap, match_classes
 from hf_segkd.networks.loading import load_network
+from hf_segkd.networks.teacher import Teacher
 from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.privacy import last_part
 from hf_segkd.publishing.publication import cost, describe, image_size
@@ -25,7 +25,7 @@ from hf_segkd.training.arguments import default_settings
 
 
 @dataclass
-class Teacher:
+class FoundTeacher:
     """The teacher as far as it can still be found."""
 
     name: str
@@ -35,7 +35,7 @@ class Teacher:
     report: RunReport | None
 
 
-def find_teacher(command: PublishingCommand, report: RunReport | None) -> Teacher | None:
+def find_teacher(command: PublishingCommand, report: RunReport | None) -> FoundTeacher | None:
     """The teacher that the flag or else the run names; what can't be found any more is said and left out."""
     name = command.teacher or (None if report is None else report.teacher)
     if name is None:
@@ -53,11 +53,11 @@ def find_teacher(command: PublishingCommand, report: RunReport | None) -> Teache
         network, architecture = None, None
     hub_id = None if network is None or Path(name).is_dir() else name
     known = Path(name, command.evaluation).is_file()
-    return Teacher(name, architecture, hub_id, network, scores(Path(name), command.evaluation) if known else None)
+    return FoundTeacher(name, architecture, hub_id, network, scores(Path(name), command.evaluation) if known else None)
 
 
 def teacher_to_show(
-    teacher: Teacher, student: PreTrainedModel, processor: Any, report: RunReport | None
+    teacher: FoundTeacher, student: PreTrainedModel, processor: Any, report: RunReport | None
 ) -> dict[str, tuple[nn.Module, Any]]:
     """The teacher for the pictures, as it speaks of the student's classes; scores on other classes are left out."""
     network, its_processor = teacher.network
@@ -75,7 +75,7 @@ def teacher_to_show(
     if class_map is None:
         print(f"The teacher {teacher.name} has no classes of the student, so the card does not show what it sees.")
         return {}
-    shown = adapted(network, student, teacher_processor=its_processor, student_processor=processor, class_map=class_map)
+    shown = Teacher(network, its_processor, class_map, student=student, student_processor=processor)
     return {"teacher": (shown, processor)}
 
 
@@ -113,7 +113,7 @@ def gather_facts(
     student: PreTrainedModel,
     processor: Any,
     report: RunReport | None,
-    teacher: Teacher | None,
+    teacher: FoundTeacher | None,
     images: datasets.Dataset | None,
 ) -> CardFacts:
     """All that the card tells."""

@@ -21,7 +21,7 @@ from hf_segkd.data import LabelInfo, check_dataset, evenly_spread, label_info, l
 from hf_segkd.evaluation.reports import SCORES_FILE, format_report, training_versions, write_json
 from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.models import load_pretrained_backbone
-from hf_segkd.networks import ForeignNetwork
+from hf_segkd.networks import FeatureNetwork
 from hf_segkd.networks.loading import build_config, load_network
 from hf_segkd.training.arguments import DistillationArguments, json_object
 from hf_segkd.training.trainer import DistillationTrainer
@@ -100,12 +100,12 @@ def main(args: list[str] | None = None) -> RunReport:
     labels = label_info(train)
     student, processor = build_student(command, labels)
     if command.student_taps is not None:
-        student = ForeignNetwork(student, command.student_taps)
+        student = FeatureNetwork(student, command.student_taps)
     teacher, teacher_processor = None, None
     if command.teacher is not None:
         teacher, teacher_processor = load_network(command.teacher, dtype="auto")
         if command.teacher_taps is not None:
-            teacher = ForeignNetwork(teacher, command.teacher_taps)
+            teacher = FeatureNetwork(teacher, command.teacher_taps)
     trainer = DistillationTrainer(
         model=student,
         args=arguments,

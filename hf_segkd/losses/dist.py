@@ -80,7 +80,7 @@ class DISTLoss(AbstractDistillationLoss):
         auxiliary_tap: The logits of auxiliary heads, of the same classes in the same order in both networks, on which
             the same loss is the term `dist_auxiliary`, with 0.4 times the weight (authors' segmentation code); a class
             map does not reach them. None has no such term: hf_segkd's networks offer no such feature, of a
-            `ForeignNetwork` it can be named.
+            `FeatureNetwork` it can be named.
 
     Raises:
         ValueError: If the class counts differ, a feature is missing, or a value is out of range.

@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_segkd.losses import AbstractDistillationLoss, create_loss
 from hf_segkd.losses.base import weighted
-from hf_segkd.networks import ForeignNetwork, without_taps
-from hf_segkd.networks.adapted_teacher import class_map_of
+from hf_segkd.networks import FeatureNetwork, FeatureReader, network_spec
+from hf_segkd.networks.teacher import Teacher
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.types import Features, NetworkSpec
 
@@ -25,11 +25,15 @@ class Distiller(nn.Module):
     nothing else: the teacher is not in this module, so nothing can train it, save it or switch it to training mode.
 
     Args:
-        student: The network to train, one of hf_segkd or a `ForeignNetwork`.
+        student: The network to train, one of hf_segkd or a `FeatureNetwork`.
         loss: The distillation loss, or None to train on the labels alone.
         ce_weight: Weight of the cross-entropy.
         common: Classes of the student, ascending, that the loss speaks of, where they are not all: it gets their
             logits and classifier weights alone, and to it pixels of the others have no label.
+
+    Attributes:
+        student: The network, without a `FeatureNetwork` around it: its parameters have their own names.
+        reader: What reads the taps of a `FeatureNetwork`; None where the student names them itself.
     """
 
     # The loss is the mean of its batch; the Trainer divides by the accumulation steps.
@@ -38,15 +42,15 @@ class Distiller(nn.Module):
 
     def __init__(
         self,
-        student: PreTrainedModel | ForeignNetwork,
+        student: PreTrainedModel | FeatureNetwork,
         loss: AbstractDistillationLoss | None = None,
         ce_weight: float = 1.0,
         common: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.student = without_taps(student)
-        # In a tuple, and so no part of this module: names in here are the plain student's.
-        self._with_taps = (student,)
+        wrapped = isinstance(student, FeatureNetwork)
+        self.student = student.model if wrapped else student
+        self.reader = student.reader if wrapped else None
         self.loss = loss
         self.ce_weight = ce_weight
         common = None if common is None else torch.tensor(common)
@@ -111,9 +115,9 @@ class Distiller(nn.Module):
         return features, index.masked_fill(ignored, len(self.common))
 
     @property
-    def network(self) -> PreTrainedModel | ForeignNetwork:
-        """The student with its taps."""
-        return self._with_taps[0]
+    def network(self) -> PreTrainedModel | FeatureReader:
+        """The student with its taps: itself, or what reads them where it does not name them."""
+        return self.student if self.reader is None else self.reader
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -126,28 +130,8 @@ class Distiller(nn.Module):
         return {"ce": self.ce_weight, **(self.loss.weights if self.loss is not None else {})}
 
 
-def network_spec(model: PreTrainedModel) -> NetworkSpec:
-    """What the losses must know of a network.
-
-    Raises:
-        ValueError: If the network does not name its taps.
-    """
-    channels = getattr(model, "tap_channels", None)
-    if channels is None:
-        raise ValueError(
-            f"{type(model).__name__} has no `tap_channels`, so its features can't be distilled: wrap it in "
-            "hf_segkd.ForeignNetwork."
-        )
-    return NetworkSpec(
-        channels,
-        model.config.num_labels,
-        model.config.semantic_loss_ignore_index,
-        norms=getattr(model, "tap_norms", {}),
-    )
-
-
 def build_distiller(
-    student: PreTrainedModel | ForeignNetwork, teacher: PreTrainedModel | None, args: DistillationArguments
+    student: PreTrainedModel | FeatureNetwork, teacher: Teacher | None, args: DistillationArguments
 ) -> Distiller:
     """The student and the loss that `args` asks for, with the parameters in `args.frozen` frozen.
 
@@ -162,8 +146,8 @@ def build_distiller(
         )
     loss, common = _create_loss(student, teacher, args)
     distiller = Distiller(student, loss, args.ce_weight, common)
-    if isinstance(student, ForeignNetwork):
-        student.release()
+    if distiller.reader is not None:
+        distiller.reader.unfreeze_unused_parameters()
     _freeze(distiller.student, args.frozen)
     if loss is not None and loss.uses_classifier_weight:
         _ = distiller.network.classifier  # an error now, not at the first step
@@ -171,7 +155,7 @@ def build_distiller(
 
 
 def _create_loss(
-    student: PreTrainedModel, teacher: PreTrainedModel | None, args: DistillationArguments
+    student: PreTrainedModel | FeatureNetwork, teacher: Teacher | None, args: DistillationArguments
 ) -> tuple[AbstractDistillationLoss | None, Sequence[int] | None]:
     """The loss, and the student's classes that it speaks of where they are not all."""
     if args.method == "none":
@@ -182,8 +166,7 @@ def _create_loss(
         raise ValueError(
             f"Method {args.method!r} needs a teacher, and none was given: pass teacher (--teacher FOLDER_OR_ID)."
         )
-    learnt, taught = network_spec(student), network_spec(teacher)
-    classes = class_map_of(teacher)
+    learnt, taught, classes = network_spec(student), teacher.spec, teacher.classes
     if classes is not None and classes.is_complete:
         return _seeded_loss(learnt, taught, args), None
     # A method that compares features alone wants all classes of the student, whatever those of the teacher are.

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hf_segkd.networks.teacher_modes import batch_statistics
+from hf_segkd.networks.teacher import batch_statistics
 from hf_segkd.training.distiller import Distiller
 from hf_segkd.types import Features
 

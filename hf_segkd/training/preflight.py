@@ -15,9 +15,9 @@ from transformers.utils import logging
 
 from hf_segkd.data import EvaluationDataset, evenly_spread
 from hf_segkd.evaluation.metrics import confusion_matrix, scores_from_confusion_matrix
-from hf_segkd.networks import trial_size
-from hf_segkd.networks.class_map import ClassMap
+from hf_segkd.networks import FeatureReader, trial_size
 from hf_segkd.networks.inference import logits_at
+from hf_segkd.networks.teacher import Teacher
 
 logger = logging.get_logger(__name__)
 
@@ -31,12 +31,11 @@ class PreflightScores(NamedTuple):
 
 
 def preflight(
-    teacher: nn.Module,
-    student: nn.Module,
+    teacher: Teacher,
+    student: nn.Module | FeatureReader,
     eval_dataset: Any,
     num_images: int,
     *,
-    class_map: ClassMap | None,
     crop_size: tuple[int, int] | None,
     accelerator: Accelerator,
 ) -> PreflightScores | None:
@@ -52,7 +51,6 @@ def preflight(
         student: The student.
         eval_dataset: Of the trainer: a data set, a dict of data sets, or None.
         num_images: So many images of the first that is ours, evenly spread.
-        class_map: From the teacher's classes to the student's.
         crop_size: Height and width of training crops; None where they are not known: then the networks' own.
         accelerator: Of the run.
 
@@ -71,14 +69,14 @@ def preflight(
             "student?"
         )
         return None
-    if class_map is None:
+    if teacher.classes is None:
         logger.info("The teacher is not tried: it has no classes in common with the student.")
         return None
     images = EvaluationDataset(evenly_spread(images.dataset, num_images), images.image_processor)
     if crop_size is None:
-        configs = [accelerator.unwrap_model(teacher).config, student.config]
+        configs = [teacher.network.config, student.config]
         crop_size = trial_size(next((c for c in configs if getattr(c, "image_size", None)), student.config))
-    matrices, wrong, refused, reason = _count(teacher, student, images, class_map.common, crop_size, accelerator)
+    matrices, wrong, refused, reason = _count(teacher, student, images, teacher.classes.common, crop_size, accelerator)
     if refused:
         logger.warning(
             f"The teacher is not tried: one of the networks takes {int(refused)} of {len(images)} validation "
@@ -122,8 +120,8 @@ def require_better_teacher(scores: PreflightScores, allow_weak_teacher: bool) ->
 
 
 def _count(
-    teacher: nn.Module,
-    student: nn.Module,
+    teacher: Teacher,
+    student: nn.Module | FeatureReader,
     images: EvaluationDataset,
     common: Sequence[int],
     crop_size: tuple[int, int],
@@ -147,7 +145,7 @@ def _count(
             learnt = student(pixel_values=pixels).logits
         return teacher(pixel_values=pixels).logits, learnt
 
-    with torch.no_grad(), _evaluating(student):
+    with torch.no_grad(), _evaluating(student.model if isinstance(student, FeatureReader) else student):
         for index in range(accelerator.process_index, len(images), accelerator.num_processes):
             sample = images[index]
             pixels, labels = sample["pixel_values"][None].to(device), sample["labels"].to(device)

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
 from hf_segkd.evaluation.reports import evaluation_report, training_versions
 from hf_segkd.evaluation.run_report import RunReport
-from hf_segkd.networks import ForeignNetwork
+from hf_segkd.networks import without_taps
 from hf_segkd.networks.class_map import ClassMap
+from hf_segkd.networks.teacher import Teacher
 from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.publication import cost, describe, image_size, samples_to_show, write_publication
 from hf_segkd.training.arguments import DistillationArguments, default_settings
@@ -42,9 +43,7 @@ class Run:
         args: Its arguments.
         student: The student, as it is scored, saved and published.
         processor: The student's image processor.
-        teacher: The teacher, which sees the student's pixels; None without one.
-        teacher_network: The same, as it is without its student.
-        class_map: From the classes of the teacher to the student's; None without a teacher or common classes.
+        teacher: The teacher, None without one.
         train_dataset: As the trainer has it.
         eval_dataset: As the trainer has it.
         steps: Optimizer steps that were trained, the budget that comparisons go by.
@@ -59,9 +58,7 @@ class Run:
     args: DistillationArguments
     student: PreTrainedModel
     processor: Any
-    teacher: nn.Module | None
-    teacher_network: PreTrainedModel | ForeignNetwork | None
-    class_map: ClassMap | None
+    teacher: Teacher | None
     train_dataset: Dataset | None
     eval_dataset: Any
     steps: int
@@ -70,6 +67,11 @@ class Run:
     unreadable_images: list[str]
     evaluation: Evaluation | None
     confusion_matrix: Tensor
+
+    @property
+    def classes(self) -> ClassMap | None:
+        """From the teacher's classes to the student's; None without a teacher or common classes."""
+        return None if self.teacher is None else self.teacher.classes
 
 
 def run_report(run: Run) -> RunReport | None:
@@ -83,7 +85,7 @@ def run_report(run: Run) -> RunReport | None:
     report = report.extended(
         method=run.args.method,
         method_kwargs=run.args.method_kwargs,
-        class_map=None if run.class_map is None else run.class_map.targets,
+        class_map=None if run.classes is None else run.classes.targets,
         seed=run.args.seed,
         steps=run.steps,
         batch_size=run.args.images_per_step,
@@ -115,8 +117,8 @@ def _image_counts(run: Run) -> dict[str, Any]:
 def network_costs(run: Run) -> list[dict[str, Any]]:
     """Size and multiply-adds of teacher and student, as `CardFacts.costs` takes them."""
     size = image_size(run.processor, _known_rows(run.eval_dataset))
-    networks = {"teacher": run.teacher_network, "student": run.student}
-    return [cost(name, network, size) for name, network in networks.items() if network is not None]
+    networks = {} if run.teacher is None else {"teacher": run.teacher.network}
+    return [cost(name, network, size) for name, network in {**networks, "student": run.student}.items()]
 
 
 def write_student(folder: Path, run: Run, repo_id: str, costs: list[dict[str, Any]]) -> None:
@@ -130,21 +132,24 @@ def write_student(folder: Path, run: Run, repo_id: str, costs: list[dict[str, An
     """
     rows = _known_rows(run.eval_dataset)
     samples, why_not = (None, None) if rows is None else samples_to_show(rows)
-    networks = {"student": (run.student, run.processor)}
-    if run.class_map is not None:
-        networks = {"teacher": (run.teacher, run.processor), **networks}
     facts = _card_facts(run, repo_id, costs, why_not)
     write_publication(
-        folder, student=run.student, processor=run.processor, facts=facts, networks=networks, samples=samples
+        folder, student=run.student, processor=run.processor, facts=facts, networks=shown_networks(run), samples=samples
     )
 
 
+def shown_networks(run: Run) -> dict[str, tuple[nn.Module, Any]]:
+    """The networks of the pictures, each with the student's processor; without common classes only the student."""
+    networks = {"student": (run.student, run.processor)}
+    return networks if run.classes is None else {"teacher": (run.teacher, run.processor), **networks}
+
+
 def _card_facts(run: Run, repo_id: str, costs: list[dict[str, Any]], pictures_note: str | None) -> CardFacts:
-    args, report, teacher = run.args, run_report(run), run.teacher_network
+    args, report = run.args, run_report(run)
+    teacher = None if run.teacher is None else without_taps(run.teacher.network)
     if report is not None and report.mean_iou is None:  # no pixel of the evaluation was labelled
         report = None
     origin = "" if teacher is None else teacher.name_or_path
-    taught_by = teacher.model if isinstance(teacher, ForeignNetwork) else teacher
     return CardFacts(
         repo_id=repo_id,
         architecture=describe(run.student),
@@ -152,7 +157,7 @@ def _card_facts(run: Run, repo_id: str, costs: list[dict[str, Any]], pictures_no
         method=args.method,
         method_kwargs=args.method_kwargs,
         dataset=_name_of(run.train_dataset),
-        teacher=None if teacher is None else describe(taught_by),
+        teacher=None if teacher is None else describe(teacher),
         teacher_id=origin if origin.count("/") == 1 and not Path(origin).exists() else None,
         license=args.hub_license,
         report=report,

@@ -17,9 +17,9 @@ from transformers.utils import logging
 from hf_segkd.data import AugmentedDataset
 from hf_segkd.data.image_processors import normalisation, reverses_channels
 from hf_segkd.evaluation.argument_roles import OnResume, role_of
-from hf_segkd.networks import ForeignNetwork
-from hf_segkd.networks.adapted_teacher import AdaptedTeacher
+from hf_segkd.networks import FeatureNetwork, FeatureReader
 from hf_segkd.networks.config_values import CLASS_NAMES, config_values
+from hf_segkd.networks.teacher import Renormalisation, Teacher
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.checkpoints import check_files, checkpoints_in, newest_whole, read_record
 
@@ -35,8 +35,8 @@ _PARTS = (
 def run_settings(
     args: DistillationArguments,
     train_dataset: Dataset | None,
-    student: nn.Module,
-    teacher: nn.Module | None,
+    student: nn.Module | FeatureReader,
+    teacher: Teacher | None,
     processor: Any = None,
 ) -> dict[str, Any]:
     """What makes a run the one it is, as JSON has it.
@@ -54,8 +54,6 @@ def run_settings(
     parts = []
     if isinstance(train_dataset, AugmentedDataset):
         parts = [train_dataset.dataset, *([train_dataset.unlabelled] if train_dataset.unlabelled else [])]
-    adapted = isinstance(teacher, AdaptedTeacher)
-    network = teacher.network if adapted else teacher
     arguments = json.loads(args.to_json_string())
     if args.max_steps > 0:
         del arguments["num_train_epochs"]  # which max_steps overrides
@@ -69,12 +67,7 @@ def run_settings(
         "training images": None if train_dataset is None else len(train_dataset),
         "names of the training images": [_digest_of_names(images) for images in parts],
         "image processor": _pixels(processor) if parts else None,
-        "teacher": None if teacher is None else digest(teacher),
-        # Without its names, for the class map says what they come to.
-        "teacher's config": None if teacher is None else _config(network, without=CLASS_NAMES),
-        "teacher's taps": _taps(network),
-        "teacher's pixels": _renormalisation(teacher) if adapted else None,
-        "class map": teacher.class_map.targets if adapted and teacher.class_map is not None else None,
+        **_of_teacher(teacher),
         "student": _config(student),
         "student's taps": _taps(student),
     }
@@ -184,13 +177,31 @@ def _differences_of_part(name: str, then: dict[str, Any], now: dict[str, Any]) -
     return [f"trained with {name}: {before}, this run has {after}"]
 
 
-def _config(network: nn.Module, without: Sequence[str] = ()) -> dict[str, Any]:
+def _of_teacher(teacher: Teacher | None) -> dict[str, Any]:
+    """Weights, config, taps, pixels and classes of the teacher."""
+    if teacher is None:
+        return dict.fromkeys(("teacher", "teacher's config", "teacher's taps", "teacher's pixels", "class map"))
+    classes, change = teacher.classes, teacher.renormalisation
+    # A network of the student's pixels and classes is recorded by its own names, as in checkpoints of other versions.
+    alike = change is None and classes is not None and classes.is_identity
+    return {
+        "teacher": digest(teacher.network if alike else teacher),
+        # Without its names, for the class map says what they come to.
+        "teacher's config": _config(teacher.network, without=CLASS_NAMES),
+        "teacher's taps": _taps(teacher.network),
+        "teacher's pixels": None if change is None else _renormalisation(change),
+        "class map": None if alike or classes is None else classes.targets,
+    }
+
+
+def _config(network: nn.Module | FeatureReader, without: Sequence[str] = ()) -> dict[str, Any]:
     return config_values(json.loads(network.config.to_json_string(use_diff=False)), without)
 
 
-def _taps(network: nn.Module | None) -> dict[str, str] | None:
+def _taps(network: nn.Module | FeatureReader) -> dict[str, str] | None:
     """Tap -> module, of a network that does not name its taps itself."""
-    return {tap: str(path) for tap, path in network.taps.items()} if isinstance(network, ForeignNetwork) else None
+    named = isinstance(network, FeatureNetwork | FeatureReader)
+    return {tap: str(path) for tap, path in network.taps.items()} if named else None
 
 
 def _pixels(processor: Any) -> dict[str, Any]:
@@ -199,11 +210,8 @@ def _pixels(processor: Any) -> dict[str, Any]:
     return {"size": size, **normalisation(processor), "reverses channels": reverses_channels(processor)}
 
 
-def _renormalisation(teacher: AdaptedTeacher) -> dict[str, Any] | None:
+def _renormalisation(change: Renormalisation) -> dict[str, Any]:
     """From the student's pixels to the teacher's."""
-    change = teacher.renormalisation
-    if change is None:
-        return None
     constants = {name: getattr(change, name).flatten().tolist() for name in ("scale", "offset")}
     return {**constants, "reverses channels": change.reverses}
 

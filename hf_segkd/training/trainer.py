@@ -21,10 +21,9 @@ from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
 from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.evaluation.streaming_scores import StreamingScores, loss_and_counts
 from hf_segkd.losses.adversary import Adversary
-from hf_segkd.networks import ForeignNetwork, with_taps, without_taps
-from hf_segkd.networks.adapted_teacher import AdaptedTeacher, adapted, class_map_of
+from hf_segkd.networks import FeatureNetwork, with_taps, without_taps
 from hf_segkd.networks.class_map import ClassMap
-from hf_segkd.networks.teacher_modes import in_own_dtype, ready_to_teach, takes_batch_statistics, taps_for
+from hf_segkd.networks.teacher import Teacher
 from hf_segkd.publishing.pushes import HubPushes, progress_message, repository_name
 from hf_segkd.training.adversary_callback import AdversaryCallback
 from hf_segkd.training.arguments import DistillationArguments
@@ -72,10 +71,11 @@ class DistillationTrainer(Trainer):
 
     Args:
         model: The student: a network of hf_segkd or a segmentation model of transformers that gives logits for each
-            pixel; a `ForeignNetwork` of one names more taps.
+            pixel; a `FeatureNetwork` of one names more taps.
         args: Training arguments; `args.method` names the loss, "none" trains without a teacher.
         teacher: The network to learn from. It is never trained, saved, or taken out of evaluation mode. A segmentation
-            model of transformers offers its logits and default taps; a `ForeignNetwork` of it others too.
+            model of transformers offers its logits and default taps; a `FeatureNetwork` of it others too.
+            `trainer.teacher` is the `Teacher` that is made of it, and says what happens to it.
         train_dataset: A data set of `load_segmentation_dataset`, which is augmented as `args` says, or any torch
             data set of `pixel_values` (3, h, w) and `labels` (h, w), both of the crop's size. The trainer tells an
             `AugmentedDataset` the epoch; one that is wrapped in another data set you must tell yourself. Without
@@ -110,10 +110,10 @@ class DistillationTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | ForeignNetwork,
+        model: PreTrainedModel | FeatureNetwork,
         args: DistillationArguments,
         *,
-        teacher: PreTrainedModel | ForeignNetwork | None = None,
+        teacher: PreTrainedModel | FeatureNetwork | None = None,
         train_dataset: Dataset | datasets.Dataset | None = None,
         unlabelled_dataset: datasets.Dataset | None = None,
         eval_dataset: Dataset | datasets.Dataset | dict[str, Any] | None = None,
@@ -133,18 +133,20 @@ class DistillationTrainer(Trainer):
                 raise ValueError(
                     "Teacher and student are the same object, and the teacher must not be trained: load it twice."
                 )
-            teacher = adapted(
-                in_own_dtype(teacher, args.teacher_dtype),
-                model,
-                teacher_processor=teacher_processor,
+            teacher = Teacher(
+                teacher,
+                teacher_processor,
+                class_map,
+                args.teacher_dtype,
+                args.teacher_batch_norm,
+                student=model,
                 student_processor=processing_class,
-                class_map=class_map,
             )
         distiller = build_distiller(model, teacher, args)
         if args.sync_batch_norm:
             synchronise_batch_norms(distiller, args)
-        if train_dataset is not None and isinstance(model, ForeignNetwork):
-            model.become_student(() if distiller.loss is None else distiller.loss.student_taps)
+        if train_dataset is not None and distiller.reader is not None:
+            distiller.reader.freeze_unused_parameters(() if distiller.loss is None else distiller.loss.student_taps)
         if args.channels_last:
             model.to(memory_format=torch.channels_last)
         self._label_range = {
@@ -182,11 +184,9 @@ class DistillationTrainer(Trainer):
         self._guard = NonFiniteGuard(distiller, self.accelerator, self._teacher_features)
         for callback in self._own_callbacks():
             self.add_callback(callback)
-        self.teacher = None
-        if distiller.loss is not None:
-            wanted = distiller.loss.request.teacher_batch_statistics
-            self._batch_statistics = takes_batch_statistics(teacher, args.teacher_batch_norm, wanted)
-            self.teacher = ready_to_teach(teacher, args.teacher_dtype, args.channels_last, self.accelerator)
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.prepare(self.accelerator, distiller.loss.request.teacher_batch_statistics, args.channels_last)
         if (warning := args.warn_about_batch_size()) is not None:
             logger.warning(warning)
 
@@ -221,21 +221,6 @@ class DistillationTrainer(Trainer):
     def push_in_progress(self) -> PushInProgress | None:
         """The uploads that a run waits for when it ends; None before the first."""
         return self._pushes.in_progress
-
-    @property
-    def bare_teacher(self) -> nn.Module | None:
-        """The teacher without what accelerate and torch.compile wrap it in; None without one."""
-        return None if self.teacher is None else self.accelerator.unwrap_model(self.teacher, keep_torch_compile=False)
-
-    def _teacher_network(self) -> PreTrainedModel | ForeignNetwork | None:
-        """The teacher as it is without its student."""
-        teacher = self.bare_teacher
-        return teacher.network if isinstance(teacher, AdaptedTeacher) else teacher
-
-    @property
-    def _class_map(self) -> ClassMap | None:
-        """From the classes of the teacher to the student's; None without a teacher or common classes."""
-        return None if self.teacher is None else class_map_of(self.bare_teacher)
 
     # --- training ---
 
@@ -296,7 +281,6 @@ class DistillationTrainer(Trainer):
             self.distiller.network,
             self.eval_dataset,
             self.args.preflight_images,
-            class_map=self._class_map,
             crop_size=training.transform.crop_size if isinstance(training, AugmentedDataset) else None,
             accelerator=self.accelerator,
         )
@@ -305,7 +289,8 @@ class DistillationTrainer(Trainer):
             require_better_teacher(scores, self.args.allow_weak_teacher)
 
     def _teacher_features(self, images: Tensor) -> Features:
-        return taps_for(self.distiller.loss, self.teacher, images, self._batch_statistics)
+        features = self.teacher.features(images)
+        return {tap: features[tap] for tap in self.distiller.loss.teacher_taps}  # the others' memory is free from here
 
     def get_train_dataloader(self) -> DataLoader:
         """As `Trainer` gives it, with workers that leave it to this process what SIGTERM does."""
@@ -525,7 +510,7 @@ class DistillationTrainer(Trainer):
     @cached_property
     def _settings(self) -> dict[str, Any]:
         student = self.distiller.network  # with its taps
-        return run_settings(self.args, self.train_dataset, student, self.bare_teacher, self.processing_class)
+        return run_settings(self.args, self.train_dataset, student, self.teacher, self.processing_class)
 
     def _save_finished_run(self) -> None:
         """For SIGTERM after the last step: its checkpoint, unless it is there, or the best student is in its place."""
@@ -548,9 +533,7 @@ class DistillationTrainer(Trainer):
             args=self.args,
             student=self.student,
             processor=self.processing_class,
-            teacher=self.bare_teacher,
-            teacher_network=self._teacher_network(),
-            class_map=self._class_map,
+            teacher=self.teacher,
             train_dataset=self.train_dataset,
             eval_dataset=self.eval_dataset,
             steps=self.state.global_step,

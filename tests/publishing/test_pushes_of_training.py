@@ -394,7 +394,7 @@ def test_a_private_repository_that_was_deleted_does_not_come_back_public(hub, tm
 @pytest.mark.parametrize(("origin", "told"), [("nvidia/segformer", True), ("/home/me/teacher", False), ("", False)])
 def test_the_teacher_is_linked_when_it_is_on_the_hub_and_its_folder_is_nobodys_business(origin, told, hub, tmp_path):
     run = pushing(tmp_path / "run", method="kd")
-    run.teacher.name_or_path = origin
+    run.teacher.network.name_or_path = origin
     run.push_to_hub()
     readme = published(hub)[-1].files["README.md"].decode()
     assert ("base_model: nvidia/segformer" in readme) == told

@@ -15,7 +15,7 @@ import torch
 from tiny_runs import arguments, network, processor, scenes, trainer
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 
-from hf_segkd.networks import ForeignNetwork
+from hf_segkd.networks import FeatureNetwork
 from hf_segkd.training.checkpoints import RECORD_FILE
 from hf_segkd.training.run_settings import digest, run_settings
 from hf_segkd.training.trainer import DistillationTrainer
@@ -116,8 +116,8 @@ def test_other_taps_of_foreign_networks_are_refused(tmp_path):
     def of_taps(student, teacher):
         return trainer(
             tmp_path,
-            student=ForeignNetwork(segformer(), {"mine": f"segformer.stages.{student}.patch_embeddings.proj"}),
-            teacher=ForeignNetwork(segformer(), {"mine": f"segformer.stages.{teacher}.patch_embeddings.proj"}),
+            student=FeatureNetwork(segformer(), {"mine": f"segformer.stages.{student}.patch_embeddings.proj"}),
+            teacher=FeatureNetwork(segformer(), {"mine": f"segformer.stages.{teacher}.patch_embeddings.proj"}),
             **{**SAVING, "max_steps": 1, "method": "at", "method_kwargs": {"taps": ["mine"]}},
         )
 
