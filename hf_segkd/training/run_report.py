@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
