@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_segkd.losses.base import AbstractDistillationLoss, require_choice
+from hf_segkd.losses.base import AbstractDistillationLoss, Presets, require_choice
 from hf_segkd.types import Features, NetworkSpec, Paper
 
 Reduction = Literal["sum", "mean"]
@@ -85,9 +85,7 @@ class ATLoss(AbstractDistillationLoss):
 
     name: ClassVar[str] = "at"
     matches: ClassVar[str] = "where the activations are strong"
-    presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
-        "reduction": {"sum": {}, "mean": {"weight": MEAN_WEIGHT}}
-    }
+    presets: ClassVar[Presets] = {"reduction": {"sum": {}, "mean": {"weight": MEAN_WEIGHT}}}
     paper: ClassVar[Paper] = Paper(
         title="Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks via "
         "Attention Transfer",

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import ZERO_NORM, Connector, align, resize_labels
 from hf_segkd.losses.attention import CBAM, ParameterFreeAttention
-from hf_segkd.losses.base import AbstractDistillationLoss, TrainingRequest, require_choice, usual_taps
+from hf_segkd.losses.base import AbstractDistillationLoss, Presets, TrainingRequest, require_choice, usual_taps
 from hf_segkd.types import Features, NetworkSpec, Paper
 
 Norm = Literal["tensor", "sample", "channel", "map"]
@@ -147,7 +147,7 @@ class AttnFDLoss(AbstractDistillationLoss):
     name: ClassVar[str] = "attnfd"
     matches: ClassVar[str] = "feature maps refined by attention"
     couples_images: ClassVar[bool] = True
-    presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {"preset": PRESETS}
+    presets: ClassVar[Presets] = {"preset": PRESETS}
     paper: ClassVar[Paper] = Paper(
         title="Attention-guided Feature Distillation for Semantic Segmentation",
         venue="arXiv 2024",

@@ -20,6 +20,9 @@ logger = logging.get_logger(__name__)
 # What networks lack whose context module ends in the decoder's map, such as PSPNet and ISANet.
 ENCODER_TAPS = ("encoder", "encoder_pre")
 
+# Argument -> its values -> the arguments that a value sets.
+Presets = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
 
 @dataclass(frozen=True)
 class TrainingRequest:
@@ -68,8 +71,8 @@ class AbstractDistillationLoss(nn.Module, ABC):
             default options: then a step depends on how its images are divided among batches and processes.
         uses_classifier_weight: Whether `student["classifier_weight"]`, the weight (k, c, 1, 1) or (k, c) of the
             student's last convolution, is wanted among the student's features, with its gradient.
-        presets: Argument -> its values -> the arguments that a value sets, which `create_loss` fills in where they are
-            not given. The argument `preset` is for that only; another one reaches the constructor, too.
+        presets: The arguments that a value of an argument sets; `create_loss` fills them in where they are not given.
+            The argument `preset` is for that only, another one is the constructor's, too.
         request: What the loss asks of the training around it.
 
     Raises:
@@ -82,7 +85,7 @@ class AbstractDistillationLoss(nn.Module, ABC):
     needs_labels: ClassVar[bool] = False
     couples_images: ClassVar[bool] = False
     uses_classifier_weight: ClassVar[bool] = False
-    presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
+    presets: ClassVar[Presets] = {}
 
     def __init__(
         self,

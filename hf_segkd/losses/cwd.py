@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import align
-from hf_segkd.losses.base import AbstractDistillationLoss, require_positive, require_same_num_labels
+from hf_segkd.losses.base import AbstractDistillationLoss, Presets, require_positive, require_same_num_labels
 from hf_segkd.types import Features, NetworkSpec, Paper
 
 # On logits, of the authors' two repositories: TorchDistiller's on Cityscapes (README: `exp_cwd.sh channel kl 3 4`),
@@ -88,7 +88,7 @@ class CWDLoss(AbstractDistillationLoss):
 
     name: ClassVar[str] = "cwd"
     matches: ClassVar[str] = "where each class is, a softmax over pixels"
-    presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {"preset": CWD_PRESETS}
+    presets: ClassVar[Presets] = {"preset": CWD_PRESETS}
     paper: ClassVar[Paper] = Paper(
         title="Channel-wise Knowledge Distillation for Dense Prediction",
         venue="ICCV 2021",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from hf_segkd.losses.adapters import align, class_labels, pixel_rows
 from hf_segkd.losses.base import (
     AbstractDistillationLoss,
+    Presets,
     require_choice,
     require_positive,
     require_same_num_labels,
@@ -214,7 +215,7 @@ class FAKDCWDLoss(AbstractFAKDLoss):
 
     name: ClassVar[str] = "fakd_cwd"
     matches: ClassVar[str] = "`cwd` over augmented features, in closed form"
-    presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {"preset": CWD_PRESETS}
+    presets: ClassVar[Presets] = {"preset": CWD_PRESETS}
 
     def __init__(
         self,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import Connector
-from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_same_num_labels
+from hf_segkd.losses.base import AbstractDistillationLoss, Presets, require_choice, require_same_num_labels
 from hf_segkd.losses.gram import gram_matrix, unit_rows
 from hf_segkd.types import Features, NetworkSpec, Paper
 
@@ -103,7 +103,7 @@ class ICKDLoss(AbstractDistillationLoss):
 
     name: ClassVar[str] = "ickd"
     matches: ClassVar[str] = "which channels resemble each other"
-    presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {"variant": {"cifar": {}, "imagenet": {"weight": 500.0}}}
+    presets: ClassVar[Presets] = {"variant": {"cifar": {}, "imagenet": {"weight": 500.0}}}
     paper: ClassVar[Paper] = Paper(
         title="Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation",
         venue="ICCV 2021",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hf_segkd.losses.adapters import Connector, align
 from hf_segkd.losses.base import (
     AbstractDistillationLoss,
+    Presets,
     TrainingRequest,
     require_choice,
     require_positive,
@@ -171,7 +172,7 @@ class OFDLoss(AbstractDistillationLoss):
     name: ClassVar[str] = "ofd"
     matches: ClassVar[str] = "feature maps before the ReLU, where the teacher is positive or the student too high"
     couples_images: ClassVar[bool] = True
-    presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {"preset": PRESETS}
+    presets: ClassVar[Presets] = {"preset": PRESETS}
     paper: ClassVar[Paper] = Paper(
         title="A Comprehensive Overhaul of Feature Distillation",
         venue="ICCV 2019",

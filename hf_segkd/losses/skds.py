@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import ZERO_NORM, align
 from hf_segkd.losses.adversary import Adversary, Objective
-from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_same_num_labels
+from hf_segkd.losses.base import AbstractDistillationLoss, Presets, require_choice, require_same_num_labels
 from hf_segkd.losses.kd import pixel_wise_divergence
 from hf_segkd.types import Features, NetworkSpec, Paper
 
@@ -137,7 +137,7 @@ class SKDSLoss(AbstractDistillationLoss):
     name: ClassVar[str] = "skds"
     matches: ClassVar[str] = "class probabilities, similarities of regions, a discriminator's score"
     couples_images: ClassVar[bool] = True
-    presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {"preset": PRESETS}
+    presets: ClassVar[Presets] = {"preset": PRESETS}
     paper: ClassVar[Paper] = Paper(
         title="Structured Knowledge Distillation for Semantic Segmentation",
         venue="CVPR 2019",
