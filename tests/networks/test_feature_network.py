@@ -266,7 +266,7 @@ def test_the_distill_command_takes_such_a_teacher_and_evaluate_scores_it(make, t
     assert (report.teacher, report.steps) == (str(teacher), 2)
     data = ["--dataset", "demo", "--dataset_options", json.dumps(OPTIONS), "--use_cpu"]
     scores = evaluate.main(["--model", str(teacher), "--output", str(tmp_path / "scores.json"), *data])
-    assert scores["num_images"] == 8
+    assert scores.num_images == 8
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_a_half_precision_network_is_scored_shown_and_trained_in_float32(half, t
     Image.fromarray(np.zeros((*SIZE, 3), dtype=np.uint8)).save(tmp_path / "image.png")
     data = ["--dataset", "demo", "--dataset_options", json.dumps(OPTIONS), "--use_cpu"]
     scores = evaluate.main(["--model", half, *data, "--output", str(tmp_path / "scores.json")])
-    assert 0 <= scores["mean_iou"] <= 1
+    assert 0 <= scores.mean_iou <= 1
     written = ["--images", str(tmp_path / "image.png"), "--output", str(tmp_path / "pictures"), "--use_cpu"]
     assert len(predict.main(["--model", half, *written])) == 1
     train.main([*flags(tmp_path / "run", student=half, image_size=None, max_steps=1), "--crop_size", "32", "32"])
