@@ -58,6 +58,12 @@ def load_segmentation_dataset(
 
     Raises:
         ValueError: If the name, the split or an option is unknown, or files are missing or do not pair up.
+
+    Example:
+        >>> from hf_segkd import load_segmentation_dataset
+        >>> scenes = load_segmentation_dataset("demo", split="val", num_classes=4, num_images=2)
+        >>> scenes.column_names, scenes[0]["image"].size, scenes[0]["annotation"].mode
+        (['image', 'annotation', 'image_id'], (128, 96), 'L')
     """
     if name not in LOADERS:
         raise ValueError(f"Unknown data set {name!r}.{did_you_mean(name, LOADERS)} There are: {', '.join(LOADERS)}.")

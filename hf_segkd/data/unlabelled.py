@@ -26,6 +26,15 @@ def load_unlabelled_images(data_dir: str | os.PathLike) -> datasets.Dataset:
     Raises:
         ValueError: If there is no such folder, there are no images in it, or it holds a folder of masks, which would be
             taken for images.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from hf_segkd import load_unlabelled_images
+        >>> folder = tempfile.mkdtemp()
+        >>> Image.new("RGB", (8, 6)).save(f"{folder}/photo.png")
+        >>> load_unlabelled_images(folder)[0]["image_id"]
+        'photo.png'
     """
     root = Path(data_dir).expanduser().absolute()
     if not root.is_dir():

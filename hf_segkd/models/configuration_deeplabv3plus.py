@@ -79,6 +79,12 @@ class DeepLabV3PlusConfig(SegKDAuxiliaryHeadConfig):
     Raises:
         ValueError: If a value is out of range, a keyword is unknown, `num_labels` is below 2, or a backbone is spelt
             both by name and by `backbone_config` and the two differ.
+
+    Example:
+        >>> from hf_segkd import DeepLabV3PlusConfig
+        >>> config = DeepLabV3PlusConfig(backbone="mobilenet_v2", depth_multiplier=0.35, num_labels=19)
+        >>> config.output_stride, config.atrous_rates
+        (16, [6, 12, 18])
     """
 
     model_type = "segkd-deeplabv3plus"

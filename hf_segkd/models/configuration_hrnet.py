@@ -32,6 +32,11 @@ class HRNetConfig(SegKDSegmentationConfig):
     Raises:
         ValueError: If a keyword or the name is unknown, `num_labels` is below 2, or the backbone is given both by name
             and by `backbone_config` and the two differ.
+
+    Example:
+        >>> from hf_segkd import HRNetConfig
+        >>> HRNetConfig(backbone="hrnet_w18_small", num_labels=19).backbone_config.model_type
+        'segkd-hrnet-backbone'
     """
 
     model_type = "segkd-hrnet"

@@ -33,6 +33,11 @@ class ISANetConfig(SegKDAuxiliaryHeadConfig):
     Raises:
         ValueError: If a value is out of range, a keyword is unknown, `num_labels` is below 2, or a backbone is spelt
             both by name and by `backbone_config` and the two differ.
+
+    Example:
+        >>> from hf_segkd import ISANetConfig
+        >>> ISANetConfig(backbone="resnet18", num_labels=19).num_labels
+        19
     """
 
     model_type = "segkd-isanet"

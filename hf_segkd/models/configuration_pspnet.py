@@ -31,6 +31,11 @@ class PSPNetConfig(SegKDAuxiliaryHeadConfig):
     Raises:
         ValueError: If a value is out of range, a keyword is unknown, `num_labels` is below 2, or a backbone is spelt
             both by name and by `backbone_config` and the two differ.
+
+    Example:
+        >>> from hf_segkd import PSPNetConfig
+        >>> PSPNetConfig(backbone="resnet18", num_labels=150).channels
+        128
     """
 
     model_type = "segkd-pspnet"

@@ -24,6 +24,12 @@ class DistillationArguments(TrainingArguments):
 
     Raises:
         ValueError: If a value is out of range or contradicts another.
+
+    Example:
+        >>> from hf_segkd import DistillationArguments
+        >>> args = DistillationArguments(output_dir="runs/student", method="cwd", max_steps=500, use_cpu=True)
+        >>> args.learning_rate, args.optim_args, args.images_per_step
+        (0.007, 'momentum=0.9', 8)
     """
 
     # --- distillation ---
