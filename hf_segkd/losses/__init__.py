@@ -67,7 +67,9 @@ def create_loss(name: str, student: NetworkSpec, teacher: NetworkSpec, **kwargs)
     for key, value in kwargs.items():
         if key not in known:
             raise ValueError(f"{name} has no argument {key!r}.{did_you_mean(key, known)} It takes: {', '.join(known)}.")
-        if parameters[key].annotation.startswith("bool") and not isinstance(value, (bool, type(None))):
+        # Annotations of a loss of the user's own may be missing, or types instead of their names.
+        is_bool = str(parameters[key].annotation).startswith(("bool", "<class 'bool'>"))
+        if is_bool and not isinstance(value, (bool, type(None))):
             raise ValueError(f"{name}'s {key} is {value!r}; it must be true or false.")
     return LOSSES[name](student, teacher, **kwargs)
 

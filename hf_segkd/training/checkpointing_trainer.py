@@ -132,7 +132,9 @@ class CheckpointingTrainer(PublishingTrainer):
     @cached_property
     def _settings(self) -> dict[str, Any]:
         student = self.distiller.network  # with its taps
-        return run_settings(self.args, self.train_dataset, student, self.bare_teacher, self.processing_class)
+        return run_settings(
+            self.args, self.train_dataset, student, self.bare_teacher, self.processing_class, self.distiller.loss
+        )
 
     def _run_epoch(self, *args: Any, train_dataloader: Any, **kwargs: Any) -> None:
         """As `Trainer`, but no step more when the checkpoint that was resumed is that of the last step."""

@@ -35,6 +35,7 @@ class ReportingTrainer(Trainer):
     """
 
     args: DistillationArguments
+    distiller: nn.Module
     student: PreTrainedModel
     teacher: nn.Module | None
     _scores: StreamingScores
@@ -162,6 +163,7 @@ class ReportingTrainer(Trainer):
             id2label=self.student.config.id2label,
             method=self.args.method,
             method_kwargs=self.args.method_kwargs,
+            own_paper=None if self.distiller.loss is None else self.distiller.loss.paper,
             dataset=_name_of(self.train_dataset),
             teacher=None if teacher is None else describe(taught_by),
             teacher_id=origin if origin.count("/") == 1 and not Path(origin).exists() else None,

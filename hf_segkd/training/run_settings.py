@@ -14,10 +14,12 @@ from torch.utils.data import Dataset
 
 from hf_segkd.data import AugmentedDataset
 from hf_segkd.data.image_processors import normalisation, reverses_channels
+from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.networks import ForeignNetwork
 from hf_segkd.networks.adapted_teacher import AdaptedTeacher
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.checkpoints import read_record
+from hf_segkd.training.own_loss import record_of
 
 # Resuming can't follow these: the state that was saved, or the order of the images, is that of the old value. The
 # optimizer takes its rates and decays from its state, so that new ones would be ignored without a word.
@@ -29,6 +31,7 @@ _MUST_AGREE = (
     "data_seed",
     "dataloader_drop_last",
     "train_sampling_strategy",
+    "repeat_threshold",
     "frozen",
     "optim",
     "optim_args",
@@ -49,7 +52,7 @@ _WITHOUT_BEARING = (
 )
 # Other parts of the record that must be the same.
 _PARTS = (
-    *("images per step", "scaled learning rate", "training images", "names of the training images"),
+    *("loss", "images per step", "scaled learning rate", "training images", "names of the training images"),
     *("teacher", "teacher's config", "teacher's taps", "teacher's pixels", "class map", "student", "student's taps"),
 )
 # What a config says beside the network.
@@ -62,6 +65,7 @@ def run_settings(
     student: nn.Module,
     teacher: nn.Module | None,
     processor: Any = None,
+    loss: AbstractDistillationLoss | None = None,
 ) -> dict[str, Any]:
     """What makes a run the one it is, as JSON has it.
 
@@ -74,6 +78,7 @@ def run_settings(
         student: The student.
         teacher: The teacher, None without one.
         processor: The student's image processor; it makes the pixels of an `AugmentedDataset`.
+        loss: The distillation loss, None without one; `args` tells those of hf_segkd.
     """
     parts = []
     if isinstance(train_dataset, AugmentedDataset):
@@ -85,6 +90,7 @@ def run_settings(
         del arguments["num_train_epochs"]  # which max_steps overrides
     settings = {
         "arguments": {name: arguments[name] for name in arguments if not name.startswith(_WITHOUT_BEARING)},
+        "loss": record_of(loss),
         "images per step": args.images_per_step,
         "scaled learning rate": args.scaled_learning_rate if args.scale_lr else None,
         "processes": args.world_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,16 @@ from transformers.utils import logging
 from hf_segkd.data import evaluation_collator, train_collator
 from hf_segkd.evaluation.reports import ARGUMENTS_FILE
 from hf_segkd.evaluation.streaming_scores import StreamingScores, loss_and_counts
+from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
+from hf_segkd.losses.labels.base import not_zero
 from hf_segkd.networks import ForeignNetwork, with_taps, without_taps
 from hf_segkd.networks.adapted_teacher import adapted
 from hf_segkd.networks.class_map import ClassMap
 from hf_segkd.networks.teacher_modes import in_own_dtype, ready_to_teach, takes_batch_statistics, taps_for
 from hf_segkd.training.adversary_callback import AdversaryCallback
 from hf_segkd.training.arguments import DistillationArguments
+from hf_segkd.training.balance import balance_classes
 from hf_segkd.training.checkpointing_trainer import CheckpointingTrainer
 from hf_segkd.training.connectors_first import ConnectorsFirst
 from hf_segkd.training.constant_terms import ConstantTerms
@@ -34,6 +37,7 @@ from hf_segkd.training.distiller import Distiller, build_distiller
 from hf_segkd.training.ema import StudentAverage
 from hf_segkd.training.inputs import EpochOfAugmentation, augmented, refuse_need_of_labels, whole_images
 from hf_segkd.training.nonfinite import NonFiniteGuard, require_finite_scores
+from hf_segkd.training.own_loss import with_method
 from hf_segkd.training.parameter_groups import parameter_groups, require_all_parameters
 from hf_segkd.training.preflight import Preflight
 from hf_segkd.training.processes import refuse_what_can_not_work, synchronise_batch_norms, warn_if_alone
@@ -74,6 +78,9 @@ class DistillationTrainer(CheckpointingTrainer):
             the student's; the teacher then sees each crop as this one makes it. Its size is not used.
         class_map: Which class of the teacher teaches which of the student: a `ClassMap`, "names", "index" or a YAML
             file. By default by name where at least two names agree, else by index where the numbers agree.
+        loss: A loss of your own in place of `args.method`: a subclass of `AbstractDistillationLoss`, a
+            `functools.partial` of one, or a function of the two networks' `NetworkSpec`s that gives one. It gets
+            `args.method_kwargs` as keywords; the run's `method` is then its name.
         callbacks: As in `Trainer`.
         optimizers: As in `Trainer`.
 
@@ -97,6 +104,7 @@ class DistillationTrainer(CheckpointingTrainer):
         processing_class: Any = None,
         teacher_processor: Any = None,
         class_map: ClassMap | str | None = None,
+        loss: Callable[..., AbstractDistillationLoss] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
@@ -117,7 +125,9 @@ class DistillationTrainer(CheckpointingTrainer):
                 student_processor=processing_class,
                 class_map=class_map,
             )
-        distiller = build_distiller(model, teacher, args)
+        distiller = build_distiller(model, teacher, args, loss)
+        if loss is not None:
+            args = with_method(args, loss, distiller.loss)
         if args.sync_batch_norm:
             synchronise_batch_norms(distiller, args)
         if train_dataset is not None and isinstance(model, ForeignNetwork):
@@ -125,6 +135,7 @@ class DistillationTrainer(CheckpointingTrainer):
         if args.channels_last:
             model.to(memory_format=torch.channels_last)
         self._term_means = TermMeans()
+        self._told_untrained = False  # by a subclass's compute_loss
         self._batch_files: list[str] = []  # image_ids of the batch in work, where the data set gives them
         self._label_range = {
             "num_labels": distiller.config.num_labels,
@@ -194,12 +205,15 @@ class DistillationTrainer(CheckpointingTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """The batches of an optimizer step, and how many pixels are labelled in them, on all processes together."""
+        """The batches of an optimizer step, and how many pixels are labelled in them, on all processes together.
+
+        With class weights, the sum of these pixels' weights.
+        """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         labelled = torch.zeros((), dtype=torch.int64, device=device)
         for batch in batches:
             if "labels" in batch:
-                labelled += (batch["labels"] != self._label_range["ignore_index"]).sum().to(device)
+                labelled = labelled + self.distiller.pixel_weight(batch["labels"]).to(device)
         return batches, self.accelerator.reduce(labelled, reduction="sum")
 
     def compute_loss(
@@ -209,12 +223,14 @@ class DistillationTrainer(CheckpointingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Any]]:
-        """Cross-entropy plus the terms of the distillation loss, the mean of the batch.
+        """The losses on the labels plus the terms of the distillation loss, the mean of the batch.
 
-        The cross-entropy is weighted so that its mean over accumulated batches and processes is that of all labelled
-        pixels, however unevenly the batches are labelled; `num_items_in_batch` is their number.
+        What is a mean over pixels (`ce`, `focal`) is weighted so that its mean over accumulated batches and processes
+        is that of all labelled pixels, however unevenly the batches are labelled; `num_items_in_batch` is their number.
+
+        A subclass may call it and add a term of its own. Without a teacher it may also compute the whole loss itself,
+        from `model(pixel_values=...).logits`; the log then has that loss and no terms.
         """
-        self._scored_images = None  # the student is about to change
         teacher_features = None
         loss = self.distiller.loss
         if "labels" not in inputs:
@@ -225,18 +241,51 @@ class DistillationTrainer(CheckpointingTrainer):
         labelled_pixels = None
         if num_items_in_batch is not None:
             batches = self.current_gradient_accumulation_steps * self.args.world_size
-            labelled_pixels = num_items_in_batch.clamp(min=1) / batches
-        outputs = model(**inputs, teacher_features=teacher_features, labelled_pixels=labelled_pixels)
+            labelled_pixels = not_zero(num_items_in_batch) / batches
+        outputs = model(
+            **inputs,
+            teacher_features=teacher_features,
+            labelled_pixels=labelled_pixels,
+            output_logits=return_outputs,
+        )
         self._guard.remember(inputs, self._batch_files, outputs["terms"])
         self._term_means.add(outputs["terms"])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As `Trainer` does; what does not learn while connectors are warmed up, or after it, has no gradient then."""
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """As `Trainer` does; what does not learn while connectors are warmed up, or after it, has no gradient then.
+
+        Raises:
+            ValueError: If a subclass's `compute_loss` leaves out the terms of the distillation loss.
+        """
+        self._scored_images = None  # the student is about to change
+        remembered = len(self._guard.batches)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if len(self._guard.batches) == remembered:
+            self._remember_own_loss(inputs, loss)
         if self._connectors_first is not None:
             self._connectors_first.drop_gradients(self.state.epoch)
         return loss
+
+    def _remember_own_loss(self, inputs: dict[str, Any], loss: Tensor) -> None:
+        """For a subclass whose `compute_loss` does not call this class's."""
+        name = f"{type(self).__name__}.compute_loss"
+        if self.distiller.loss is not None:
+            raise ValueError(
+                f"{name} does not call that of DistillationTrainer, so the terms of method {self.args.method!r} would "
+                "be left out. Add super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch) to what "
+                "it returns, or train without a teacher; a loss on the teacher's features of your own is passed as "
+                "loss."
+            )
+        self._guard.remember(inputs, inputs.get("image_ids", []), {"loss": loss})
+        if not self._told_untrained:
+            self._told_untrained = True
+            trained = [named for named in self.distiller.named_parameters() if named[1].requires_grad]
+            if untrained := [parameter for parameter, value in trained if value.grad is None]:
+                logger.warning(
+                    f"{name} gives {len(untrained)} parameters no gradient, and they are not trained: "
+                    f"{', '.join(untrained)}. An auxiliary head learns with the loss of model(**inputs) only."
+                )
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
         grad_norm = super()._get_grad_norm(model, grad_norm)
@@ -246,8 +295,10 @@ class DistillationTrainer(CheckpointingTrainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `Trainer` does; afterwards all processes hold the same student, the one that is saved.
 
-        With `args.ema_decay` it has the averaged weights from then on.
+        With `args.ema_decay` it has the averaged weights from then on. Before the first step the labels are counted
+        where class weights or the images' repeat factors are made of that.
         """
+        balance_classes(self.distiller.label_losses, self.train_dataset, self.args, self.accelerator)
         output = super().train(*args, **kwargs)
         self.unreadable_images = unreadable_images(self.train_dataset, self.accelerator)
         if self._average is not None:
