@@ -277,7 +277,7 @@ class DistillationTrainer(CheckpointingTrainer):
                 "it returns, or train without a teacher; a loss on the teacher's features of your own is passed as "
                 "loss."
             )
-        self._guard.remember(inputs, inputs.get("image_ids", []), {"loss": loss})
+        self._guard.remember(super()._prepare_inputs(inputs), inputs.get("image_ids", []), {"loss": loss})
         if not self._told_untrained:
             self._told_untrained = True
             trained = [named for named in self.distiller.named_parameters() if named[1].requires_grad]

@@ -43,6 +43,16 @@ def test_a_list_given_as_flag_replaces_the_one_of_the_file(tmp_path):
     assert parse(tmp_path, "name: a\nsizes: [3, 4, 5]\n", "--sizes", "7").sizes == [7]
 
 
+def test_losses_on_the_labels_are_read_from_yaml_and_flags(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("label_loss: ce,dice\nlabel_loss_kwargs: {dice: {weight: 5e-1}}\nclass_weights: [1, 2.5, 4]\n")
+    for flags, weights in (([], [1.0, 2.5, 4.0]), (["--class_weights", "sqrt"], "sqrt")):
+        given = ["--config", str(path), "--output_dir", str(tmp_path), "--use_cpu", *flags]
+        (args,) = parse_arguments(DistillationArguments, args=given)
+        assert args.label_loss_kwargs == {"dice": {"weight": 0.5}}
+        assert args.class_weights == weights
+
+
 @pytest.mark.parametrize(
     ("yaml", "flags", "message"),
     [
