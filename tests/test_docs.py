@@ -50,7 +50,7 @@ def test_the_example_of_a_teacher_of_other_pixels_and_classes_runs(tmp_path, mon
     exec(example, given)
     trainer = given["trainer"]
     assert trainer.state.global_step == 1
-    assert trainer.teacher.class_map.common == (0, 2)
+    assert trainer.teacher.classes.common == (0, 2)
     assert trainer.teacher.renormalisation is not None
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hf_segkd.commands.command_line import parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.data import label_info
 from hf_segkd.evaluation.reports import evaluation_report, format_report, write_json
+from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.networks import with_taps
 from hf_segkd.networks.loading import load_network
 from hf_segkd.training.arguments import DistillationArguments
@@ -31,7 +31,7 @@ class EvaluationCommand(DataFlags):
     )
 
 
-def main(args: list[str] | None = None) -> dict[str, Any]:
+def main(args: list[str] | None = None) -> RunReport:
     """Evaluate a network, print the table, write the JSON file and return what is in it."""
     (command,) = parse_arguments(EvaluationCommand, args=args)
     path = Path(command.output or f"{Path(command.model).name}-{command.dataset}-{command.split}.json")
@@ -54,10 +54,10 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         )
         trainer.evaluate()
     report = evaluation_report(trainer.confusion_matrix, labels, str(dataset.split), len(dataset))
-    report |= {"model": command.model, "data": command.source(command.split)}
+    report = report.extended(model=command.model, data=command.source(command.split))
     if trainer.is_world_process_zero():
         print(format_report(report))
-        write_json(report, path)
+        write_json(report.to_json(), path)
         print(f"\nWritten to {path}.")
     trainer.accelerator.end_training()
     return report

@@ -15,7 +15,7 @@ from hf_segkd.commands.command_line import parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.data import EvaluationDataset, evenly_spread, label_info
 from hf_segkd.data.image_processors import fixed_size
-from hf_segkd.evaluation.reports import write_json
+from hf_segkd.evaluation.reports import versions, write_json
 from hf_segkd.export import REPORT, SNIPPET, run_onnx
 from hf_segkd.export.graph import OPSET, DenseNetwork, check_takes, save_onnx, save_program, trace
 from hf_segkd.export.latency import (
@@ -26,7 +26,7 @@ from hf_segkd.export.latency import (
     pytorch_variants,
     traced_variants,
 )
-from hf_segkd.export.metadata import check_description, describe, describe_onnx, versions, with_size
+from hf_segkd.export.metadata import PACKAGES, check_description, describe, describe_onnx, with_size
 from hf_segkd.export.parity import Parity, check_int8_loss, check_parity, compare, exports_table, other_sizes, worst_of
 from hf_segkd.export.quantization import quantize
 from hf_segkd.export.runtimes import onnx_network, program_network, require_extra
@@ -183,7 +183,7 @@ class Export:
         report = {
             "exports": exports,
             "latency": self.time(files) if command.latency_runs else None,
-            "versions": versions(),
+            "versions": versions(PACKAGES),
             "weights_sha256": self.weights_sha256,  # by which publishing knows that they belong together
         }
         write_json(report, scratch / REPORT)

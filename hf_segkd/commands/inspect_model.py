@@ -14,7 +14,7 @@ from transformers import OneFormerConfig, PreTrainedModel
 
 from hf_segkd.commands.command_line import parse_arguments
 from hf_segkd.evaluation.reports import table
-from hf_segkd.networks import ForeignNetwork, trial_size, with_taps
+from hf_segkd.networks import FeatureNetwork, trial_size, with_taps
 from hf_segkd.networks.feature_paths import Tap, recorded
 from hf_segkd.networks.loading import explained, load_config, load_model
 
@@ -96,7 +96,7 @@ def candidates(network: torch.nn.Module, image: Tensor, everything: bool = False
         image: (1, 3, hh, ww).
         everything: Leave nothing out.
     """
-    if not isinstance(network, ForeignNetwork):
+    if not isinstance(network, FeatureNetwork):
         features = network(pixel_values=image, output_features=True).features
         return [Candidate(tap, "tap of hf_segkd", tuple(feature.shape), (tap,)) for tap, feature in features.items()]
     model = network.model
@@ -158,7 +158,7 @@ def _like(row: Candidate) -> tuple[object, ...]:
 def _with_any_task(model: PreTrainedModel) -> torch.nn.Module:
     if isinstance(model.config, OneFormerConfig):  # its words change no shape
         task = torch.zeros(1, model.config.task_seq_len, dtype=torch.int64)
-        return ForeignNetwork(model, inputs={"task_inputs": task})
+        return FeatureNetwork(model, inputs={"task_inputs": task})
     return with_taps(model)
 
 

@@ -18,9 +18,10 @@ from transformers import (
 from hf_segkd.commands.command_line import parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.data import LabelInfo, check_dataset, evenly_spread, label_info, load_unlabelled_images
-from hf_segkd.evaluation.reports import SCORES_FILE, format_report, versions, write_json
+from hf_segkd.evaluation.reports import SCORES_FILE, format_report, training_versions, write_json
+from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.models import load_pretrained_backbone
-from hf_segkd.networks import ForeignNetwork
+from hf_segkd.networks import FeatureNetwork
 from hf_segkd.networks.loading import build_config, load_network
 from hf_segkd.training.arguments import DistillationArguments, json_object
 from hf_segkd.training.trainer import DistillationTrainer
@@ -86,7 +87,7 @@ class TrainingCommand(DataFlags):
             raise ValueError("--teacher_taps and --class_map say how a teacher is read, and there is no --teacher.")
 
 
-def main(args: list[str] | None = None) -> dict[str, Any]:
+def main(args: list[str] | None = None) -> RunReport:
     """Train, evaluate and save a student; returns the evaluation that is also written to evaluation.json."""
     command, arguments = parse_arguments(TrainingCommand, DistillationArguments, args=args)
     set_seed(arguments.seed)
@@ -99,12 +100,12 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     labels = label_info(train)
     student, processor = build_student(command, labels)
     if command.student_taps is not None:
-        student = ForeignNetwork(student, command.student_taps)
+        student = FeatureNetwork(student, command.student_taps)
     teacher, teacher_processor = None, None
     if command.teacher is not None:
         teacher, teacher_processor = load_network(command.teacher, dtype="auto")
         if command.teacher_taps is not None:
-            teacher = ForeignNetwork(teacher, command.teacher_taps)
+            teacher = FeatureNetwork(teacher, command.teacher_taps)
     trainer = DistillationTrainer(
         model=student,
         args=arguments,
@@ -120,16 +121,16 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     processor_seconds = time.process_time() - processor_seconds
     trainer.evaluate()
-    report = trainer.report() | {
-        "teacher": _whole_path(command.teacher),
-        "initial_weights": _whole_path(command.student or command.pretrained_backbone) or "random",
-        "train_seconds": result.metrics["train_runtime"],
-        "train_processor_seconds": processor_seconds,
-        "versions": versions(),
-        "data": command.source(command.eval_split),
-    }
+    report = trainer.report().extended(
+        teacher=_whole_path(command.teacher),
+        initial_weights=_whole_path(command.student or command.pretrained_backbone) or "random",
+        train_seconds=result.metrics["train_runtime"],
+        train_processor_seconds=processor_seconds,
+        versions=training_versions(),
+        data=command.source(command.eval_split),
+    )
     if trainer.is_world_process_zero():
-        write_json(report, Path(arguments.output_dir, SCORES_FILE))
+        write_json(report.to_json(), Path(arguments.output_dir, SCORES_FILE))
         print(format_report(report))
     trainer.save_state()
     save(trainer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,9 +13,11 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from hf_segkd.data.image_processors import normalisation
+from hf_segkd.evaluation.reports import versions
 
 from .run_onnx import prepare
 
+# What makes exported files.
 PACKAGES = ("hf-segkd", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -43,7 +44,7 @@ def describe(model: PreTrainedModel, processor: Any, output_name: str) -> dict[s
         "resample": int(processor.resample),
         **normalisation(processor),
         "id2label": model.config.id2label,
-        "versions": versions(),
+        "versions": versions(PACKAGES),
     }
     licence = model.config.to_dict().get("license")
     return facts if licence is None else {**facts, "license": licence}
@@ -75,14 +76,3 @@ def check_description(facts: dict[str, Any], processor: Any, images: Iterable[Im
                 "rescale and normalise them (such as cropping, padding or swapping channels), which a user of the "
                 "exported file could not know. Pass --image_size, or save the network with a plainer processor."
             )
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that made the files, of those that are installed."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -16,7 +16,7 @@ def predict(model: nn.Module, processor: Any, image: Image.Image) -> torch.Tenso
     """Class of each pixel of an image, (h, w) int64, as the pipeline and the evaluation give it.
 
     Args:
-        model: A network that gives logits for each pixel; one that predicts masks as a `ForeignNetwork`.
+        model: A network that gives logits for each pixel; one that predicts masks as a `FeatureNetwork`.
         processor: Its image processor.
         image: The image.
 

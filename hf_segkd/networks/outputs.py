@@ -88,7 +88,7 @@ def task_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     except (OSError, ValueError) as error:
         raise ValueError(
             "OneFormer is told its task in words, and no tokenizer was found beside the model. Pass "
-            "ForeignNetwork(model, inputs={'task_inputs': ...}) with the task_inputs of OneFormerProcessor for "
+            "FeatureNetwork(model, inputs={'task_inputs': ...}) with the task_inputs of OneFormerProcessor for "
             "['semantic'], or save the processor beside the model."
         ) from error
     tokens = tokenizer(

@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_segkd.data import class_names
-from hf_segkd.publishing.comparisons import Report, check_comparable
+from hf_segkd.evaluation.run_report import RunReport
+from hf_segkd.publishing.comparisons import check_comparable
 from hf_segkd.types import Paper
 
 
 @dataclass(kw_only=True)
 class CardFacts:
-    """Everything the card tells; JSON-like, so that it can be gathered once and rendered anywhere.
-
-    Reports are those of `evaluation_report`, with what the training command adds (method, seed, steps ...).
+    """Everything the card tells; plain values, so that it can be gathered once and rendered anywhere.
 
     Args:
         repo_id: "user/name" on the Hub, or a bare name.
@@ -68,10 +67,10 @@ class CardFacts:
     teacher: str | None = None
     teacher_id: str | None = None
     license: str | None = None
-    report: Report | None = None
-    runs: list[Report] = field(default_factory=list)
-    baseline_runs: list[Report] = field(default_factory=list)
-    teacher_report: Report | None = None
+    report: RunReport | None = None
+    runs: list[RunReport] = field(default_factory=list)
+    baseline_runs: list[RunReport] = field(default_factory=list)
+    teacher_report: RunReport | None = None
     costs: list[dict[str, Any]] = field(default_factory=list)
     export: dict[str, Any] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -87,10 +86,8 @@ class CardFacts:
     def __post_init__(self) -> None:
         if self.report is None:
             return
-        if list(self.report["classes"]) != self.class_names:
-            raise ValueError(
-                f"The report has the classes {list(self.report['classes'])}, the network {self.class_names}."
-            )
+        if list(self.report.classes) != self.class_names:
+            raise ValueError(f"The report has the classes {list(self.report.classes)}, the network {self.class_names}.")
         check_comparable(self.report, runs=self.runs, baseline_runs=self.baseline_runs, teacher=self.teacher_report)
         self.runs = self.runs or [self.report]
 

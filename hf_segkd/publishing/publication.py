@@ -67,7 +67,7 @@ def write_publication(
     facts = replace(facts, needs_package=ours, self_contained=with_code)
     processor.save_pretrained(folder)
     if facts.report is not None:
-        shared = {key: value for key, value in facts.report.items() if key not in PRIVATE}
+        shared = {key: value for key, value in facts.report.to_json().items() if key not in PRIVATE}
         if "method_kwargs" in shared:
             shared["method_kwargs"] = public(shared["method_kwargs"])
         write_json(shared, folder / SCORES_FILE)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
@@ -294,11 +294,5 @@ def word_or_numbers(values: Sequence[str | float] | str | None) -> str | list[fl
 
 def default_settings() -> dict[str, Any]:
     """The training arguments as they are when nothing is given, to tell what a run changed."""
-    defaults = _Defaults().to_dict()
-    defaults["accelerator_config"].pop("use_configured_state")  # Trainer takes it out of its own, too
-    return defaults
-
-
-class _Defaults(DistillationArguments):
-    # Else accelerate's state would be set up anew, in the middle of a run too.
-    _setup_devices = torch.device("cpu")
+    PartialState()  # that of the run, where there is one: other arguments would set it up anew
+    return DistillationArguments(accelerator_config={"use_configured_state": True}).to_dict()

@@ -11,9 +11,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hf_segkd.losses import AbstractDistillationLoss, create_loss
+from hf_segkd.losses.base import weighted
 from hf_segkd.losses.labels import LabelLosses, check_class_weights, create_label_losses
-from hf_segkd.networks import ForeignNetwork, without_taps
-from hf_segkd.networks.adapted_teacher import class_map_of
+from hf_segkd.networks import FeatureNetwork, FeatureReader, network_spec
+from hf_segkd.networks.teacher import Teacher
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.own_loss import build_own_loss
 from hf_segkd.types import Features, NetworkSpec
@@ -41,7 +42,7 @@ class Distiller(nn.Module):
     nothing else: the teacher is not in this module, so nothing can train it, save it or switch it to training mode.
 
     Args:
-        student: The network to train, one of hf_segkd or a `ForeignNetwork`.
+        student: The network to train, one of hf_segkd or a `FeatureNetwork`.
         loss: The distillation loss, or None to train on the labels alone.
         ce_weight: Weight of the cross-entropy, unless there are `label_losses`.
         common: Classes of the student, ascending, that the loss speaks of, where they are not all: it gets their
@@ -51,6 +52,10 @@ class Distiller(nn.Module):
 
     Raises:
         ValueError: If the loss has a term of the name of a loss on the labels.
+
+    Attributes:
+        student: The network, without a `FeatureNetwork` around it: its parameters have their own names.
+        reader: What reads the taps of a `FeatureNetwork`; None where the student names them itself.
     """
 
     # The loss is the mean of its batch; the Trainer divides by the accumulation steps.
@@ -59,16 +64,16 @@ class Distiller(nn.Module):
 
     def __init__(
         self,
-        student: PreTrainedModel | ForeignNetwork,
+        student: PreTrainedModel | FeatureNetwork,
         loss: AbstractDistillationLoss | None = None,
         ce_weight: float = 1.0,
         common: Sequence[int] | None = None,
         label_losses: LabelLosses | None = None,
     ) -> None:
         super().__init__()
-        self.student = without_taps(student)
-        # In a tuple, and so no part of this module: names in here are the plain student's.
-        self._with_taps = (student,)
+        wrapped = isinstance(student, FeatureNetwork)
+        self.student = student.model if wrapped else student
+        self.reader = student.reader if wrapped else None
         self.loss = loss
         self.label_losses = label_losses
         self.label_weights = {"ce": ce_weight} if label_losses is None else label_losses.weights
@@ -94,6 +99,7 @@ class Distiller(nn.Module):
         teacher_features: Features | None = None,
         labelled_pixels: Tensor | None = None,
         output_logits: bool = True,
+        image_ids: Sequence[str] | None = None,
     ) -> DistillerOutput:
         """Loss and its terms in training, logits in evaluation.
 
@@ -104,6 +110,7 @@ class Distiller(nn.Module):
             labelled_pixels: `pixel_weight` of a batch, the mean of all batches that are averaged (accumulated, or of
                 other processes), above 0: means over pixels are divided by it. By default by that of this batch.
             output_logits: Whether to return the logits beside a loss.
+            image_ids: Not used; a batch holds them beside its tensors.
 
         Returns:
             Only the logits without labels and features.
@@ -128,13 +135,13 @@ class Distiller(nn.Module):
                 features, labels = self._of_common_classes(features, labels)
             terms |= self.loss.unweighted(features, teacher_features, labels)
         return DistillerOutput(
-            loss=sum(self.weights[name] * value for name, value in terms.items()),
+            loss=sum(weighted(terms, self.weights).values()),
             logits=output.logits if output_logits else None,
             terms={name: value.detach() for name, value in terms.items()},
         )
 
     def _label_terms(self, values: Tensor, share: Tensor | float, num_images: int) -> dict[str, Tensor]:
-        if self.loss is not None and self.loss.divide_by_batch:
+        if self.loss is not None and self.loss.request.divide_by_batch:
             values = values / num_images
         if self.label_losses is None:
             return {"ce": share * values}
@@ -163,9 +170,9 @@ class Distiller(nn.Module):
         return features, index.masked_fill(ignored, len(self.common))
 
     @property
-    def network(self) -> PreTrainedModel | ForeignNetwork:
-        """The student with its taps."""
-        return self._with_taps[0]
+    def network(self) -> PreTrainedModel | FeatureReader:
+        """The student with its taps: itself, or what reads them where it does not name them."""
+        return self.student if self.reader is None else self.reader
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -178,29 +185,9 @@ class Distiller(nn.Module):
         return {**self.label_weights, **(self.loss.weights if self.loss is not None else {})}
 
 
-def network_spec(model: PreTrainedModel) -> NetworkSpec:
-    """What the losses must know of a network.
-
-    Raises:
-        ValueError: If the network does not name its taps.
-    """
-    channels = getattr(model, "tap_channels", None)
-    if channels is None:
-        raise ValueError(
-            f"{type(model).__name__} has no `tap_channels`, so its features can't be distilled: wrap it in "
-            "hf_segkd.ForeignNetwork."
-        )
-    return NetworkSpec(
-        channels,
-        model.config.num_labels,
-        model.config.semantic_loss_ignore_index,
-        norms=getattr(model, "tap_norms", {}),
-    )
-
-
 def build_distiller(
-    student: PreTrainedModel | ForeignNetwork,
-    teacher: PreTrainedModel | None,
+    student: PreTrainedModel | FeatureNetwork,
+    teacher: Teacher | None,
     args: DistillationArguments,
     own_loss: Callable[..., AbstractDistillationLoss] | None = None,
 ) -> Distiller:
@@ -224,8 +211,8 @@ def build_distiller(
         )
     loss, common = _create_loss(student, teacher, args, own_loss)
     distiller = Distiller(student, loss, args.ce_weight, common, _label_losses(args, student.config.num_labels))
-    if isinstance(student, ForeignNetwork):
-        student.release()
+    if distiller.reader is not None:
+        distiller.reader.unfreeze_unused_parameters()
     _freeze(distiller.student, args.frozen)
     if loss is not None and loss.uses_classifier_weight:
         _ = distiller.network.classifier  # an error now, not at the first step
@@ -248,8 +235,8 @@ def _label_losses(args: DistillationArguments, num_labels: int) -> LabelLosses |
 
 
 def _create_loss(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel | None,
+    student: PreTrainedModel | FeatureNetwork,
+    teacher: Teacher | None,
     args: DistillationArguments,
     own: Callable[..., AbstractDistillationLoss] | None,
 ) -> tuple[AbstractDistillationLoss | None, Sequence[int] | None]:
@@ -261,8 +248,7 @@ def _create_loss(
     if teacher is None:
         what = f"Method {args.method!r}" if own is None else "The loss that was given"
         raise ValueError(f"{what} needs a teacher, and none was given: pass teacher (--teacher FOLDER_OR_ID).")
-    learnt, taught = network_spec(student), network_spec(teacher)
-    classes = class_map_of(teacher)
+    learnt, taught, classes = network_spec(student), teacher.spec, teacher.classes
     if classes is not None and classes.is_complete:
         return _seeded_loss(learnt, taught, args, own), None
     # A method that compares features alone wants all classes of the student, whatever those of the teacher are.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import datasets
+from accelerate import Accelerator
 from torch.utils.data import Dataset, IterableDataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_segkd.data import (
@@ -111,20 +112,19 @@ def whole_images(dataset: Any, processor: Any, model: PreTrainedModel) -> Any:
     return EvaluationDataset(dataset, _needed(processor))
 
 
-class EpochOfAugmentation(TrainerCallback):
-    """Tells the augmentation the epoch, from which it draws together with seed and index.
+def unreadable_images(images: Any, accelerator: Accelerator) -> list[str]:
+    """`image_id` of each training image that was left out, and a warning with their number; call it on all processes.
 
-    Args:
-        trainer: Whose `train_dataset` is told, if it is an `AugmentedDataset`.
+    Empty where bad images stop the training, and for data sets that are not ours.
     """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        """Of a resumed run too."""
-        if isinstance(self.trainer.train_dataset, AugmentedDataset):
-            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+    if not isinstance(images, AugmentedDataset) or images.bad_images != "skip":
+        return []
+    found = accelerator.reduce(images.unreadable.int().to(accelerator.device), reduction="sum").cpu()
+    unreadable = [images.name_of(index) for index in found.nonzero().flatten().tolist()]
+    if unreadable and accelerator.is_main_process:
+        shown = ", ".join(unreadable[:10]) + (", ..." if len(unreadable) > 10 else "")
+        logger.warning(f"{len(unreadable)} of {len(found)} training images could not be read: {shown}.")
+    return unreadable
 
 
 def refuse_need_of_labels(loss: AbstractDistillationLoss | None, what: str) -> None:

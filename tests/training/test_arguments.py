@@ -2,9 +2,10 @@ import json
 from dataclasses import dataclass, field
 
 import pytest
+from accelerate import PartialState
 
 from hf_segkd.commands.command_line import parse_arguments
-from hf_segkd.training.arguments import DistillationArguments
+from hf_segkd.training.arguments import DistillationArguments, default_settings
 
 
 @dataclass
@@ -28,9 +29,9 @@ def test_yaml_gives_defaults_and_flags_win(tmp_path):
 
 
 def test_a_number_in_scientific_notation_is_a_number(tmp_path):
-    extra = parse(tmp_path, "name: a\nrate: 1e-2\noptions: {x: 1e-2, y: [.5E+1], z: e1, v: 1.2e3.4}\n")
+    extra = parse(tmp_path, "name: a\nrate: 1e-2\noptions: {x: 1e-2, y: [.5E+1, -1e-2], z: e1, v: 1.2e3.4}\n")
     assert extra.rate == 0.01
-    assert json.loads(extra.options) == {"x": 0.01, "y": [5.0], "z": "e1", "v": "1.2e3.4"}
+    assert json.loads(extra.options) == {"x": 0.01, "y": [5.0, -0.01], "z": "e1", "v": "1.2e3.4"}
 
 
 def test_a_second_config_file_is_refused(tmp_path, capsys):
@@ -123,3 +124,10 @@ def test_defaults_are_those_of_the_literature(tmp_path):
 def test_values_that_make_no_sense_are_refused(tmp_path, values, message):
     with pytest.raises(ValueError, match=message):
         DistillationArguments(output_dir=str(tmp_path), **values)
+
+
+def test_the_defaults_are_found_without_setting_up_the_devices_of_a_run_anew(tmp_path):
+    DistillationArguments(output_dir=str(tmp_path), use_cpu=True)
+    before = dict(PartialState._shared_state)
+    assert default_settings()["optim_args"] == "momentum=0.9"
+    assert before == PartialState._shared_state != {}

@@ -11,7 +11,7 @@ from tiny_runs import network, trainer, weights
 
 from hf_segkd.losses import LOSSES
 from hf_segkd.losses.labels import LABEL_LOSSES, LabelLosses, create_label_losses
-from hf_segkd.networks import ForeignNetwork
+from hf_segkd.networks import FeatureNetwork
 from hf_segkd.training.distiller import Distiller
 
 ALL = ",".join(LABEL_LOSSES)
@@ -57,7 +57,7 @@ UPERNET = {"id2label": dict(enumerate("abcd"))}
     "make",
     [
         lambda: tiny_network("pspnet", classifier_dropout=0.0, auxiliary_loss_weight=0.3),
-        lambda: ForeignNetwork(foreign_models.build(foreign_models.upernet, **UPERNET)),
+        lambda: FeatureNetwork(foreign_models.build(foreign_models.upernet, **UPERNET)),
     ],
     ids=["ours", "transformers'"],
 )

@@ -66,7 +66,7 @@ def test_it_trains_as_one_of_the_package_does_and_the_report_names_it(loss, kwar
     run.train()
     run.evaluate()
     report = run.report()
-    assert (report["method"], report["method_kwargs"]) == ("cosine", recorded)
+    assert (report.method, report.method_kwargs) == ("cosine", recorded)
     monkeypatch.setitem(LOSSES, "cosine", Cosine)
     listed = run_of(tmp_path, None, method="cosine", method_kwargs={"weight": 3.0})
     listed.train()
