@@ -35,7 +35,7 @@ TABLE: dict[Role, tuple[str, ...]] = {
     # The optimizer takes its rates and decays from its saved state: it would ignore new ones without a word.
     Role(OnResume.MUST_AGREE, OnCard.COMPARED): (
         *("dataloader_drop_last", "frozen", "head_lr_multiplier", "learning_rate", "optim", "optim_args", "scale_lr"),
-        *("train_sampling_strategy", "weight_decay"),
+        *("repeat_threshold", "train_sampling_strategy", "weight_decay"),
     ),
     Role(OnResume.MUST_AGREE, OnCard.OF_THE_METHOD): ("connector_lr_multiplier", "teacher_dtype"),
     # Reports compare method and arguments, and pair runs by their seed.
@@ -43,9 +43,19 @@ TABLE: dict[Role, tuple[str, ...]] = {
     Role(OnResume.FOLLOWED, OnCard.COMPARED): (
         *("accelerator_config", "activation_checkpointing", "activation_checkpointing_kwargs", "adam_beta1"),
         *("adam_beta2", "adam_epsilon", "auto_find_batch_size", "bf16", "bf16_full_eval", "ce_weight", "channels_last"),
-        *("crop_size", "dataloader_in_order", "deepspeed", "flip_probability", "fp16", "fp16_full_eval", "fsdp"),
+        *(
+            "class_weights",
+            "crop_size",
+            "dataloader_in_order",
+            "deepspeed",
+            "flip_probability",
+            "fp16",
+            "fp16_full_eval",
+            "fsdp",
+        ),
         *("fsdp_config", "full_determinism", "gradient_accumulation_steps", "gradient_checkpointing"),
-        *("gradient_checkpointing_kwargs", "label_smoothing_factor", "liger_kernel_config", "lr_scheduler_kwargs"),
+        *("gradient_checkpointing_kwargs", "label_loss", "label_loss_kwargs", "label_smoothing_factor"),
+        *("liger_kernel_config", "lr_scheduler_kwargs"),
         *("lr_scheduler_type", "max_class_share", "max_grad_norm", "neftune_noise_alpha", "optim_target_modules"),
         *("parallelism_config", "per_device_train_batch_size", "photometric", "remove_unused_columns", "scale_base"),
         *("scale_range", "sync_batch_norm", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode"),

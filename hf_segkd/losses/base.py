@@ -63,7 +63,7 @@ class AbstractDistillationLoss(nn.Module, ABC):
 
     Attributes:
         name: What `--method` and `create_loss` call it.
-        paper: The publication.
+        paper: The publication; None (default) for a loss that has none.
         matches: What of the teacher it matches, in a few words.
         needs_labels: Whether the terms depend on the labels, with the options given: then the loss has nothing to say
             of unlabelled images.
@@ -80,7 +80,7 @@ class AbstractDistillationLoss(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    paper: ClassVar[Paper]
+    paper: ClassVar[Paper | None] = None
     matches: ClassVar[str]
     needs_labels: ClassVar[bool] = False
     couples_images: ClassVar[bool] = False

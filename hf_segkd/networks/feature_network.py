@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,11 @@ class FeatureReader:
         return self.model.get_submodule(self._classifier)
 
     def __call__(
-        self, pixel_values: Tensor, labels: Tensor | None = None, output_features: bool = False
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_features: bool = False,
+        loss_function: Callable[[Tensor, Tensor, int], Tensor] = segmentation_loss,
     ) -> SemanticSegmenterOutputWithFeatures:
         """Logits, and taps and loss when asked for.
 
@@ -87,6 +91,8 @@ class FeatureReader:
             pixel_values: Normalised images, (b, 3, hh, ww).
             labels: Class of each pixel, (b, hh, ww), 0..k-1 or `config.semantic_loss_ignore_index`.
             output_features: Whether to return the taps.
+            loss_function: Takes logits (b, k, hh, ww), labels and the ignored label and gives what `loss` shall be, of
+                the auxiliary head too; by default the cross-entropy.
 
         Raises:
             ValueError: If the model takes no images of this size, or the labels do not fit.
@@ -96,10 +102,11 @@ class FeatureReader:
         logits, outputs = self._run(pixel_values, [*paths, *auxiliary])
         loss = None
         if labels is not None:
-            loss = self._cross_entropy(logits, labels)
+            loss = self._loss(loss_function, logits, labels)
             for head in auxiliary:
                 (auxiliary_logits,) = outputs[head].maps
-                loss = loss + self.config.auxiliary_loss_weight * self._cross_entropy(auxiliary_logits, labels)
+                weight = self.config.auxiliary_loss_weight
+                loss = loss + weight * self._loss(loss_function, auxiliary_logits, labels)
         return SemanticSegmenterOutputWithFeatures(
             loss=loss, logits=logits, features=self._features(logits, outputs) if output_features else None
         )
@@ -175,9 +182,9 @@ class FeatureReader:
     def _features(self, logits: Tensor, outputs: Mapping[str, Output]) -> dict[str, Tensor]:
         return {"logits": logits} | {name: outputs[tap.path].maps[tap.index or 0] for name, tap in self.taps.items()}
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, loss_function: Callable[[Tensor, Tensor, int], Tensor], logits: Tensor, labels: Tensor) -> Tensor:
         logits = logits_at(logits, labels.shape[-2:])
-        return segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
+        return loss_function(logits, labels, self.config.semantic_loss_ignore_index)
 
     def _trial_image(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)

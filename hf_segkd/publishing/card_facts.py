@@ -7,8 +7,8 @@ from typing import Any
 
 from hf_segkd.data import class_names
 from hf_segkd.evaluation.run_report import RunReport
-from hf_segkd.losses import LOSSES
 from hf_segkd.publishing.comparisons import check_comparable
+from hf_segkd.types import Paper
 
 
 @dataclass(kw_only=True)
@@ -19,9 +19,10 @@ class CardFacts:
         repo_id: "user/name" on the Hub, or a bare name.
         architecture: E.g. "DeepLabV3+ (MobileNetV2 x 0.35, output stride 16)".
         id2label: Class id to name.
-        method: Name in `LOSSES`, several joined by ",", or "none" for training on the labels alone; None says that it
-            is not known how the network was trained.
+        method: Name in `LOSSES`, several joined by ",", the name of a loss of the user's own, or "none" for training on
+            the labels alone; None says that it is not known how the network was trained.
         method_kwargs: The method's arguments.
+        own_paper: Publication of a method that is not in `LOSSES`, where it has one.
         dataset: What the network was trained on: name as `load_segmentation_dataset` knows it, or what the user calls
             the data set; None says that it is not known.
         dataset_id: Its Hub id, where it has one.
@@ -50,7 +51,7 @@ class CardFacts:
         space_id: Hub id of a Space that runs the network.
 
     Raises:
-        ValueError: If a method is unknown, the report is of other classes, or reports cannot stand side by side (see
+        ValueError: If the report is of other classes, or reports cannot stand side by side (see
             `check_comparable`).
     """
 
@@ -59,6 +60,7 @@ class CardFacts:
     id2label: dict[int, str]
     method: str | None
     method_kwargs: dict[str, Any] = field(default_factory=dict)
+    own_paper: Paper | None = None
     dataset: str | None
     dataset_id: str | None = None
     dataset_license: str | None = None
@@ -82,9 +84,6 @@ class CardFacts:
     space_id: str | None = None
 
     def __post_init__(self) -> None:
-        for name in self.method_names:
-            if name not in LOSSES:
-                raise ValueError(f"Unknown distillation method {name!r}. There are: {', '.join(LOSSES)}.")
         if self.report is None:
             return
         if list(self.report.classes) != self.class_names:

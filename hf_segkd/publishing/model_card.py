@@ -17,9 +17,11 @@ from hf_segkd.data.licences import data_terms
 from hf_segkd.evaluation.reports import METRICS, mean_and_std, table
 from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.losses import LOSSES
+from hf_segkd.losses.labels import LABEL_LOSSES
 from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.comparisons import differences_in_words, gain_in_words
 from hf_segkd.publishing.privacy import last_part, public, shareable
+from hf_segkd.types import Paper
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
@@ -33,7 +35,8 @@ def render_card(facts: CardFacts) -> str:
     card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         facts=facts,
         metadata=card_data(facts).to_yaml(),
-        papers={name: LOSSES[name].paper for name in facts.method_names},
+        papers={name: LOSSES[name].paper if name in LOSSES else facts.own_paper for name in facts.method_names},
+        label_papers=_label_papers(facts),
         arguments=_texts(facts.method_kwargs),
         with_labels=facts.report is None or facts.report.train_images != 0,
         results=_results(facts),
@@ -49,6 +52,12 @@ def render_card(facts: CardFacts) -> str:
         terms=data_terms(facts.dataset or ""),
     )
     return re.sub(r"\n{3,}", "\n\n", card).rstrip() + "\n"
+
+
+def _label_papers(facts: CardFacts) -> dict[str, Paper]:
+    """Name -> publication of the losses on the labels, but for the cross-entropy."""
+    names = [name.strip() for name in facts.settings.get("label_loss", "ce").split(",")]
+    return {name: LABEL_LOSSES[name].paper for name in names if name in LABEL_LOSSES and name != "ce"}
 
 
 # --- metadata ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,26 @@ class DistillationArguments(TrainingArguments):
         default=None, metadata={"help": "Arguments of the loss's constructor, as a JSON object."}
     )
     ce_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy on the labels."})
+    label_loss: str = field(
+        default="ce",
+        metadata={
+            "help": "Loss on the labels: ce, ohem, focal, dice or lovasz, or several joined by commas, whose terms are "
+            "added, such as ce,dice."
+        },
+    )
+    label_loss_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of the loss on the labels, as a JSON object; of several losses each under its name."
+        },
+    )
+    class_weights: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Weights of the classes in ce, ohem and focal: one number for each, or inverse, sqrt or effective, "
+            "which are made of the pixels that each class has in the training masks."
+        },
+    )
     teacher_dtype: str = field(
         default="auto",
         metadata={
@@ -136,6 +157,13 @@ class DistillationArguments(TrainingArguments):
         metadata={"help": "Photometric augmentation, an option of hf_segkd.data.TrainTransform."},
     )
 
+    repeat_threshold: float = field(
+        default=0.0,
+        metadata={
+            "help": "Draw the training images more often that show a class which fewer than this share of them show: 0 "
+            "is off, 1 evens out most (repeat factor sampling, Gupta et al. 2019)."
+        },
+    )
     unlabelled_ratio: float = field(
         default=1.0, metadata={"help": "Unlabelled images, where there are some, for each labelled one in an epoch."}
     )
@@ -194,6 +222,8 @@ class DistillationArguments(TrainingArguments):
         if self.hub_token == "<HUB_TOKEN>":  # what to_dict writes for any, so that its output can be a recipe
             self.hub_token = None
         self.method_kwargs = json_object(self.method_kwargs, "method_kwargs")
+        self.label_loss_kwargs = json_object(self.label_loss_kwargs, "label_loss_kwargs")
+        self.class_weights = word_or_numbers(self.class_weights)
         if self.lr_scheduler_kwargs is not None:
             self.lr_scheduler_kwargs = json_object(self.lr_scheduler_kwargs, "lr_scheduler_kwargs")
         super().__post_init__()
@@ -243,6 +273,23 @@ def json_object(value: dict[str, Any] | str | None, flag: str) -> dict[str, Any]
     if not isinstance(parsed, dict):
         raise ValueError(f"--{flag} takes a JSON object, got {value!r}.")
     return parsed
+
+
+def word_or_numbers(values: Sequence[str | float] | str | None) -> str | list[float] | None:
+    """A flag that holds a word, or numbers; both may come as the words of a command line.
+
+    Raises:
+        ValueError: If there are several, and one is no number.
+    """
+    if values is None or isinstance(values, str):
+        return values
+    values = list(values)
+    if len(values) == 1 and isinstance(values[0], str):
+        return values[0]
+    try:
+        return [float(value) for value in values]
+    except ValueError as error:
+        raise ValueError(f"class_weights takes one word or a number for each class, got {values}.") from error
 
 
 def default_settings() -> dict[str, Any]:

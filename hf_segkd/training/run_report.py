@@ -20,6 +20,7 @@ from hf_segkd.networks.teacher import Teacher
 from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.publication import cost, describe, image_size, samples_to_show, write_publication
 from hf_segkd.training.arguments import DistillationArguments, default_settings
+from hf_segkd.types import Paper
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Run:
         student: The student, as it is scored, saved and published.
         processor: The student's image processor.
         teacher: The teacher, None without one.
+        own_paper: Publication of a loss that is not of hf_segkd, where it has one.
         train_dataset: As the trainer has it.
         eval_dataset: As the trainer has it.
         steps: Optimizer steps that were trained, the budget that comparisons go by.
@@ -59,6 +61,7 @@ class Run:
     student: PreTrainedModel
     processor: Any
     teacher: Teacher | None
+    own_paper: Paper | None
     train_dataset: Dataset | None
     eval_dataset: Any
     steps: int
@@ -156,6 +159,7 @@ def _card_facts(run: Run, repo_id: str, costs: list[dict[str, Any]], pictures_no
         id2label=run.student.config.id2label,
         method=args.method,
         method_kwargs=args.method_kwargs,
+        own_paper=run.own_paper,
         dataset=_name_of(run.train_dataset),
         teacher=None if teacher is None else describe(teacher),
         teacher_id=origin if origin.count("/") == 1 and not Path(origin).exists() else None,

@@ -17,17 +17,19 @@ from transformers.utils import logging
 from hf_segkd.data import AugmentedDataset
 from hf_segkd.data.image_processors import normalisation, reverses_channels
 from hf_segkd.evaluation.argument_roles import OnResume, role_of
+from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.networks import FeatureNetwork, FeatureReader
 from hf_segkd.networks.config_values import CLASS_NAMES, config_values
 from hf_segkd.networks.teacher import Renormalisation, Teacher
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.checkpoints import check_files, checkpoints_in, newest_whole, read_record
+from hf_segkd.training.own_loss import record_of
 
 logger = logging.get_logger(__name__)
 
 # Other parts of the record that must be the same.
 _PARTS = (
-    *("images per step", "scaled learning rate", "training images", "names of the training images"),
+    *("loss", "images per step", "scaled learning rate", "training images", "names of the training images"),
     *("teacher", "teacher's config", "teacher's taps", "teacher's pixels", "class map", "student", "student's taps"),
 )
 
@@ -38,6 +40,7 @@ def run_settings(
     student: nn.Module | FeatureReader,
     teacher: Teacher | None,
     processor: Any = None,
+    loss: AbstractDistillationLoss | None = None,
 ) -> dict[str, Any]:
     """What makes a run the one it is, as JSON has it.
 
@@ -50,6 +53,7 @@ def run_settings(
         student: The student.
         teacher: The teacher, None without one.
         processor: The student's image processor; it makes the pixels of an `AugmentedDataset`.
+        loss: The distillation loss, None without one; `args` tells those of hf_segkd.
     """
     parts = []
     if isinstance(train_dataset, AugmentedDataset):
@@ -61,6 +65,7 @@ def run_settings(
         "arguments": {
             name: value for name, value in arguments.items() if role_of(name).on_resume is not OnResume.IRRELEVANT
         },
+        "loss": record_of(loss),
         "images per step": args.images_per_step,
         "scaled learning rate": args.scaled_learning_rate if args.scale_lr else None,
         "processes": args.world_size,

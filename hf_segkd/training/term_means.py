@@ -75,7 +75,7 @@ class ConstantTerms(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **kwargs):
         """Compare the means of all terms but the cross-entropy with those before."""
-        if "raw_ce" not in logs or not state.is_world_process_zero:
+        if not any(key.startswith("raw_") for key in logs) or not state.is_world_process_zero:
             return
         for key, mean in logs.items():
             name = key.removeprefix("raw_")

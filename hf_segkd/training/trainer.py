@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,13 +20,16 @@ from transformers.utils import PushInProgress, logging
 from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
 from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.evaluation.streaming_scores import StreamingScores, loss_and_counts
+from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
+from hf_segkd.losses.labels.base import not_zero
 from hf_segkd.networks import FeatureNetwork, with_taps, without_taps
 from hf_segkd.networks.class_map import ClassMap
 from hf_segkd.networks.teacher import Teacher
 from hf_segkd.publishing.pushes import HubPushes, progress_message, repository_name
 from hf_segkd.training.adversary_callback import AdversaryCallback
 from hf_segkd.training.arguments import DistillationArguments
+from hf_segkd.training.balance import balance_classes
 from hf_segkd.training.callbacks import AtTrainBegin, EpochBegin, ResumedRun
 from hf_segkd.training.checkpoint_writer import CheckpointWriter
 from hf_segkd.training.checkpoints import RECORD_FILE, copy_without_machine
@@ -36,6 +39,7 @@ from hf_segkd.training.ema import AverageAfterStep, StudentAverage
 from hf_segkd.training.inputs import augmented, refuse_need_of_labels, unreadable_images, whole_images
 from hf_segkd.training.interruption import EXIT_CODE, Sigterm, StopAtSigterm, ignore_sigterm_in_workers
 from hf_segkd.training.nonfinite import NonFiniteGuard, require_finite_scores
+from hf_segkd.training.own_loss import with_method
 from hf_segkd.training.parameter_groups import parameter_groups, require_all_parameters
 from hf_segkd.training.preflight import preflight, require_better_teacher
 from hf_segkd.training.processes import check_supported_modes, synchronise_batch_norms, warn_single_process
@@ -90,6 +94,9 @@ class DistillationTrainer(Trainer):
             the student's; the teacher then sees each crop as this one makes it. Its size is not used.
         class_map: Which class of the teacher teaches which of the student: a `ClassMap`, "names", "index" or a YAML
             file. By default by name where at least two names agree, else by index where the numbers agree.
+        loss: A loss of your own in place of `args.method`: a subclass of `AbstractDistillationLoss`, a
+            `functools.partial` of one, or a function of the two networks' `NetworkSpec`s that gives one. It gets
+            `args.method_kwargs` as keywords; the run's `method` is then its name.
         callbacks: As in `Trainer`.
         optimizers: As in `Trainer`.
 
@@ -120,6 +127,7 @@ class DistillationTrainer(Trainer):
         processing_class: Any = None,
         teacher_processor: Any = None,
         class_map: ClassMap | str | None = None,
+        loss: Callable[..., AbstractDistillationLoss] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
@@ -142,7 +150,9 @@ class DistillationTrainer(Trainer):
                 student=model,
                 student_processor=processing_class,
             )
-        distiller = build_distiller(model, teacher, args)
+        distiller = build_distiller(model, teacher, args, loss)
+        if loss is not None:
+            args = with_method(args, loss, distiller.loss)
         if args.sync_batch_norm:
             synchronise_batch_norms(distiller, args)
         if train_dataset is not None and distiller.reader is not None:
@@ -178,6 +188,7 @@ class DistillationTrainer(Trainer):
         self._writer = CheckpointWriter(Path(args.output_dir), args.should_save, self.accelerator.wait_for_everyone)
         self._sigterm = Sigterm()
         self._term_means = TermMeans()
+        self._told_untrained = False  # by a subclass's compute_loss
         self._average = StudentAverage(distiller.student, args.ema_decay) if args.ema_decay else None
         warm_up = distiller.loss is not None and distiller.loss.request.connector_epochs
         self._connectors_first = ConnectorsFirst(distiller) if warm_up else None
@@ -228,7 +239,8 @@ class DistillationTrainer(Trainer):
         """As `Trainer` does, after a check that the run can go on from the checkpoint as if it had never stopped.
 
         Afterwards all processes hold the same student, the one that is saved: with `args.ema_decay` it has the averaged
-        weights from then on.
+        weights from then on. Before the first step the labels are counted where class weights or the images' repeat
+        factors are made of that.
 
         Args:
             resume_from_checkpoint: Folder of a checkpoint; True or "last" for that of the highest step in the output
@@ -242,6 +254,7 @@ class DistillationTrainer(Trainer):
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         self.resumed_from_step = self._best_step = self._evaluation = None
+        balance_classes(self.distiller.label_losses, self.train_dataset, self.args, self.accelerator)
         resumed = ResumedRun(checkpoint)
         self.add_callback(resumed)
         with self._sigterm.listening():
@@ -301,6 +314,8 @@ class DistillationTrainer(Trainer):
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
         """The batches of an optimizer step, and how many pixels are labelled in them, on all processes together.
 
+        With class weights it is the sum of these pixels' weights.
+
         None when the checkpoint that was resumed is that of the last step.
         """
         if self.state.global_step >= self.state.max_steps:
@@ -310,7 +325,7 @@ class DistillationTrainer(Trainer):
         labelled = torch.zeros((), dtype=torch.int64, device=device)
         for batch in batches:
             if "labels" in batch:
-                labelled += (batch["labels"] != self._label_range["ignore_index"]).sum().to(device)
+                labelled = labelled + self.distiller.pixel_weight(batch["labels"]).to(device)
         return batches, self.accelerator.reduce(labelled, reduction="sum")
 
     def compute_loss(
@@ -320,10 +335,13 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Any]]:
-        """Cross-entropy plus the terms of the distillation loss, the mean of the batch.
+        """The losses on the labels plus the terms of the distillation loss, the mean of the batch.
 
-        The cross-entropy is weighted so that its mean over accumulated batches and processes is that of all labelled
-        pixels, however unevenly the batches are labelled; `num_items_in_batch` is their number.
+        What is a mean over pixels (`ce`, `focal`) is weighted so that its mean over accumulated batches and processes
+        is that of all labelled pixels, however unevenly the batches are labelled; `num_items_in_batch` is their number.
+
+        A subclass may call it and add a term of its own. Without a teacher it may also compute the whole loss itself,
+        from `model(pixel_values=...).logits`; the log then has that loss and no terms.
         """
         files, inputs = inputs.get("image_ids", []), self._network_inputs(inputs)
         teacher_features = None
@@ -336,8 +354,13 @@ class DistillationTrainer(Trainer):
         labelled_pixels = None
         if num_items_in_batch is not None:
             batches = self.current_gradient_accumulation_steps * self.args.world_size
-            labelled_pixels = num_items_in_batch.clamp(min=1) / batches
-        outputs = model(**inputs, teacher_features=teacher_features, labelled_pixels=labelled_pixels)
+            labelled_pixels = not_zero(num_items_in_batch) / batches
+        outputs = model(
+            **inputs,
+            teacher_features=teacher_features,
+            labelled_pixels=labelled_pixels,
+            output_logits=return_outputs,
+        )
         self._guard.remember(inputs, files, outputs["terms"])
         self._term_means.add(outputs["terms"])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
@@ -350,18 +373,42 @@ class DistillationTrainer(Trainer):
             inputs["pixel_values"] = images.contiguous(memory_format=torch.channels_last)
         return inputs
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """As `Trainer` does; then gradients of what does not learn now are dropped, and NaN and infinity stop the run.
 
         Raises:
             FloatingPointError: On every process, if a term of the loss or the gradient is not finite.
+            ValueError: If a subclass's `compute_loss` leaves out the terms of the distillation loss.
         """
-        loss = super().training_step(*args, **kwargs)
+        remembered = len(self._guard.batches)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if len(self._guard.batches) == remembered:
+            self._remember_own_loss(self._prepare_inputs(inputs), loss)
         if self._connectors_first is not None:
             self._connectors_first.drop_gradients(self.state.epoch)
         if self.accelerator.sync_gradients:  # the last batch of an optimizer step
             self._guard.check(self.state.global_step + 1, self.args.output_dir)
         return loss
+
+    def _remember_own_loss(self, inputs: dict[str, Any], loss: Tensor) -> None:
+        """For a subclass whose `compute_loss` does not call this class's."""
+        name = f"{type(self).__name__}.compute_loss"
+        if self.distiller.loss is not None:
+            raise ValueError(
+                f"{name} does not call that of DistillationTrainer, so the terms of method {self.args.method!r} would "
+                "be left out. Add super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch) to what "
+                "it returns, or train without a teacher; a loss on the teacher's features of your own is passed as "
+                "loss."
+            )
+        self._guard.remember(inputs, inputs.get("image_ids", []), {"loss": loss})
+        if not self._told_untrained:
+            self._told_untrained = True
+            trained = [named for named in self.distiller.named_parameters() if named[1].requires_grad]
+            if untrained := [parameter for parameter, value in trained if value.grad is None]:
+                logger.warning(
+                    f"{name} gives {len(untrained)} parameters no gradient, and they are not trained: "
+                    f"{', '.join(untrained)}. An auxiliary head learns with the loss of model(**inputs) only."
+                )
 
     def _final_weights(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the student has the weights that are scored, saved and published: averages where there are some."""
@@ -510,7 +557,8 @@ class DistillationTrainer(Trainer):
     @cached_property
     def _settings(self) -> dict[str, Any]:
         student = self.distiller.network  # with its taps
-        return run_settings(self.args, self.train_dataset, student, self.teacher, self.processing_class)
+        loss = self.distiller.loss
+        return run_settings(self.args, self.train_dataset, student, self.teacher, self.processing_class, loss)
 
     def _save_finished_run(self) -> None:
         """For SIGTERM after the last step: its checkpoint, unless it is there, or the best student is in its place."""
@@ -534,6 +582,7 @@ class DistillationTrainer(Trainer):
             student=self.student,
             processor=self.processing_class,
             teacher=self.teacher,
+            own_paper=None if self.distiller.loss is None else self.distiller.loss.paper,
             train_dataset=self.train_dataset,
             eval_dataset=self.eval_dataset,
             steps=self.state.global_step,

@@ -44,6 +44,16 @@ def test_a_list_given_as_flag_replaces_the_one_of_the_file(tmp_path):
     assert parse(tmp_path, "name: a\nsizes: [3, 4, 5]\n", "--sizes", "7").sizes == [7]
 
 
+def test_losses_on_the_labels_are_read_from_yaml_and_flags(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("label_loss: ce,dice\nlabel_loss_kwargs: {dice: {weight: 5e-1}}\nclass_weights: [1, 2.5, 4]\n")
+    for flags, weights in (([], [1.0, 2.5, 4.0]), (["--class_weights", "sqrt"], "sqrt")):
+        given = ["--config", str(path), "--output_dir", str(tmp_path), "--use_cpu", *flags]
+        (args,) = parse_arguments(DistillationArguments, args=given)
+        assert args.label_loss_kwargs == {"dice": {"weight": 0.5}}
+        assert args.class_weights == weights
+
+
 @pytest.mark.parametrize(
     ("yaml", "flags", "message"),
     [
@@ -94,7 +104,17 @@ def test_defaults_are_those_of_the_literature(tmp_path):
         ({"scale_lr": True}, "give recipe_batch_size"),
         ({"crop_size": [3]}, "height and width"),
         ({"scale_range": [1.0]}, "smallest and the largest scale"),
-        ({"label_smoothing_factor": 0.1}, "without label smoothing"),
+        ({"label_loss": "focl"}, "Unknown loss on the labels 'focl'. Did you mean 'focal'"),
+        ({"label_loss_kwargs": "{oops"}, "--label_loss_kwargs takes a JSON object"),
+        ({"label_loss": "dice", "label_smoothing_factor": 0.1}, "are of the cross-entropy, and label_loss is 'dice'"),
+        ({"label_smoothing_factor": 1.0}, "it must be from 0 to below 1"),
+        ({"class_weights": "invers"}, "class_weights is 'invers'. Did you mean 'inverse'"),
+        ({"class_weights": ["1", "car"]}, "one word or a number for each class"),
+        (
+            {"class_weights": "sqrt", "label_loss": "dice,lovasz"},
+            "class_weights weigh the pixels of ce, ohem and focal",
+        ),
+        ({"repeat_threshold": 1.5}, "repeat_threshold is a share of the images, from 0"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
         ({"method_kwargs": "{oops"}, "--method_kwargs takes a JSON object"),
         ({"lr_scheduler_kwargs": "power=2"}, "--lr_scheduler_kwargs takes a JSON object"),
