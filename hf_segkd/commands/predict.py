@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from hf_segkd.commands.command_line import parse_arguments
 from hf_segkd.data import class_colours, class_names
-from hf_segkd.data.folder import IMAGE_SUFFIXES
+from hf_segkd.data.files import IMAGE_SUFFIXES
 from hf_segkd.data.image_files import read_rgb
 from hf_segkd.evaluation.pictures import legend, overlay
 from hf_segkd.networks import with_taps
