@@ -119,8 +119,9 @@ def test_columns_are_found_or_named(tmp_path, image, mask, named):
     rows = {image: [Image.new("RGB", (16, 12), (9, 9, 9))], mask: [Image.fromarray(trees.mask_of([0, 1]))]}
     features = datasets.Features({name: datasets.Image() for name in rows} | {"scene": datasets.Value("string")})
     dataset = datasets.Dataset.from_dict({**rows, "scene": ["street"]}, features=features)
-    dataset.to_parquet(tmp_path / "train-00000-of-00001.parquet")
-    options = {"hub_id": str(tmp_path), "classes": ["off", "on"]}
+    (tmp_path / "mine").mkdir()
+    dataset.to_parquet(tmp_path / "mine" / "train-00000-of-00001.parquet")
+    options = {"hub_id": str(tmp_path / "mine"), "classes": ["off", "on"]}
     columns = {"image_column": image, "mask_column": mask} if named else {}
     loaded = load_segmentation_dataset("folder", **options, **columns)
     assert loaded.column_names == ["image", "annotation", "image_id"]
