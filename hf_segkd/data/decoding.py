@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from typing import Any, Literal
+from typing import Any
 
 import datasets
-import numpy as np
 from PIL import Image
 
-from .image_files import UnreadableImageError, open_image, read_rgb
+from .image_files import open_image, read_rgb
 from .labels import LabelInfo, LabelScheme
 from .mask_ids import MaskReader
 
@@ -24,10 +23,14 @@ class SegmentationDecoder:
 
     Args:
         scheme: Meaning of the numbers in the masks.
+
+    Attributes:
+        told: Warnings of the labels that were logged.
     """
 
     def __init__(self, scheme: LabelScheme) -> None:
         self.scheme = scheme
+        self.told: set[str] = set()
         self._masks = MaskReader(scheme)
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -95,52 +98,27 @@ def read_image(file: dict[str, Any]) -> Image.Image:
 def label_info(dataset: datasets.Dataset) -> LabelInfo:
     """Names and colours of the classes of a data set from `load_segmentation_dataset`.
 
+    Of several that `datasets.concatenate_datasets` has joined, too, where they were loaded with the same options.
+
     Raises:
         ValueError: If the data set has another origin, or has lost its transform through `set_format`.
     """
+    return decoder_of(dataset).scheme.info
+
+
+def decoder_of(dataset: datasets.Dataset) -> SegmentationDecoder:
+    """The transform of a data set; otherwise as `label_info`."""
     transform = dataset.format["format_kwargs"].get("transform")
     if transform is decode_images:
         raise ValueError("This data set has no annotations, and so no classes: it is one of unlabelled images.")
     if not isinstance(transform, SegmentationDecoder):
         raise ValueError(
             "This data set carries no label information: it was not made by load_segmentation_dataset, or "
-            "set_format, with_format or set_transform has replaced its transform."
+            "set_format, with_format or set_transform has replaced its transform, or concatenate_datasets has joined "
+            "data sets whose classes or options differ, or labelled with unlabelled ones. Load all parts with the same "
+            "classes and options."
         )
-    return transform.scheme.info
-
-
-def evenly_spread(dataset: datasets.Dataset, number: int) -> datasets.Dataset:
-    """So many rows from all over a data set, since neighbours are often frames of one film; all where it has fewer."""
-    number = min(number, len(dataset))
-    return dataset.select(np.linspace(0, len(dataset) - 1, number).round().astype(int))
-
-
-def check_dataset(
-    dataset: datasets.Dataset, num_samples: int | None = None, bad_images: Literal["stop", "skip"] = "stop"
-) -> None:
-    """Read images and masks before training starts and raise the first problem.
-
-    Args:
-        dataset: From `load_segmentation_dataset` or `load_unlabelled_images`.
-        num_samples: How many rows to read, evenly spread over the data set; all of them by default.
-        bad_images: "skip" goes on over files that cannot be read, as training with `bad_images="skip"` does.
-
-    Raises:
-        ValueError: If the data set is empty, of another origin, or a row cannot be used; it names the file.
-    """
-    if dataset.format["format_kwargs"].get("transform") is not decode_images:
-        label_info(dataset)
-    if len(dataset) == 0:
-        raise ValueError("The data set is empty.")
-    if num_samples is not None and num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-    rows = evenly_spread(dataset, num_samples or len(dataset))
-    for index in range(len(rows)):
-        try:
-            rows[index]
-        except UnreadableImageError:
-            if bad_images != "skip":
-                raise
+    return transform
 
 
 def _source(file: dict[str, Any]) -> str | io.BytesIO:
