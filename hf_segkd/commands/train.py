@@ -25,6 +25,7 @@ from hf_segkd.data import (
     label_info,
     load_unlabelled_images,
 )
+from hf_segkd.data.labels import IGNORE_INDEX
 from hf_segkd.evaluation.reports import SCORES_FILE, format_report, versions, write_json
 from hf_segkd.models import load_pretrained_backbone
 from hf_segkd.networks import ForeignNetwork
@@ -203,6 +204,8 @@ def build_student(command: TrainingCommand, labels: LabelInfo) -> tuple[PreTrain
             f"There is no student of model_type {config.model_type!r}: AutoModelForSemanticSegmentation, whose models "
             "give logits for each pixel, does not know it."
         )
+    if labels.ignore_index != IGNORE_INDEX:  # of more than 255 classes
+        config.semantic_loss_ignore_index = labels.ignore_index
     student = AutoModelForSemanticSegmentation.from_config(config)
     if command.pretrained_backbone is not None:
         load_pretrained_backbone(student, command.pretrained_backbone)

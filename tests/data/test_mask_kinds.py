@@ -215,3 +215,9 @@ def test_matrices_of_matlab_are_read(tmp_path, compressed):
 def test_options_that_make_no_sense_are_refused(read, options, message):
     with pytest.raises(ValueError, match=message):
         read(IDS, **options)
+
+
+def test_masks_of_8_bits_are_read_where_there_are_more_than_255_classes(tmp_path):
+    trees.folder_tree(tmp_path)
+    dataset = load_segmentation_dataset("folder", tmp_path, classes=[f"class {number}" for number in range(300)])
+    assert np.array_equal(np.asarray(dataset[0]["annotation"]), trees.mask_of([0, 1, 2, 255]))  # 255 is a class here
