@@ -101,7 +101,9 @@ def _of_document(content: Any, where: str) -> ClassList:
     if isinstance(content, dict) and content and all(str(key).isdecimal() for key in content):
         return _listed(list(content.values()), where, list(content))
     if isinstance(content, dict) and content and all(isinstance(value, list) for value in content.values()):
-        return _listed(list(content), where, colours=list(content.values()))  # obj_class_to_machine_color.json
+        # Supervisely's obj_class_to_machine_color.json; its colours are numbers in three equal channels.
+        numbers = [value[0] for value in content.values()] if all(len({*v}) == 1 for v in content.values()) else None
+        return _listed(list(content), where, numbers, list(content.values()))
     raise ValueError(f"{where} must hold a list of names, or another form that is known: {FORMS}.")
 
 

@@ -62,20 +62,24 @@ class Layout:
             ValueError: If folders are missing, the split does not exist, there is no image, or files do not pair up.
         """
         root = find_root(data_dir, ("",), "", LAYOUT)
-        image_folder, mask_folder, split = self._folders(root, split)
-        images, masks = self._files(image_folder, mask_folder)
-        where = f"{image_folder} and {mask_folder}"
-        if self.split_file is not None:
-            list_file = _list_file(root, self.split_file, split)
-            images, masks = _of_list(list_file, root, images, masks)
-            where = f"{list_file}, of {where}"
-        elif not images:
-            ending = f"*{self.image_suffix} " if self.image_suffix else ""
-            raise ValueError(f"{image_folder} has no images {ending}({', '.join(IMAGE_SUFFIXES)}).")
-        ids = sorted(images | masks) if self.split_file is None else list(images)
-        check_pairs(images, masks if self.needs_masks else images, ids, where)
-        if not masks:
-            raise ValueError(f"{where}: not one of {len(images)} images has a mask *{self.mask_suffix}.")
+        if self.validation_share is not None:
+            split = canonical_split(split, ("train", "val"), "a folder with validation_share")
+        list_file = None if self.split_file is None else _list_file(root, self.split_file, split)
+        if list_file is not None and (pairs := _pairs_of_list(list_file, root)):
+            images, masks = pairs
+        else:
+            image_folder, mask_folder, split = self._folders(root, split)
+            images, masks = self._files(image_folder, mask_folder)
+            where = f"{image_folder} and {mask_folder}"
+            ids = sorted(images | masks) if list_file is None else _ids_of_list(list_file, images)
+            if list_file is None and not images:
+                ending = f"*{self.image_suffix} " if self.image_suffix else ""
+                raise ValueError(f"{image_folder} has no images {ending}({', '.join(IMAGE_SUFFIXES)}).")
+            check_pairs(images, masks if self.needs_masks else dict.fromkeys(ids), ids, where)
+            if not masks:
+                raise ValueError(f"{where}: not one of {len(images)} images has a mask *{self.mask_suffix}.")
+            images = {name: images[name] for name in ids}
+        ids = [*images]
         if self.validation_share is not None:
             ids = _part(ids, split, self.validation_share, self.seed)
         return {name: images[name] for name in ids}, {name: masks[name] for name in ids if name in masks}
@@ -83,8 +87,6 @@ class Layout:
     def _folders(self, root: Path, split: str) -> tuple[Path, Path, str]:
         """Folders of the images and of the masks of a split, and the split's name there."""
         image_dir = self.image_dir or "images"
-        if self.validation_share is not None:
-            split = canonical_split(split, ("train", "val"), "a folder with validation_share")
         if "{split}" in image_dir:
             forms = ("{name}", "{name}/{split}", "{split}/{name}")
         elif self.validation_share is not None or self.split_file is not None:
@@ -148,25 +150,41 @@ def _list_file(root: Path, form: str, split: str) -> Path:
     return root / form
 
 
-def _of_list(file: Path, root: Path, images: Files, masks: Files) -> tuple[Files, Files]:
-    """The files that a list names: by their common name, or by the paths of image and mask in one line."""
-    found_images, found_masks, missing = {}, {}, []
-    for line in filter(None, map(str.strip, file.read_text(encoding="utf-8-sig").splitlines())):
-        columns = [column.lstrip("/") for column in line.split()]
-        names = [name for word in (line, columns[0]) for name in (word, os.path.splitext(word)[0]) if name in images]
-        if len(columns) == 2 and all((root / column).is_file() for column in columns):
-            name = os.path.splitext(columns[0])[0]
-            found_images[name], found_masks[name] = (str(root / column) for column in columns)
-        elif names:
-            found_images[names[0]] = images[names[0]]
-            found_masks |= {names[0]: masks[names[0]]} if names[0] in masks else {}
-        else:
-            missing.append(line)
-    if missing:
-        raise ValueError(f"{file}: {len(missing)} of its lines have no image: {shorten(missing)}.")
-    if not found_images:
+def _lines(file: Path) -> list[str]:
+    lines = [line for line in map(str.strip, file.read_text(encoding="utf-8-sig").splitlines()) if line]
+    if not lines:
         raise ValueError(f"{file} names no image.")
-    return found_images, found_masks
+    return lines
+
+
+def _words(line: str) -> list[str]:
+    """The words of a line, of which those with spaces are in quotes."""
+    return [quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|(\S+)', line)]
+
+
+def _pairs_of_list(file: Path, root: Path) -> tuple[Files, Files] | None:
+    """Image and mask files of a list of the paths of both; None where it is one of names."""
+    images, masks = {}, {}
+    for line in _lines(file):
+        paths = [word.lstrip("/") for word in _words(line)]
+        if len(paths) != 2 or not all((root / path).is_file() for path in paths):
+            return None
+        name = os.path.splitext(paths[0])[0]
+        images[name], masks[name] = (str(root / path) for path in paths)
+    return images, masks
+
+
+def _ids_of_list(file: Path, images: Files) -> list[str]:
+    """The names in a list, which may have file suffixes, and numbers behind them."""
+    ids, missing = [], []
+    for line in _lines(file):
+        names = [name for word in (line, _words(line)[0]) for name in (word, os.path.splitext(word)[0])]
+        found = [name for name in names if name in images]
+        ids += found[:1]
+        missing += [] if found else [line]
+    if missing:
+        raise ValueError(f"{file}: {len(missing)} of its lines have no image (or mask): {shorten(missing)}.")
+    return ids
 
 
 def _part(ids: Sequence[str], split: str, validation_share: float, seed: int) -> list[str]:

@@ -59,7 +59,7 @@ def test_one_image_of_one_class_does_not_prevail_by_its_pixels_without_a_class()
 def test_a_student_learns_is_scored_and_predicts_more_than_255_classes(scenes, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     data = {"dataset": "folder", "data_dir": str(scenes), "dataset_options": {"classes": str(tmp_path / "names.txt")}}
-    settings = {"student_config": STUDENT, "learning_rate": 0.02, "max_steps": 30, "crop_size": [32, 32]}
+    settings = {"student_config": STUDENT, "learning_rate": 0.02, "max_steps": 12, "crop_size": [32, 32]}
     report = train.main(flags(tmp_path / "run", **data, image_size=None, **settings, scale_range=[1.0, 1.0]))
     assert report["overall_accuracy"] > 0.9
     assert report["classes"]["class 299"]["iou"] > 0.8

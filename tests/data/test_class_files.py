@@ -64,7 +64,7 @@ FILES = {
         [0],
         [(0, 0, 142)],
     ),
-    "obj_class_to_machine_color.json": (json.dumps({"car": [1, 1, 1]}), ["car"], [0], [(1, 1, 1)]),
+    "obj_class_to_machine_color.json": (json.dumps({"car": [1, 1, 1]}), ["car"], [1], [(1, 1, 1)]),
     # Mapillary Vistas, Datumaro's dataset_meta.json
     "config_v1.2.json": (
         json.dumps({"labels": [{"name": "object--car", "readable": "Car", "color": [0, 0, 142]}]}),

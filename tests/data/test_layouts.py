@@ -97,7 +97,7 @@ def test_a_list_names_the_images_of_a_split(tmp_path):
     assert load(tmp_path, "validation", **options) == ["d", "a"]
     with pytest.raises(ValueError, match="no split 'test'; there are: bad, train, val"):
         load(tmp_path, "test", **options)
-    with pytest.raises(ValueError, match=r"bad.txt: 1 of its lines have no image: x"):
+    with pytest.raises(ValueError, match=r"bad.txt: 1 of its lines have no image .or mask.: x"):
         load(tmp_path, "bad", **options)
     with pytest.raises(ValueError, match=r"none.txt is not a file"):
         load(tmp_path, **{**options, "split_file": "none.txt"})
