@@ -128,7 +128,7 @@ def usual_colours(source: str) -> dict[str, Colour]:
 
 
 def segment(network: Network, image: Image.Image) -> tuple[np.ndarray, float]:
-    """Class ids (h, w) uint8 as `predict` gives them, and the milliseconds of the network's forward pass in it.
+    """Class ids (h, w) as `predict` gives them, and the milliseconds of the network's forward pass in it.
 
     The time is that of the fastest of up to five passes, as many as half a second holds: the first takes longer.
     """
@@ -146,7 +146,7 @@ def segment(network: Network, image: Image.Image) -> tuple[np.ndarray, float]:
         for hook in hooks:
             hook.remove()
     seconds = min(end - start for start, end in zip(ticks[::2], ticks[1::2], strict=True))
-    return mask.to(torch.uint8).numpy(), 1000 * seconds
+    return mask.to(torch.uint8 if len(network.names) <= 256 else torch.int32).numpy(), 1000 * seconds
 
 
 def max_pixels(networks: list[Network]) -> int:
@@ -166,7 +166,10 @@ def overlay(image: Image.Image, mask: np.ndarray, palette: list[Colour]) -> str:
     photo = image.copy()
     photo.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     classes = Image.fromarray(mask).resize(photo.size, Image.Resampling.NEAREST)
-    classes.putpalette(np.asarray(palette, dtype=np.uint8).tobytes())
+    if classes.mode == "L":
+        classes.putpalette(np.asarray(palette, dtype=np.uint8).tobytes())
+    else:  # more classes than a palette holds
+        classes = Image.fromarray(np.asarray(palette, dtype=np.uint8)[np.asarray(classes)])
     return (
         f'<div class="stage"><img src="{_data_uri(photo, "JPEG")}" alt="The picture">'
         f'<img class="classes" src="{_data_uri(classes, "PNG")}" alt="Its classes as colours"></div>'

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_segkd.commands.command_line import parse_arguments
 from hf_segkd.data import class_colours, class_names
-from hf_segkd.data.folder import IMAGE_SUFFIXES
+from hf_segkd.data.files import IMAGE_SUFFIXES
 from hf_segkd.data.image_files import read_rgb
+from hf_segkd.data.numberings import official_numbers
 from hf_segkd.evaluation.pictures import legend, overlay
 from hf_segkd.networks import with_taps
 from hf_segkd.networks.inference import predict
 from hf_segkd.networks.loading import load_network
-
-MAX_CLASSES = 256  # of a mask of bytes
 
 
 @dataclass
@@ -28,6 +28,13 @@ class PredictionCommand:
     model: str = field(metadata={"help": "Folder or Hub id of the network."})
     images: list[str] = field(metadata={"help": "Image files, or folders of them."})
     output: str = field(metadata={"help": "Folder to write to: NAME.png is the overlay, NAME_mask.png the class ids."})
+    numbering: str = field(
+        default="classes",
+        metadata={
+            "help": "Numbers in NAME_mask.png: the network's class ids (classes), or the official ones that the server "
+            "of a benchmark takes: cityscapes (labelIds, road is 7) or ade20k (1 to 150)."
+        },
+    )
     opacity: float = field(default=0.6, metadata={"help": "0 shows the image alone, 1 the classes alone."})
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU."})
 
@@ -48,9 +55,10 @@ def main(args: list[str] | None = None) -> list[Path]:
     device = "cuda" if torch.cuda.is_available() and not command.use_cpu else "cpu"
     model, processor = load_network(command.model)
     model = with_taps(model.to(device))  # also masks with classes become logits
-    if model.config.num_labels > MAX_CLASSES:
-        raise ValueError(f"{command.model} has {model.config.num_labels} classes; masks hold at most {MAX_CLASSES}.")
     names = class_names(model.config.id2label)
+    numbers = np.arange(len(names), dtype=np.uint8 if len(names) <= 256 else np.uint16)
+    if command.numbering != "classes":
+        numbers = official_numbers(command.numbering, names)
     palette = class_colours(names)
     written, refused = [], []
     for file in tqdm(files, unit="image"):
@@ -59,10 +67,10 @@ def main(args: list[str] | None = None) -> list[Path]:
         except ValueError as error:  # the others are worth having
             refused.append(str(error))
             continue
-        mask = predict(model, processor, image).cpu().numpy().astype("uint8")
+        mask = predict(model, processor, image).cpu().numpy()
         written.append(output / f"{file.stem}.png")
         overlay(image, mask, palette, command.opacity).save(written[-1])
-        Image.fromarray(mask).save(output / f"{file.stem}_mask.png")
+        Image.fromarray(numbers[mask]).save(output / f"{file.stem}_mask.png")
     legend(names, palette, width=480).save(output / "legend.png")
     print(f"Wrote {len(written)} overlays with their masks, and legend.png, to {output}.")
     if refused:

@@ -17,7 +17,15 @@ from transformers import (
 
 from hf_segkd.commands.command_line import parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
-from hf_segkd.data import LabelInfo, check_dataset, evenly_spread, label_info, load_unlabelled_images
+from hf_segkd.data import (
+    LabelAccount,
+    LabelInfo,
+    check_dataset,
+    evenly_spread,
+    label_info,
+    load_unlabelled_images,
+)
+from hf_segkd.data.labels import IGNORE_INDEX
 from hf_segkd.evaluation.reports import SCORES_FILE, format_report, training_versions, write_json
 from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.models import load_pretrained_backbone
@@ -91,7 +99,7 @@ def main(args: list[str] | None = None) -> RunReport:
     """Train, evaluate and save a student; returns the evaluation that is also written to evaluation.json."""
     command, arguments = parse_arguments(TrainingCommand, DistillationArguments, args=args)
     set_seed(arguments.seed)
-    train, evaluation = load_splits(command, arguments.bad_images)
+    train, evaluation, accounts = load_splits(command, arguments.bad_images)
     unlabelled = None
     if command.unlabelled_dir is not None:
         unlabelled = load_unlabelled_images(command.unlabelled_dir)
@@ -117,6 +125,8 @@ def main(args: list[str] | None = None) -> RunReport:
         teacher_processor=teacher_processor,
         class_map=command.class_map,
     )
+    if trainer.is_world_process_zero():
+        print("\n\n".join(map(str, accounts.values())))
     processor_seconds = time.process_time()
     result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     processor_seconds = time.process_time() - processor_seconds
@@ -128,6 +138,7 @@ def main(args: list[str] | None = None) -> RunReport:
         train_processor_seconds=processor_seconds,
         versions=training_versions(),
         data=command.source(command.eval_split),
+        label_account={split: account.as_dict() for split, account in accounts.items()} or None,
     )
     if trainer.is_world_process_zero():
         write_json(report.to_json(), Path(arguments.output_dir, SCORES_FILE))
@@ -157,17 +168,19 @@ def save(trainer: DistillationTrainer) -> None:
         ) from error
 
 
-def load_splits(command: TrainingCommand, bad_images: str) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """The training and the evaluation split, checked for what can be known before training."""
+def load_splits(
+    command: TrainingCommand, bad_images: str
+) -> tuple[datasets.Dataset, datasets.Dataset, dict[str, LabelAccount]]:
+    """The training and the evaluation split, checked for what can be known before training, and their labels."""
     train, evaluation = command.load(command.train_split), command.load(command.eval_split)
     if command.max_train_samples is not None:
         train = train.select(range(min(command.max_train_samples, len(train))))
     if command.max_eval_samples is not None:
         evaluation = evenly_spread(evaluation, command.max_eval_samples)
-    if command.check_data:
-        check_dataset(train, num_samples=8, bad_images=bad_images)
-        check_dataset(evaluation, num_samples=8)
-    return train, evaluation
+    if not command.check_data:
+        return train, evaluation, {}
+    of_training = check_dataset(train, num_samples=8, bad_images=bad_images)
+    return train, evaluation, {"train": of_training, "eval": check_dataset(evaluation, num_samples=8)}
 
 
 def build_student(command: TrainingCommand, labels: LabelInfo) -> tuple[PreTrainedModel, Any]:
@@ -192,6 +205,8 @@ def build_student(command: TrainingCommand, labels: LabelInfo) -> tuple[PreTrain
             f"There is no student of model_type {config.model_type!r}: AutoModelForSemanticSegmentation, whose models "
             "give logits for each pixel, does not know it."
         )
+    if labels.ignore_index != IGNORE_INDEX:  # of more than 255 classes
+        config.semantic_loss_ignore_index = labels.ignore_index
     student = AutoModelForSemanticSegmentation.from_config(config)
     if command.pretrained_backbone is not None:
         load_pretrained_backbone(student, command.pretrained_backbone)

@@ -1,7 +1,8 @@
 """Data sets for semantic segmentation: loading, checking, joint augmentation, evaluation."""
 
+from .account import LabelAccount, check_dataset, check_labels_of, count_labels, evenly_spread
 from .colours import class_colours
-from .decoding import check_dataset, evenly_spread, label_info
+from .decoding import label_info
 from .image_processors import check_keeps_whole_images, whole_image
 from .labels import LabelInfo, class_names, voc_palette
 from .loading import load_segmentation_dataset
@@ -13,14 +14,17 @@ from .unlabelled import load_unlabelled_images, without_labels
 __all__ = [
     "AugmentedDataset",
     "EvaluationDataset",
+    "LabelAccount",
     "LabelInfo",
     "PhotoMetricDistortion",
     "RandomBlur",
     "TrainTransform",
     "check_dataset",
     "check_keeps_whole_images",
+    "check_labels_of",
     "class_colours",
     "class_names",
+    "count_labels",
     "evaluation_collator",
     "evenly_spread",
     "label_info",

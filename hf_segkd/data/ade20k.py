@@ -6,7 +6,7 @@ import os
 
 import datasets
 
-from .files import canonical_split, check_num_images, check_pairs, dataset_from_files, files_by_stem, find_root, shorten
+from .files import canonical_split, check_num_images, dataset_from_files, files_by_name, find_root, paired_ids, shorten
 from .labels import IGNORE_INDEX, LabelInfo, LabelScheme
 
 LAYOUT = "ADEChallengeData2016/{images,annotations}/{training,validation}"
@@ -67,11 +67,10 @@ def load_ade20k(data_dir: str | os.PathLike | None, split: str, *, check_size: b
     split = canonical_split(split, SPLIT_SIZES, "ade20k")
     root = find_root(data_dir, ("", "ADEChallengeData2016"), f"images/{FOLDERS[split]}", LAYOUT)
     mask_folder = find_root(root, ("",), f"annotations/{FOLDERS[split]}", LAYOUT) / "annotations" / FOLDERS[split]
-    images = files_by_stem(root / "images" / FOLDERS[split], (".jpg",))
-    masks = files_by_stem(mask_folder, (".png",))
-    ids = sorted(images | masks)
+    images = files_by_name(root / "images" / FOLDERS[split], (".jpg",))
+    masks = files_by_name(mask_folder, (".png",))
     where = f"ade20k {split} in {root}"
-    check_pairs(images, masks, ids, where)
+    ids = paired_ids(images, masks, where, LAYOUT)
     if check_size:
         _check_complete(split, ids, where)
     return dataset_from_files([images[i] for i in ids], [masks[i] for i in ids], ids, SCHEME, split)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import datasets
 
-from .files import canonical_split, check_num_images, check_pairs, dataset_from_files, files_by_stem, find_root
+from .files import canonical_split, check_num_images, dataset_from_files, files_by_name, find_root, paired_ids
 from .labels import IGNORE_INDEX, LabelInfo, LabelScheme
 
 LAYOUT = "leftImg8bit/{train,val}/{city}/*_leftImg8bit.png and gtFine/{train,val}/{city}/*_gtFine_labelIds.png"
@@ -59,7 +58,8 @@ TRAIN_IDS_SCHEME = LabelScheme(
 def load_cityscapes(data_dir: str | os.PathLike | None, split: str, *, check_size: bool = True) -> datasets.Dataset:
     """Load a split; the test images have no public labels.
 
-    Reads `*_gtFine_labelTrainIds.png` where every image has one, otherwise `*_gtFine_labelIds.png`.
+    Reads `*_gtFine_labelTrainIds.png` where every image has one, otherwise `*_gtFine_labelIds.png`, in folders of any
+    cities, or in none.
 
     Args:
         data_dir: Holds `leftImg8bit` and `gtFine`.
@@ -73,24 +73,15 @@ def load_cityscapes(data_dir: str | os.PathLike | None, split: str, *, check_siz
     places = ("", "cityscapes")
     image_folder = find_root(data_dir, places, f"leftImg8bit/{split}", LAYOUT) / "leftImg8bit" / split
     mask_folder = find_root(data_dir, places, f"gtFine/{split}", LAYOUT) / "gtFine" / split
-    images = _files_of_cities(image_folder, "_leftImg8bit")
-    masks, scheme = _files_of_cities(mask_folder, "_gtFine_labelTrainIds"), TRAIN_IDS_SCHEME
+    images = files_by_name(image_folder, (".png",), "_leftImg8bit")
+    masks, scheme = files_by_name(mask_folder, (".png",), "_gtFine_labelTrainIds"), TRAIN_IDS_SCHEME
     if not masks.keys() >= images.keys():
-        masks, scheme = _files_of_cities(mask_folder, "_gtFine_labelIds"), LABEL_IDS_SCHEME
-    ids = sorted(images | masks)
+        masks, scheme = files_by_name(mask_folder, (".png",), "_gtFine_labelIds"), LABEL_IDS_SCHEME
     where = f"cityscapes {split} in {image_folder.parent.parent}"
-    check_pairs(images, masks, ids, where)
+    ids = paired_ids(images, masks, where, LAYOUT)
     if check_size:
         _check_complete(split, ids, where)
     return dataset_from_files([images[i] for i in ids], [masks[i] for i in ids], ids, scheme, split)
-
-
-def _files_of_cities(folder: Path, ending: str) -> dict[str, str]:
-    """Files of all cities of a split by their common name, `{city}_{sequence}_{frame}`."""
-    files: dict[str, str] = {}
-    for city in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files |= files_by_stem(city, (".png",), ending)
-    return files
 
 
 def _check_complete(split: str, ids: list[str], where: str) -> None:

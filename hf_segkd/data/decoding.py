@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import io
-from typing import Any, Literal
+from typing import Any
 
 import datasets
-import numpy as np
 from PIL import Image
 
-from .image_files import UnreadableImageError, open_image, read_rgb
+from .image_files import open_image, read_rgb
 from .labels import LabelInfo, LabelScheme
+from .mask_ids import MaskReader
 
-INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")
-COLOUR_MODES = ("RGB", "RGBA")
 ORIENTATION_TAG = 0x0112  # EXIF
 
 
@@ -25,15 +23,15 @@ class SegmentationDecoder:
 
     Args:
         scheme: Meaning of the numbers in the masks.
+
+    Attributes:
+        told: Warnings of the labels that were logged.
     """
 
     def __init__(self, scheme: LabelScheme) -> None:
         self.scheme = scheme
-        table = np.full(256, -1, dtype=np.int16)
-        for raw, class_id in scheme.raw_to_id.items():
-            table[raw] = class_id
-        self._is_known = table >= 0
-        self._table = np.where(self._is_known, table, 0).tolist()
+        self.told: set[str] = set()
+        self._masks = MaskReader(scheme)
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Decode a batch of rows.
@@ -42,7 +40,8 @@ class SegmentationDecoder:
             rows: Any of the columns `image` and `annotation` (`{"path": ..., "bytes": ...}`), `image_id` and others.
 
         Returns:
-            The same columns: `image` as PIL RGB, `annotation` as PIL "L" with class ids 0..k-1 and 255.
+            The same columns: `image` as PIL RGB, `annotation` as PIL "L" with class ids 0..k-1 and 255; with more than
+            255 classes as "I;16" with 65535.
 
         Raises:
             ValueError: If a file is damaged, too large, of the wrong mode, has labels that the data set does not
@@ -52,7 +51,8 @@ class SegmentationDecoder:
         if "annotation" not in rows:
             return decoded
         masks = _name_files(rows, "annotation")
-        decoded["annotation"] = [self._read_annotation(file) for file in masks]
+        sizes = [image.size for image in decoded["image"]] if "image" in rows else [None] * len(masks)
+        decoded["annotation"] = [self._read_mask(mask, size) for mask, size in zip(masks, sizes, strict=True)]
         if "image" in rows:
             images = _name_files(rows, "image")
             for row, (image, annotation) in enumerate(zip(decoded["image"], decoded["annotation"], strict=True)):
@@ -60,42 +60,19 @@ class SegmentationDecoder:
                     raise ValueError(_size_mismatch(images[row], image, masks[row], annotation))
         return decoded
 
-    def _read_annotation(self, file: dict[str, Any]) -> Image.Image:
-        """Class ids as PIL "L" from a mask file."""
-        indices = Image.fromarray(self._read_indices(file))
-        # A histogram and a table look-up inside PIL take half the time of indexing a numpy table.
-        unknown = np.flatnonzero(np.asarray(indices.histogram(), dtype=bool) & ~self._is_known)
-        if len(unknown):
-            values = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-            info = self.scheme.info
-            raise ValueError(
-                f"{file['path']}: label out of range: {values}; {info.name} has {info.num_labels} classes. "
-                f"{self.scheme.out_of_range_hint}"
-            )
-        return indices.point(self._table)
+    def _read_mask(self, file: dict[str, Any] | None, size: tuple[int, int] | None) -> Image.Image:
+        """Class ids of a mask file, or of an image of this size that has none."""
+        if file is not None:
+            return self._masks.read(_source(file), file["path"])
+        if size is None:
+            raise ValueError("An image without a mask file gives its annotation its size: select its column too.")
+        return self._masks.blank(size)
 
-    def _read_indices(self, file: dict[str, Any]) -> np.ndarray:
-        """The (h, w) uint8 numbers in a mask file, before their conversion."""
-        mask = open_image(_source(file), file["path"])
-        if mask.mode in COLOUR_MODES and self.scheme.decode_colours is not None:
-            try:
-                return np.ascontiguousarray(self.scheme.decode_colours(np.asarray(mask.convert("RGB"))))
-            except ValueError as error:
-                raise ValueError(f"{file['path']}: cannot read the {mask.mode} mask: {error}.") from error
-        if mask.mode not in INDEX_MODES:
-            raise ValueError(
-                f"{file['path']}: the mask has mode {mask.mode}, need one channel of class ids (PIL mode L or P). "
-                "It looks like a colour picture of the labels, or an index mask saved with .convert('RGB')."
-            )
-        indices = np.asarray(mask)
-        if indices.dtype != np.uint8:
-            if indices.min() < 0 or indices.max() > 255:
-                raise ValueError(
-                    f"{file['path']}: label out of range: {indices.min()}..{indices.max()} in a mask of mode "
-                    f"{mask.mode}, need 0..255. Are these instance ids instead of class ids?"
-                )
-            indices = indices.astype(np.uint8)
-        return indices
+    def __eq__(self, other: object) -> bool:
+        # So that concatenate_datasets keeps the transform of data sets of one kind.
+        return isinstance(other, SegmentationDecoder) and self.scheme == other.scheme
+
+    __hash__ = None  # a scheme holds dictionaries
 
 
 def decode_images(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -121,63 +98,38 @@ def read_image(file: dict[str, Any]) -> Image.Image:
 def label_info(dataset: datasets.Dataset) -> LabelInfo:
     """Names and colours of the classes of a data set from `load_segmentation_dataset`.
 
+    Of several that `datasets.concatenate_datasets` has joined, too, where they were loaded with the same options.
+
     Raises:
         ValueError: If the data set has another origin, or has lost its transform through `set_format`.
     """
+    return decoder_of(dataset).scheme.info
+
+
+def decoder_of(dataset: datasets.Dataset) -> SegmentationDecoder:
+    """The transform of a data set; otherwise as `label_info`."""
     transform = dataset.format["format_kwargs"].get("transform")
     if transform is decode_images:
         raise ValueError("This data set has no annotations, and so no classes: it is one of unlabelled images.")
     if not isinstance(transform, SegmentationDecoder):
         raise ValueError(
             "This data set carries no label information: it was not made by load_segmentation_dataset, or "
-            "set_format, with_format or set_transform has replaced its transform."
+            "set_format, with_format or set_transform has replaced its transform, or concatenate_datasets has joined "
+            "data sets whose classes or options differ, or labelled with unlabelled ones. Load all parts with the same "
+            "classes and options."
         )
-    return transform.scheme.info
-
-
-def evenly_spread(dataset: datasets.Dataset, number: int) -> datasets.Dataset:
-    """So many rows from all over a data set, since neighbours are often frames of one film; all where it has fewer."""
-    number = min(number, len(dataset))
-    return dataset.select(np.linspace(0, len(dataset) - 1, number).round().astype(int))
-
-
-def check_dataset(
-    dataset: datasets.Dataset, num_samples: int | None = None, bad_images: Literal["stop", "skip"] = "stop"
-) -> None:
-    """Read images and masks before training starts and raise the first problem.
-
-    Args:
-        dataset: From `load_segmentation_dataset` or `load_unlabelled_images`.
-        num_samples: How many rows to read, evenly spread over the data set; all of them by default.
-        bad_images: "skip" goes on over files that cannot be read, as training with `bad_images="skip"` does.
-
-    Raises:
-        ValueError: If the data set is empty, of another origin, or a row cannot be used; it names the file.
-    """
-    if dataset.format["format_kwargs"].get("transform") is not decode_images:
-        label_info(dataset)
-    if len(dataset) == 0:
-        raise ValueError("The data set is empty.")
-    if num_samples is not None and num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-    rows = evenly_spread(dataset, num_samples or len(dataset))
-    for index in range(len(rows)):
-        try:
-            rows[index]
-        except UnreadableImageError:
-            if bad_images != "skip":
-                raise
+    return transform
 
 
 def _source(file: dict[str, Any]) -> str | io.BytesIO:
     return file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"])
 
 
-def _name_files(rows: dict[str, list[Any]], column: str) -> list[dict[str, Any]]:
-    """The cells of a column; pictures without a path, stored in the data set itself, are named by their row."""
+def _name_files(rows: dict[str, list[Any]], column: str) -> list[dict[str, Any] | None]:
+    """The cells of a column, None where there is no file; pictures without a path are named by their row."""
     image_ids = rows.get("image_id", ["unknown"] * len(rows[column]))
     return [
-        file if file["path"] else {"path": f"{column} of image_id {image_id}", "bytes": file["bytes"]}
+        file if file is None or file["path"] else {"path": f"{column} of image_id {image_id}", "bytes": file["bytes"]}
         for file, image_id in zip(rows[column], image_ids, strict=True)
     ]
 

@@ -19,6 +19,10 @@ FEATURES = datasets.Features(
         "image_id": datasets.Value("string"),
     }
 )
+MASK_FOLDERS = ("labels", "masks", "annotations")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".mat")
+SAME_SPLITS = (("val", "validation", "valid"), ("train", "training"))
 NUM_SHOWN = 5
 
 
@@ -46,14 +50,13 @@ def find_root(data_dir: str | os.PathLike | None, places: Sequence[str], needed:
 
 
 def canonical_split(split: str, available: Iterable[str], name: str) -> str:
-    """The split under the name the data set uses; "val" and "validation" are the same.
+    """The split under the name the data set uses; "val", "validation" and "valid" are the same.
 
     Raises:
         ValueError: If there is no such split; it lists those there are.
     """
     available = list(available)
-    aliases = {"val": "validation", "validation": "val"}
-    for candidate in (split, aliases.get(split)):
+    for candidate in (split, *(name for names in SAME_SPLITS if split in names for name in names)):
         if candidate in available:
             return candidate
     raise ValueError(f"{name} has no split {split!r}; there are: {', '.join(available) or 'none'}.")
@@ -65,25 +68,47 @@ def read_list(file: Path) -> list[str]:
 
 
 def files_by_stem(folder: Path, suffixes: Sequence[str], ending: str = "") -> dict[str, str]:
-    """Files of a folder by name without suffix, sorted.
+    """Files of a folder and of the folders in it, by their path there without suffix, sorted.
 
     Args:
-        folder: Where to look, not recursively.
+        folder: Where to look; hidden files and folders are left out.
         suffixes: Accepted file suffixes, lower case, with dot.
-        ending: Part of the name before the suffix that all wanted files share; cut off the stem.
+        ending: What the names of all wanted files end in, with or without a suffix; cut off the names.
 
     Raises:
-        ValueError: If two files have the same stem.
+        ValueError: If two files have the same name.
+    """
+    stem_ending, suffix = os.path.splitext(f"x{ending}")
+    if suffix.lower() in suffixes:
+        suffixes, ending = (suffix.lower(),), stem_ending[1:]
+    found: dict[str, str] = {}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = "" if place == str(folder) else Path(place).relative_to(folder).as_posix() + "/"
+        for file in sorted(files):
+            stem, suffix = os.path.splitext(file)
+            if suffix.lower() not in suffixes or not stem.endswith(ending) or file.startswith("."):
+                continue
+            path = os.path.join(place, file)
+            name = below + stem.removesuffix(ending)
+            if name in found:
+                raise ValueError(f"{found[name]} and {path} have the same name but for the suffix: remove one.")
+            found[name] = path
+    return found
+
+
+def files_by_name(folder: Path, suffixes: Sequence[str], ending: str = "") -> dict[str, str]:
+    """As `files_by_stem`, by the name without the folders: for data sets whose names tell all images apart.
+
+    Raises:
+        ValueError: If two files have the same name.
     """
     found: dict[str, str] = {}
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        stem, suffix = os.path.splitext(entry.name)
-        if suffix.lower() not in suffixes or not stem.endswith(ending) or entry.name.startswith("."):
-            continue
-        stem = stem.removesuffix(ending)
-        if stem in found:
-            raise ValueError(f"{found[stem]} and {entry.path} have the same name but for the suffix: remove one.")
-        found[stem] = entry.path
+    for stem, path in files_by_stem(folder, suffixes, ending).items():
+        name = stem.rpartition("/")[2]
+        if name in found:
+            raise ValueError(f"{found[name]} and {path} have the same name: remove one.")
+        found[name] = path
     return found
 
 
@@ -97,6 +122,19 @@ def check_pairs(images: dict[str, str], masks: dict[str, str], ids: Sequence[str
         missing = [image_id for image_id in ids if image_id not in files]
         if missing:
             raise ValueError(f"{where}: {len(missing)} of {len(ids)} have no {kind}: {shorten(missing)}.")
+
+
+def paired_ids(images: dict[str, str], masks: dict[str, str], where: str, layout: str) -> list[str]:
+    """The names that images and masks share, sorted.
+
+    Raises:
+        ValueError: If there is none, or an image or a mask of one is missing.
+    """
+    ids = sorted(images | masks)
+    if not ids:
+        raise ValueError(f"{where}: found neither an image nor a mask. Expected layout: {layout}.")
+    check_pairs(images, masks, ids, where)
+    return ids
 
 
 def check_num_images(found: int, expected: int, where: str, missing: str = "") -> None:
@@ -131,9 +169,9 @@ def numbered(dataset: datasets.Dataset) -> datasets.Dataset:
 
 
 def dataset_from_files(
-    images: Sequence[str], masks: Sequence[str], image_ids: Sequence[str], scheme: LabelScheme, split: str
+    images: Sequence[str], masks: Sequence[str | None], image_ids: Sequence[str], scheme: LabelScheme, split: str
 ) -> datasets.Dataset:
-    """A data set of paths; the files are decoded and checked when a row is read.
+    """A data set of paths, None where a mask is missing; the files are decoded and checked when a row is read.
 
     Nothing is cached on disk, so a changed folder is never served from an old copy.
     """

@@ -1,115 +1,178 @@
-"""Your own data: a folder of images, a folder of index masks, and a list of class names."""
+"""Your own data: folders of images and masks, and what the masks hold."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import datasets
 
-from .files import canonical_split, check_pairs, dataset_from_files, files_by_stem, find_root
-from .labels import IGNORE_INDEX, LabelInfo, LabelScheme, voc_palette
+from hf_segkd.suggestions import did_you_mean
 
-MASK_FOLDERS = ("labels", "masks", "annotations")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
-LAYOUT = "{split}/images and {split}/labels (or masks, annotations), or images/{split} and labels/{split}"
+from .class_files import Classes, as_colour, read_classes
+from .files import dataset_from_files
+from .labels import IGNORE_INDEX, WIDE_IGNORE_INDEX, Colour, LabelInfo, LabelScheme, ignore_index_for, voc_palette
+from .layouts import Layout
+
+VOID = "void"
 
 
 def load_folder(
     data_dir: str | os.PathLike | None,
     split: str,
     *,
-    classes: Sequence[str] | str | os.PathLike,
+    classes: Classes,
     palette: Sequence[Sequence[int]] | None = None,
-    ignore_index: int = IGNORE_INDEX,
+    ignore_index: int | Sequence[Any] = (),
+    ids: Mapping[Any, int | None] | None = None,
+    read_colours: bool | None = None,
+    missing_masks: str | None = None,
+    image_dir: str | None = None,
+    mask_dir: str | None = None,
+    image_suffix: str = "",
+    mask_suffix: str = "",
+    split_file: str | None = None,
+    validation_share: float | None = None,
+    seed: int = 0,
 ) -> datasets.Dataset:
     """Load image/mask pairs that share their name without suffix.
 
     Args:
         data_dir: Holds `{split}/images` and `{split}/labels` (or `masks`, `annotations`), or `images/{split}` and
-            `labels/{split}`.
-        split: Name of the split's folder; "val" and "validation" are the same.
-        classes: Names in the order of the numbers in the masks; or a text file with one a line; or a JSON file
-            with a list, or with a dictionary that has it under "classes".
-        palette: RGB colour of each class; by default the colours of Pascal VOC.
-        ignore_index: Number in the masks that means "no class", besides 255.
+            `labels/{split}`, unless `image_dir` and `mask_dir` say otherwise. Folders in these are read too.
+        split: Name of the split's folder; "val", "validation" and "valid" are the same.
+        classes: Names in the order of their numbers in the masks, `["road", "car"]`; or by number, `{7: "road", 26:
+            "car"}`; or a file with them, in the working directory or in `data_dir`: one name a line, or the class file
+            of a tool (docs/data.md), e.g. "labelmap.txt" with the colours too.
+        palette: RGB colour of each class, `[[0, 0, 0], [250, 50, 83]]`, by which masks in colours are read; by default
+            those of the class file, else, for pictures alone, those of Pascal VOC.
+        ignore_index: What means "no class" in the masks, besides 255 (and 65535 in masks of 16 bits): a number, `0`;
+            several, `[0, 4]`; also colours, `[[224, 224, 192]]`.
+        ids: Class id of each number, or colour, in the masks, None for "no class", where they are not the places in
+            `classes`: `{1: 0, 2: 1, 3: 1, 0: None}`, `{0: 0, 255: 1}` for binary masks, `{"128,64,128": 0}`.
+        read_colours: Whether masks are read by their colours: True for palette masks whose palettes differ from file to
+            file, False for numbers where `palette` is for pictures alone. By default masks of three channels are,
+            where the colours are known.
+        missing_masks: What the pixels of an image without a mask file are: a class, `"background"`, or `"void"`, no
+            class. By default such an image is an error.
+        image_dir: Folder of the images, `"img_dir"` for `img_dir/{split}` or `{split}/img_dir`; or with the place of
+            the split in it, `"{split}"`; without splits where there is a `split_file` or `validation_share`.
+        mask_dir: Folder of the masks, as `image_dir`: `"ann_dir"`. It may be the same, where `mask_suffix` tells them
+            apart.
+        image_suffix: End of the images' names, with or without file suffix: `"_leftImg8bit.png"`.
+        mask_suffix: End of the masks' names: `"_mask"`.
+        split_file: List of the images of a split in `data_dir`, `"ImageSets/Segmentation/{split}.txt"`: a name a
+            line, or the paths of image and mask.
+        validation_share: Share of the images that is the split "val", `0.2`; the others are "train". For folders
+            without splits.
+        seed: Draws the images of "val".
 
     Raises:
-        ValueError: If folders are missing, the split does not exist, or an image has no mask or a mask no image.
+        ValueError: If folders are missing, the split does not exist, an image has no mask or a mask no image, or
+            arguments contradict each other.
     """
-    scheme = folder_scheme(classes, palette, ignore_index)
-    image_folder, mask_folder = _split_folders(data_dir, split)
-    images = files_by_stem(image_folder, IMAGE_SUFFIXES)
-    masks = files_by_stem(mask_folder, MASK_SUFFIXES)
-    if not images:
-        raise ValueError(f"{image_folder} has no images ({', '.join(IMAGE_SUFFIXES)}).")
-    _check_lossless(mask_folder, images, masks)
-    ids = sorted(images | masks)
-    check_pairs(images, masks, ids, f"{image_folder} and {mask_folder}")
-    return dataset_from_files([images[i] for i in ids], [masks[i] for i in ids], ids, scheme, split)
+    scheme = folder_scheme(classes, palette, ignore_index, ids, read_colours, missing_masks, folder=data_dir)
+    layout = Layout(
+        image_dir,
+        mask_dir,
+        image_suffix,
+        mask_suffix,
+        split_file,
+        validation_share,
+        seed,
+        needs_masks=missing_masks is None,
+    )
+    images, masks = layout.find(data_dir, split)
+    return dataset_from_files([*images.values()], [masks.get(name) for name in images], [*images], scheme, split)
 
 
 def folder_scheme(
-    classes: Sequence[str] | str | os.PathLike, palette: Sequence[Sequence[int]] | None, ignore_index: int
+    classes: Classes,
+    palette: Sequence[Sequence[int]] | None = None,
+    ignore_index: int | Sequence[Any] = (),
+    ids: Mapping[Any, int | None] | None = None,
+    read_colours: bool | None = None,
+    missing_masks: str | None = None,
+    folder: str | os.PathLike | None = None,
 ) -> LabelScheme:
-    """Labels that are class ids already, but for the one that means "no class"; arguments as in `load_folder`.
+    """What the numbers and colours in masks mean; arguments as in `load_folder`.
 
     Raises:
-        ValueError: If `ignore_index` is not 0..255, the names can't be read, or they and the colours differ in number.
+        ValueError: If a number is none that a mask can hold, an id is no class, the names can't be read, they and the
+            colours differ in number, or arguments contradict each other.
     """
-    if not 0 <= ignore_index <= 255:
-        raise ValueError(f"ignore_index must be a number that an 8-bit mask can hold, 0..255, got {ignore_index}.")
-    names = read_class_names(classes) if isinstance(classes, str | os.PathLike) else list(classes)
-    colours = palette if palette is not None else voc_palette(len(names))
-    raw_to_id = {index: index for index in range(len(names))}
+    listed = read_classes(classes, folder)
+    num_classes = len(listed.names)
+    no_class = ignore_index_for(num_classes)
+    numbers, colours = {number: class_id for class_id, number in enumerate(listed.numbers)}, {}
+    given = palette if palette is not None else listed.colours
+    if given is not None:
+        given = [as_colour(colour, "palette") for colour in given]
+    if given is not None and len(set(given)) == len(given):  # of classes of one colour it is for pictures alone
+        colours = {colour: class_id for class_id, colour in enumerate(given)}
+    if ids is not None:
+        if listed.numbers != list(range(num_classes)):
+            raise ValueError(f"classes gives names to the numbers {listed.numbers}, and ids too. Give one of the two.")
+        numbers, more_colours = _of_ids(ids, listed.names, no_class)
+        colours |= more_colours
+    void = {number: no_class for number in (IGNORE_INDEX, WIDE_IGNORE_INDEX) if number >= no_class}
+    numbers = void | numbers | dict.fromkeys(listed.no_class, no_class)
+    for value in [ignore_index] if isinstance(ignore_index, int) else ignore_index:
+        if not isinstance(value, int):
+            colours[as_colour(value, "ignore_index")] = no_class
+            continue
+        if ids is not None and numbers.get(value, no_class) != no_class:
+            raise ValueError(
+                f"ids gives the number {value} a class, and ignore_index none. Leave it out of one of them."
+            )
+        numbers[_number(value, "ignore_index")] = no_class
+    if read_colours and not colours:
+        raise ValueError("read_colours reads masks by their colours: give `palette`, or a class file with colours.")
+    if given is None:
+        of_class = {class_id: colour for colour, class_id in reversed(colours.items())}
+        given = [of_class.get(class_id, colour) for class_id, colour in enumerate(voc_palette(num_classes))]
     return LabelScheme(
-        info=LabelInfo.from_names("folder", names, colours),
-        raw_to_id=raw_to_id | {IGNORE_INDEX: IGNORE_INDEX, ignore_index: IGNORE_INDEX},
+        info=LabelInfo.from_names("folder", listed.names, given),
+        raw_to_id=numbers,
         out_of_range_hint="Does `classes` lack a name, do the ids start at 1, or is it another `ignore_index`?",
+        colours=colours or None,
+        read_colours=read_colours,
+        without_mask=_without_mask(missing_masks, listed.names, no_class),
     )
 
 
-def read_class_names(file: str | os.PathLike) -> list[str]:
-    """Class names from a text file, one a line, or from JSON: a list, or a dictionary with a list in "classes".
-
-    Raises:
-        ValueError: If the file does not exist or holds no such list.
-    """
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise ValueError(f"classes: {path} is not a file. Give a list of names, or a text or JSON file with them.")
-    if path.suffix != ".json":
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    content = json.loads(path.read_text())
-    names = content.get("classes") if isinstance(content, dict) else content
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f'classes: {path} must hold a list of names, or a dictionary with one under "classes".')
-    return names
-
-
-def _split_folders(data_dir: str | os.PathLike | None, split: str) -> tuple[Path, Path]:
-    """Folders of the images and of the masks of a split, in either of the two layouts."""
-    root = find_root(data_dir, ("",), "", LAYOUT)
-    split_inside = (root / "images").is_dir()  # images/{split} rather than {split}/images
-    parent = root / "images" if split_inside else root
-    available = sorted(
-        folder.name for folder in parent.iterdir() if (folder if split_inside else folder / "images").is_dir()
-    )
-    if not available:
-        raise ValueError(f"{root} has no split. Expected layout: {LAYOUT}.")
-    split = canonical_split(split, available, str(root))
-    candidates = [root / name / split if split_inside else root / split / name for name in MASK_FOLDERS]
-    for mask_folder in candidates:
-        if mask_folder.is_dir():
-            return (parent / split if split_inside else parent / split / "images"), mask_folder
-    raise ValueError(f"No folder of masks; looked for {', '.join(map(str, candidates))}.")
+def _of_ids(
+    ids: Mapping[Any, int | None], names: Sequence[str], no_class: int
+) -> tuple[dict[int, int], dict[Colour, int]]:
+    """The class ids of numbers and of colours."""
+    numbers, colours = {}, {}
+    for key, class_id in ids.items():
+        if class_id is not None and (not isinstance(class_id, int) or not 0 <= class_id < len(names)):
+            raise ValueError(
+                f"ids: {key} becomes {class_id!r}, and there are classes 0 to {len(names) - 1} ({', '.join(names)}), "
+                "or None (null in JSON) for no class."
+            )
+        class_id = no_class if class_id is None else class_id
+        if isinstance(key, int) or (isinstance(key, str) and key.strip().isdecimal()):
+            numbers[_number(int(key), "ids")] = class_id
+        else:
+            colours[as_colour(key, "ids")] = class_id
+    return numbers, colours
 
 
-def _check_lossless(mask_folder: Path, images: dict[str, str], masks: dict[str, str]) -> None:
-    """Reject masks saved as JPEG, the likely cause when all masks seem to be missing."""
-    lossy = [path for stem, path in files_by_stem(mask_folder, (".jpg", ".jpeg")).items() if stem in images]
-    if lossy and not masks:
-        raise ValueError(f"{lossy[0]}: JPEG changes label ids; save the masks as PNG.")
+def _number(number: int, option: str) -> int:
+    if not 0 <= number <= WIDE_IGNORE_INDEX:
+        raise ValueError(f"{option} must be numbers that a mask can hold, 0..{WIDE_IGNORE_INDEX}, got {number}.")
+    return number
+
+
+def _without_mask(missing_masks: str | None, names: Sequence[str], no_class: int) -> int | None:
+    if missing_masks is None:
+        return None
+    if missing_masks == VOID:
+        return no_class
+    if missing_masks not in names:
+        hint = did_you_mean(missing_masks, [*names, VOID])
+        raise ValueError(f"missing_masks: there is no class {missing_masks!r}.{hint} Name one, or {VOID!r}.")
+    return names.index(missing_masks)

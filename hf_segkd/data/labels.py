@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 Colour = tuple[int, int, int]
 
-# Class ids are uint8 and 255 is kept for pixels without a class, in every data set.
+# The label of pixels without a class: the last number of 8 bits, of 16 where a data set has more classes than that.
 IGNORE_INDEX = 255
-MAX_NUM_CLASSES = 255
+WIDE_IGNORE_INDEX = 65535
+
+
+def ignore_index_for(num_labels: int) -> int:
+    """The label of pixels without a class, in a data set of so many classes: 255, or 65535 with more than 255."""
+    return IGNORE_INDEX if num_labels <= IGNORE_INDEX else WIDE_IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -22,33 +25,45 @@ class LabelInfo:
         name: Name of the data set, as `load_segmentation_dataset` knows it.
         id2label: Class id, from 0 without gaps, to its name.
         palette: RGB colour of each class, 0-255, in the order of the ids.
-        ignore_index: Label of the pixels that have no class; always 255 after loading.
 
     Raises:
-        ValueError: If the ids have gaps, the colours do not match them, or there are more classes than uint8 holds.
+        ValueError: If the ids have gaps, two classes have one name, the colours do not match them, or there are more
+            classes than 16 bits hold.
     """
 
     name: str
     id2label: dict[int, str]
     palette: list[Colour]
-    ignore_index: int = IGNORE_INDEX
 
     def __post_init__(self) -> None:
         num_classes = len(self.id2label)
-        if not 1 <= num_classes <= MAX_NUM_CLASSES:
+        if not 1 <= num_classes <= WIDE_IGNORE_INDEX:
             raise ValueError(
-                f"{self.name}: got {num_classes} classes, need 1 to {MAX_NUM_CLASSES}: masks are 8-bit and "
-                f"{IGNORE_INDEX} is kept for pixels without a class."
+                f"{self.name}: got {num_classes} classes, need 1 to {WIDE_IGNORE_INDEX}: masks have at most 16 bits "
+                f"and {WIDE_IGNORE_INDEX} is kept for pixels without a class."
             )
         if sorted(self.id2label) != list(range(num_classes)):
             raise ValueError(f"{self.name}: class ids must be 0..{num_classes - 1}, got {sorted(self.id2label)}.")
         if len(self.palette) != num_classes:
             raise ValueError(f"{self.name}: {num_classes} classes need as many colours, got {len(self.palette)}.")
+        first: dict[str, int] = {}
+        for index, name in self.id2label.items():
+            if name in first:
+                raise ValueError(
+                    f"{self.name}: classes {first[name]} and {index} are both called {name!r}, and scores are told by "
+                    "name. Rename one, or give both numbers one class (`ids`)."
+                )
+            first[name] = index
 
     @property
     def num_labels(self) -> int:
         """Number of classes k."""
         return len(self.id2label)
+
+    @property
+    def ignore_index(self) -> int:
+        """Label of the pixels that have no class, after loading: 255, or 65535 with more than 255 classes."""
+        return ignore_index_for(self.num_labels)
 
     @classmethod
     def from_names(cls, name: str, class_names: Sequence[str], palette: Sequence[Sequence[int]]) -> LabelInfo:
@@ -58,20 +73,24 @@ class LabelInfo:
 
 @dataclass(frozen=True)
 class LabelScheme:
-    """How the numbers in the mask files of a data set become class ids.
+    """How what is in the mask files of a data set becomes class ids. Values are class ids, or `info.ignore_index`.
 
     Args:
         info: The classes after conversion.
-        raw_to_id: Number in the file -> class id, or 255 for "no class". Any other number in a file is an error.
+        raw_to_id: By the number in the file, 0..65535. Any other number in a file is an error.
         out_of_range_hint: Likely cause of such an error, for its message.
-        decode_colours: For data sets whose masks also circulate as colour images: turns (h, w, 3) uint8 into the
-            (h, w) numbers that `raw_to_id` takes, or raises `ValueError`. Without it, colour masks are an error.
+        colours: By the colour in the file, for masks that are pictures in the colours of the classes.
+        read_colours: Whether masks are read by their colours: all (True) or none (False); None, where there are
+            `colours`, those of three channels, and palette masks whose numbers are not known but whose colours are.
+        without_mask: The id of all pixels of an image that has no mask file; None where each has one.
     """
 
     info: LabelInfo
     raw_to_id: Mapping[int, int]
     out_of_range_hint: str
-    decode_colours: Callable[[np.ndarray], np.ndarray] | None = None
+    colours: Mapping[Colour, int] | None = None
+    read_colours: bool | None = None
+    without_mask: int | None = None
 
 
 def class_names(id2label: Mapping[int, str]) -> list[str]:
@@ -80,29 +99,12 @@ def class_names(id2label: Mapping[int, str]) -> list[str]:
 
 
 def voc_palette(num_colours: int) -> list[Colour]:
-    """The colour map of the Pascal VOC development kit: well separated colours for ids 0..255, black first.
+    """The colour map of the Pascal VOC development kit: well separated colours, black first.
 
-    Bits 0, 3, 6 of an id become the high bits of red, bits 1, 4, 7 of green, bits 2, 5 of blue (`VOClabelcolormap.m`).
+    Bits 0, 3, 6 ... of an id become the high bits of red, bits 1, 4, 7 ... of green, bits 2, 5, 8 ... of blue
+    (`VOClabelcolormap.m`, which goes to 255).
     """
     return [
-        tuple(sum(((index >> (3 * level + channel)) & 1) << (7 - level) for level in range(3)) for channel in range(3))
+        tuple(sum(((index >> (3 * level + channel)) & 1) << (7 - level) for level in range(6)) for channel in range(3))
         for index in range(num_colours)
     ]
-
-
-def decode_equal_channels(colours: np.ndarray) -> np.ndarray:
-    """Read an index mask that was saved with its one channel repeated three times.
-
-    Args:
-        colours: (h, w, 3) uint8.
-
-    Returns:
-        (h, w) uint8.
-
-    Raises:
-        ValueError: If the channels differ: then it is a colour picture, whose classes cannot be known.
-    """
-    first = colours[..., 0]
-    if (first != colours[..., 1]).any() or (first != colours[..., 2]).any():
-        raise ValueError("its three channels differ, so it is a colour picture and not class ids")
-    return first

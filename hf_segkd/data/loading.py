@@ -48,13 +48,14 @@ def load_segmentation_dataset(
         split: "train", "val" (or "validation"), and what else the data set has, e.g. "trainval" of VOC.
         hub_id: Take a copy on the Hub instead of `data_dir`, e.g. "merve/scene_parse_150" for "ade20k",
             "nateraw/pascal-voc-2012" for "voc2012", "Chris1/cityscapes" for "cityscapes".
-        **options: `check_size=False` accepts an incomplete official split. "folder" takes `classes`, `palette` and
-            `ignore_index` (see `load_folder`), "demo" takes `num_images`, `image_size`, `num_classes` and `seed`
-            (see `load_demo`).
+        **options: `check_size=False` accepts an incomplete official split. "folder" takes `classes`, and what says how
+            masks are read and where files lie (see `load_folder`); copies on the Hub take `image_column` and
+            `mask_column`; "demo" takes `num_images`, `image_size`, `num_classes` and `seed` (see `load_demo`).
 
     Returns:
         A data set with columns `image` (PIL RGB), `annotation` (PIL "L" of class ids 0..k-1, and 255 where there is
-        no class) and `image_id`. `label_info` gives its class names and colours; `check_dataset` reads it through.
+        no class; with more than 255 classes "I;16" and 65535) and `image_id`. `label_info` gives its class names and
+        colours; `check_dataset` reads it through.
 
     Raises:
         ValueError: If the name, the split or an option is unknown, or files are missing or do not pair up.

@@ -118,7 +118,8 @@ class AugmentedDataset(Dataset):
         if "annotation" in row:
             annotation = row["annotation"]
         else:
-            annotation = Image.new("L", image.size, self.transform.ignore_index)
+            ignored = self.transform.ignore_index
+            annotation = Image.new("L" if ignored <= IGNORE_INDEX else "I;16", image.size, ignored)
         return {**self.transform(image, annotation, rng), "image_ids": row["image_id"]}
 
     def _readable_row(self, images: datasets.Dataset, place: int, unreadable: Tensor) -> dict[str, Any]:

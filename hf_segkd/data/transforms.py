@@ -115,18 +115,19 @@ class TrainTransform:
 
         Args:
             image: RGB.
-            annotation: Class ids of the same size, PIL "L" or (hh, ww) uint8.
+            annotation: Class ids of the same size, PIL "L" or (hh, ww) uint8; "I;16" or uint16 where there are more
+                than 255 classes.
             rng: The only source of randomness.
 
         Returns:
             `pixel_values`, (3, h, w) float32, and `labels`, (h, w) int64.
 
         Raises:
-            ValueError: If the sizes differ or an array is not uint8.
+            ValueError: If the sizes differ or an array is of another type.
         """
         if isinstance(annotation, np.ndarray):
-            if annotation.dtype != np.uint8:
-                raise ValueError(f"annotation must be uint8 class ids, got {annotation.dtype}.")
+            if annotation.dtype not in (np.uint8, np.uint16):
+                raise ValueError(f"annotation must be uint8 or uint16 class ids, got {annotation.dtype}.")
             annotation = Image.fromarray(annotation)
         if image.size != annotation.size:
             raise ValueError(f"image is {image.size} and annotation {annotation.size} pixels (width, height).")
@@ -166,7 +167,10 @@ class TrainTransform:
         """Whether a class covers more than its share of the labelled pixels."""
         if self.max_class_share == 1:
             return False
-        counts = labels.histogram()
+        if labels.mode == "L":
+            counts = labels.histogram()
+        else:
+            counts = np.bincount(np.asarray(labels).ravel(), minlength=self.ignore_index + 1)
         counts[self.ignore_index] = 0
         return max(counts) > self.max_class_share * sum(counts)
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import datasets
 
 from .decoding import decode_images
-from .files import FEATURES, numbered
-from .folder import IMAGE_SUFFIXES, MASK_FOLDERS
+from .files import FEATURES, IMAGE_SUFFIXES, MASK_FOLDERS, numbered
 
 
 def load_unlabelled_images(data_dir: str | os.PathLike) -> datasets.Dataset:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-import numpy as np
 
 from .files import (
     canonical_split,
@@ -34,12 +33,14 @@ CLASS_NAMES = NAMES.split()
 
 
 def voc_scheme(name: str) -> LabelScheme:
-    """Labels of VOC and of its augmented variant: index masks with 0..20 and 255."""
+    """Labels of VOC and of its augmented variant: index masks with 0..20 and 255, or masks in their colours."""
     num_classes = len(CLASS_NAMES)
+    numbers, colours = [*range(num_classes), IGNORE_INDEX], voc_palette(256)
     return LabelScheme(
         info=LabelInfo.from_names(name, CLASS_NAMES, voc_palette(num_classes)),
-        raw_to_id={index: index for index in [*range(num_classes), IGNORE_INDEX]},
+        raw_to_id={number: number for number in numbers},
         out_of_range_hint="VOC masks hold 0..20 and 255. Was the palette of the mask replaced by grey levels?",
+        colours={colours[number]: number for number in numbers},
     )
 
 
@@ -81,29 +82,6 @@ def load_voc2012_aug(data_dir: str | os.PathLike | None, split: str, *, check_si
         return _load(root, "SegmentationClass", "voc2012_aug", split, _read_split_list(root, "val"), size)
     ids = _augmented_ids(root)
     return _load(root, "SegmentationClassAug", "voc2012_aug", split, ids, size)
-
-
-def decode_voc_colours(colours: np.ndarray) -> np.ndarray:
-    """Class ids from a mask in the colours of VOC.
-
-    Args:
-        colours: (h, w, 3) uint8.
-
-    Returns:
-        (h, w) uint8: 0..20 and 255.
-
-    Raises:
-        ValueError: If a colour is not one of VOC's.
-    """
-    indices = np.array([*range(len(CLASS_NAMES)), IGNORE_INDEX], dtype=np.uint8)
-    codes = np.array(voc_palette(256), dtype=np.int32)[indices] @ (1 << 16, 1 << 8, 1)
-    order = codes.argsort()
-    pixels = colours.astype(np.int32) @ (1 << 16, 1 << 8, 1)
-    found = np.searchsorted(codes, pixels, sorter=order).clip(max=len(codes) - 1)
-    unknown = codes[order][found] != pixels
-    if unknown.any():
-        raise ValueError(f"{tuple(colours[unknown][0].tolist())} is not a colour of VOC's classes")
-    return indices[order][found]
 
 
 def _find_voc(data_dir: str | os.PathLike | None) -> Path:

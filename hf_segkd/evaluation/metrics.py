@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 NUM_BYTES = 256
+MAX_NUM_LABELS = 65535
 LabelMaps = Tensor | np.ndarray | Sequence[Tensor | np.ndarray]
 
 _DESCRIPTION = "Mean IoU, mean class accuracy and pixel accuracy from a streaming integer confusion matrix."
@@ -33,7 +34,7 @@ def confusion_matrix(predictions: Tensor, references: Tensor, num_labels: int, i
     Args:
         predictions: Class ids 0..k-1, any integer type and shape.
         references: True class ids 0..k-1 or `ignore_index`, same shape and device.
-        num_labels: k, at most 255.
+        num_labels: k, at most 65,535; more than 255 take twice the time.
         ignore_index: Label of the pixels to leave out.
 
     Returns:
@@ -56,8 +57,10 @@ def confusion_matrix(predictions: Tensor, references: Tensor, num_labels: int, i
         raise ValueError(
             f"predictions and references must be integer class ids, got {predictions.dtype} and {references.dtype}."
         )
-    if not 1 <= num_labels < NUM_BYTES:
-        raise ValueError(f"num_labels must be 1..{NUM_BYTES - 1}, got {num_labels}.")
+    if not 1 <= num_labels <= MAX_NUM_LABELS:
+        raise ValueError(f"num_labels must be 1..{MAX_NUM_LABELS}, got {num_labels}.")
+    if num_labels >= NUM_BYTES:
+        return _wide_confusion_matrix(predictions, references, num_labels, ignore_index)
     if not 0 <= ignore_index < NUM_BYTES:
         ignored = references == ignore_index
         _check_range("references", references.masked_fill(ignored, 0), num_labels, num_labels)
@@ -185,7 +188,7 @@ class MeanIoU(evaluate.Metric):
         self.confusion_matrix.zero_()
 
     def _info(self) -> evaluate.MetricInfo:
-        pixels = datasets.Sequence(datasets.Sequence(datasets.Value("uint8")))
+        pixels = datasets.Sequence(datasets.Sequence(datasets.Value("uint16")))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
@@ -196,6 +199,18 @@ class MeanIoU(evaluate.Metric):
     def _build_data_dir(self) -> str:
         # The base class would create a folder in the user's cache here; there is nothing to put into it.
         return ""
+
+
+def _wide_confusion_matrix(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int) -> Tensor:
+    """As `confusion_matrix`, for classes that one byte does not hold."""
+    if ignore_index == NUM_BYTES - 1:
+        raise ValueError(f"ignore_index 255 is one of {num_labels} classes. The label of no class is 65535 then.")
+    references = references.long()
+    valid = references != ignore_index
+    references, predictions = references[valid], predictions[valid].long()
+    _check_range("references", references, num_labels, num_labels)
+    _check_range("predictions", predictions, num_labels, num_labels)
+    return torch.bincount(references * num_labels + predictions, minlength=num_labels**2).view(num_labels, num_labels)
 
 
 def _as_bytes(name: str, ids: Tensor, num_labels: int) -> Tensor:

@@ -17,9 +17,9 @@ BAR_COLOURS = ("#999999", "#e69f00", "#0072b2")
 
 def colour(mask: np.ndarray, palette: Palette) -> np.ndarray:
     """Class ids (h, w) as colours (h, w, 3) uint8; ids beyond the palette, such as 255, are white."""
-    table = np.full((256, 3), 255, dtype=np.uint8)
+    table = np.full((max(256, len(palette) + 1), 3), 255, dtype=np.uint8)
     table[: len(palette)] = np.asarray(palette, dtype=np.uint8)
-    return table[mask]
+    return table[mask if len(palette) < 256 else np.minimum(mask, len(palette))]
 
 
 def overlay(image: Image.Image, mask: np.ndarray, palette: Palette, opacity: float = 0.6) -> Image.Image:

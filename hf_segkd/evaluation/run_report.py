@@ -39,7 +39,7 @@ class RunReport:
         unreadable_images: Number of training images that were left out, since `resumed_from_step`.
         resumed_from_step: Step that the run was last resumed from; None for a run that never stopped.
         best_step: Step whose weights are scored, where training went back to its best checkpoint.
-        teacher: Folder (whole path) or Hub id of the teacher; None without one. This and the next five are the
+        teacher: Folder (whole path) or Hub id of the teacher; None without one. This and the next six are the
             commands' own.
         initial_weights: Folder, file or name of the weights that training started from, or "random".
         train_seconds: Seconds of training on the clock, since `resumed_from_step`.
@@ -47,6 +47,8 @@ class RunReport:
         versions: Package -> version, of what it was trained with.
         data: The evaluated images as `DataFlags.source` describes them: dataset, data_dir, hub_id, dataset_options,
             split.
+        label_account: Split -> pixels of each class and without one, in the images that were read before training
+            (`LabelAccount.as_dict`); None where none were.
         model: Folder or Hub id of an evaluated network; of `evaluate` only.
         trained_on: Data set of the training, where scores may be of another; added from a run's folder, as the rest is.
         settings: Training arguments; in no file.
@@ -81,6 +83,7 @@ class RunReport:
     train_processor_seconds: float | None = None
     versions: dict[str, str] | None = None
     data: dict[str, Any] | None = None
+    label_account: dict[str, Any] | None = None
     model: str | None = None
     trained_on: str | None = None
     settings: dict[str, Any] | None = None

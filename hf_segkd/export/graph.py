@@ -27,8 +27,8 @@ class DenseNetwork(nn.Module):
     Args:
         model: Any network whose `logits` are (b, k, h4, w4); smaller ones than the input are resized as the image
             processors' post-processing does it (bilinear, align_corners=False).
-        argmax: Return the class of each pixel instead, as uint8: the data sets here have at most 255 classes. Of
-            equal logits the lowest class wins, as in PyTorch.
+        argmax: Return the class of each pixel instead, as uint8, of more than 256 classes as int32. Of equal logits
+            the lowest class wins, as in PyTorch.
     """
 
     def __init__(self, model: nn.Module, argmax: bool = False) -> None:
@@ -43,11 +43,13 @@ class DenseNetwork(nn.Module):
         return "mask" if self.argmax else "logits"
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Logits (b, k, hh, ww) fp32, or classes (b, hh, ww) uint8, of normalised images (b, 3, hh, ww)."""
+        """Logits (b, k, hh, ww) fp32, or classes (b, hh, ww), of normalised images (b, 3, hh, ww)."""
         logits = self.model(pixel_values=pixel_values).logits
         if logits.shape[-2:] != pixel_values.shape[-2:]:
             logits = logits_at(logits, pixel_values.shape[-2:])
-        return logits.argmax(dim=1).to(torch.uint8) if self.argmax else logits
+        if not self.argmax:
+            return logits
+        return logits.argmax(dim=1).to(torch.uint8 if logits.shape[1] <= 256 else torch.int32)
 
 
 def check_takes(network: DenseNetwork, image: Tensor) -> None:

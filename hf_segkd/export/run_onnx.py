@@ -53,7 +53,7 @@ def segment(session, facts, image):
     if facts["output"] == "mask":
         return np.asarray(Image.fromarray(output[0]).resize(image.size, Image.Resampling.NEAREST))
     logits = resize_axis(resize_axis(output[0], image.height, 1), image.width, 2)
-    return logits.argmax(axis=0).astype(np.uint8)
+    return logits.argmax(axis=0).astype(np.uint8 if len(logits) <= 256 else np.uint16)
 
 
 def main(photo, target, model="model.onnx"):

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_segkd.data import LabelInfo, class_names
+from hf_segkd.data.labels import IGNORE_INDEX
 
 logger = logging.get_logger(__name__)
 
@@ -14,7 +15,8 @@ def check_labels(model: PreTrainedModel, labels: LabelInfo) -> None:
     """Make sure that a network and a data set speak of the same classes in the same order.
 
     Raises:
-        ValueError: If they differ in number, or have the same names in another order. Other names are warned about.
+        ValueError: If they differ in number, or have the same names in another order, or the network does not leave out
+            the data set's label of no class. Other names are warned about.
     """
     names, known = class_names(labels.id2label), label_names(model)
     if model.config.num_labels != len(names):
@@ -27,6 +29,12 @@ def check_labels(model: PreTrainedModel, labels: LabelInfo) -> None:
         if sorted(known) == sorted(names):
             raise ValueError(f"The network has the data set's labels in another order: {known}, not {names}.")
         logger.warning(f"The network calls its labels {known}, the data set {names}; they are paired by index.")
+    ignored = getattr(model.config, "semantic_loss_ignore_index", None)
+    if labels.ignore_index > IGNORE_INDEX and ignored != labels.ignore_index:
+        raise ValueError(
+            f"With {len(names)} classes pixels without a class have the label {labels.ignore_index}, and the network "
+            f"leaves out {ignored}, a class. Set semantic_loss_ignore_index in its config to {labels.ignore_index}."
+        )
 
 
 def label_names(model: PreTrainedModel) -> list[str]:

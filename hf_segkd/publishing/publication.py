@@ -116,9 +116,7 @@ def compare(samples: datasets.Dataset, networks: Mapping[str, tuple[PreTrainedMo
         image = sample["image"]
         size = size or (CELL_WIDTH, round(CELL_WIDTH * image.height / image.width))
         masks = [np.array(sample["annotation"])]
-        masks += [
-            predict(model, processor, image).cpu().numpy().astype("uint8") for model, processor in networks.values()
-        ]
+        masks += [predict(model, processor, image).cpu().numpy() for model, processor in networks.values()]
         seen.update(*(np.unique(mask).tolist() for mask in masks))
         pictures = [Image.fromarray(colour(mask, labels.palette)) for mask in masks]
         photo = ImageOps.pad(image.convert("RGB"), size, Image.Resampling.BICUBIC, color="white")

@@ -15,6 +15,7 @@ from hf_segkd.data import (
     EvaluationDataset,
     TrainTransform,
     check_keeps_whole_images,
+    check_labels_of,
     label_info,
     without_labels,
 )
@@ -59,6 +60,7 @@ def augmented(
     if isinstance(dataset, datasets.Dataset):
         if "annotation" in dataset.column_names:
             check_labels(model, label_info(dataset))
+            check_labels_of(dataset)
         else:
             refuse_need_of_labels(loss, "the images of train_dataset have")
             dataset = without_labels(dataset)
@@ -109,6 +111,7 @@ def whole_images(dataset: Any, processor: Any, model: PreTrainedModel) -> Any:
     check_labels(model, label_info(dataset))
     if len(dataset) == 0:
         raise ValueError("A data set without images has no score: eval_dataset is empty.")
+    check_labels_of(dataset)
     return EvaluationDataset(dataset, _needed(processor))
 
 

@@ -67,12 +67,23 @@ def test_label_info_rejects_gaps_missing_colours_and_too_many_classes():
         LabelInfo("mine", {0: "a", 2: "b"}, voc_palette(2))
     with pytest.raises(ValueError, match="2 classes need as many colours, got 3"):
         LabelInfo("mine", {0: "a", 1: "b"}, voc_palette(3))
-    with pytest.raises(ValueError, match="got 256 classes"):
-        LabelInfo("mine", {i: str(i) for i in range(256)}, voc_palette(256))
+    with pytest.raises(ValueError, match="got 65536 classes"):
+        LabelInfo("mine", {i: str(i) for i in range(65536)}, voc_palette(65536))
+    with pytest.raises(ValueError, match="classes 0 and 2 are both called 'other'"):
+        LabelInfo("mine", {0: "other", 1: "car", 2: "other"}, voc_palette(3))
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK"])
-def test_masks_that_are_colour_pictures_are_rejected_by_name(tree, mode):
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_masks_in_colours_that_nobody_told_are_rejected_by_name(tree, mode):
+    replace_mask(tree, Image.new(mode, (16, 12), "blue"))
+    with pytest.raises(
+        ValueError, match=rf"scene1.png: cannot read the {mode} mask: its three channels differ.*palette"
+    ):
+        check_dataset(load(tree))
+
+
+@pytest.mark.parametrize("mode", ["LA", "CMYK"])
+def test_masks_of_other_modes_are_rejected_by_name(tree, mode):
     picture = blank(mode)
     path = tree / "train" / "labels" / ("scene1.png" if mode != "CMYK" else "scene1.tif")
     (tree / "train" / "labels" / "scene1.png").unlink()

@@ -8,7 +8,8 @@ from PIL import Image
 
 from hf_segkd.data import label_info, load_segmentation_dataset
 from hf_segkd.data.labels import voc_palette
-from hf_segkd.data.voc import decode_voc_colours
+from hf_segkd.data.mask_ids import MaskReader
+from hf_segkd.data.voc import voc_scheme
 
 
 @pytest.fixture(autouse=True)
@@ -64,13 +65,16 @@ def test_voc_masks_of_indices_are_read_as_they_are(tmp_path):
     assert annotation(dataset).ravel()[:3].tolist() == [0, 20, 255]
 
 
-def test_all_colours_of_voc_are_told_apart_and_others_named():
+def test_all_colours_of_voc_are_told_apart_and_others_named(tmp_path):
     indices = np.array([[*range(21), 255]], dtype=np.uint8)
     palette = np.array(voc_palette(256), dtype=np.uint8)
-    assert np.array_equal(decode_voc_colours(palette[indices]), indices)
+    masks, path = MaskReader(voc_scheme("voc2012")), str(tmp_path / "mask.png")
+    Image.fromarray(palette[indices]).save(path)
+    assert np.array_equal(np.asarray(masks.read(path, path)), indices)
     for colour in ((1, 0, 0), (255, 255, 255), (0, 0, 1)):
+        Image.new("RGB", (1, 1), colour).save(path)
         with pytest.raises(ValueError, match=re.escape(str(colour))):
-            decode_voc_colours(np.array([[colour]], dtype=np.uint8))
+            masks.read(path, path)
 
 
 def test_cityscapes_masks_with_three_equal_channels_are_accepted_and_colours_rejected(tmp_path):
@@ -100,3 +104,30 @@ def test_missing_splits_and_columns_are_errors(tmp_path):
         load_segmentation_dataset("folder", hub_id=hub_id, classes=["off", "on"])
     with pytest.raises(ValueError, match="replaces data_dir"):
         load_segmentation_dataset("voc2012", tmp_path, hub_id=hub_id)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "named"),
+    [
+        ("pixel_values", "label", False),  # Hugging Face's SegFormer tutorial
+        ("image", "segmentation", False),
+        ("image", "semantic_segmentation", False),
+        ("photo", "truth", True),
+    ],
+)
+def test_columns_are_found_or_named(tmp_path, image, mask, named):
+    rows = {image: [Image.new("RGB", (16, 12), (9, 9, 9))], mask: [Image.fromarray(trees.mask_of([0, 1]))]}
+    features = datasets.Features({name: datasets.Image() for name in rows} | {"scene": datasets.Value("string")})
+    dataset = datasets.Dataset.from_dict({**rows, "scene": ["street"]}, features=features)
+    (tmp_path / "mine").mkdir()
+    dataset.to_parquet(tmp_path / "mine" / "train-00000-of-00001.parquet")
+    options = {"hub_id": str(tmp_path / "mine"), "classes": ["off", "on"]}
+    columns = {"image_column": image, "mask_column": mask} if named else {}
+    loaded = load_segmentation_dataset("folder", **options, **columns)
+    assert loaded.column_names == ["image", "annotation", "image_id"]
+    assert loaded[0]["image"].getpixel((0, 0)) == (9, 9, 9)
+    assert np.array_equal(annotation(loaded), trees.mask_of([0, 1]))
+    with pytest.raises(ValueError, match=r"there is no column 'truht'. (Did you mean 'truth'\? )?There are: "):
+        load_segmentation_dataset("folder", **options, image_column=image, mask_column="truht")
+    with pytest.raises(ValueError, match="column scene must hold pictures"):
+        load_segmentation_dataset("folder", **options, image_column=image, mask_column="scene")

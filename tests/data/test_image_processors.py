@@ -41,10 +41,10 @@ def test_a_loaded_network_is_scored_on_whole_images_though_its_processor_would_k
     assert EvaluationDataset(scenes("val", 1), loaded)[0]["pixel_values"].shape == (3, 32, 48)
 
 
-def test_masks_of_more_classes_than_a_byte_tells_apart_are_refused(tmp_path):
+def test_masks_of_more_classes_than_a_byte_tells_apart_have_16_bits(tmp_path):
     network(id2label={index: str(index) for index in range(257)}, label2id=None).save_pretrained(tmp_path)
     processor().save_pretrained(tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     places = ["--images", str(tmp_path / "image.png"), "--output", str(tmp_path / "pictures")]
-    with pytest.raises(ValueError, match="has 257 classes"):
-        predict_command.main(["--model", str(tmp_path), *places])
+    predict_command.main(["--model", str(tmp_path), *places])
+    assert Image.open(tmp_path / "pictures" / "image_mask.png").mode == "I;16"

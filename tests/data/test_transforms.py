@@ -138,7 +138,7 @@ def test_annotations_of_another_size_or_type_are_errors():
     rng = np.random.default_rng(1)
     with pytest.raises(ValueError, match=r"image is \(120, 90\) and annotation \(120, 89\)"):
         TrainTransform((48, 64))(image, np.asarray(labels)[1:], rng)
-    with pytest.raises(ValueError, match="must be uint8 class ids, got int64"):
+    with pytest.raises(ValueError, match="must be uint8 or uint16 class ids, got int64"):
         TrainTransform((48, 64))(image, np.asarray(labels).astype(np.int64), rng)
 
 

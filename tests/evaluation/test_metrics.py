@@ -170,14 +170,33 @@ def test_labels_out_of_range_raise(bad):
         confusion_matrix(torch.zeros(4, 4).long(), references, 5)
 
 
+@pytest.mark.parametrize("num_labels", [256, 847])
+def test_more_classes_than_a_byte_holds_are_counted(num_labels):
+    rng = np.random.default_rng(0)
+    predictions, references = rng.integers(0, num_labels, (2, 40, 50), dtype=np.uint16)
+    references[0], predictions[1, :2] = 65535, references[1, :2]  # a line without a class, some right
+    matrix = confusion_matrix(torch.as_tensor(predictions), torch.as_tensor(references), num_labels, 65535)
+    expected = np.zeros((num_labels, num_labels), dtype=int)
+    np.add.at(expected, (references[1:].ravel(), predictions[1:].ravel()), 1)
+    assert np.array_equal(matrix.numpy(), expected)
+    metric = MeanIoU(num_labels, ignore_index=65535)
+    metric.update(predictions, references)
+    assert torch.equal(metric.confusion_matrix, matrix)
+    references[3, 3] = num_labels
+    with pytest.raises(ValueError, match=rf"references hold class id {num_labels}, need 0..{num_labels - 1}"):
+        metric.update(predictions, references)
+    with pytest.raises(ValueError, match=f"ignore_index 255 is one of {num_labels} classes"):
+        MeanIoU(num_labels).update(predictions, references)
+
+
 def test_shapes_types_and_counts_that_do_not_fit_raise():
     labels = torch.zeros(4, 4).long()
     with pytest.raises(ValueError, match="one shape"):
         confusion_matrix(labels[:2], labels, 5)
     with pytest.raises(ValueError, match="integer class ids"):
         confusion_matrix(labels.float(), labels, 5)
-    with pytest.raises(ValueError, match=r"num_labels must be 1..255, got 256"):
-        confusion_matrix(labels, labels, 256)
+    with pytest.raises(ValueError, match=r"num_labels must be 1..65535, got 65536"):
+        confusion_matrix(labels, labels, 65536)
     with pytest.raises(ValueError, match="Got 1 predictions for 2 references"):
         MeanIoU(5).update([labels], [labels, labels])
     with pytest.raises(ValueError, match="both predictions and references"):
