@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 # PIL goes by the content and not by the name, and of what else it knows some runs a program (EPS: Ghostscript).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")  # phones store previews beside a photo, as MPO, whose first picture it is
+
+# EXIF orientation of the pixels as stored -> what turns them upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class UnreadableImageError(ValueError):
@@ -59,6 +71,41 @@ def read_rgb(file: str | BinaryIO, name: str, max_pixels: int | None = None) -> 
         return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # as above
         raise UnreadableImageError(f"{name}: cannot be turned upright and into RGB, damaged: {error}") from error
+
+
+def size_and_orientation(file: Path) -> tuple[tuple[int, int], int]:
+    """Width and height of a picture as it is stored, and its EXIF orientation (1 if upright), without decoding it.
+
+    Raises:
+        UnreadableImageError: If it is no picture.
+    """
+    with file.open("rb") as stream:
+        tags = tiff_tags(stream)
+        if tags is not None:  # of any number of bands, which PIL need not know
+            sides = tuple(int(tags[tag]) for tag in (TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH))
+            return sides, tags.get(ExifTags.Base.Orientation, 1)
+        try:
+            image = Image.open(stream, formats=FORMATS)
+            return image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception as error:  # as in `open_image`
+            raise UnreadableImageError(f"{file}: no picture that can be read: {error}") from error
+
+
+def tiff_tags(stream: BinaryIO) -> TiffImagePlugin.ImageFileDirectory_v2 | None:
+    """Tags of the first picture of a TIFF file; None of other files. The stream stands at its beginning afterwards."""
+    header = stream.read(8)
+    if header[:2] not in (b"II", b"MM"):
+        stream.seek(0)
+        return None
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header + (stream.read(8) if header[2] == 43 else b""))
+        stream.seek(tags.next)
+        tags.load(stream)
+        return tags if TiffImagePlugin.IMAGEWIDTH in tags and TiffImagePlugin.IMAGELENGTH in tags else None
+    except Exception:  # a damaged one: whoever decodes it tells
+        return None
+    finally:
+        stream.seek(0)
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int | None) -> None:
