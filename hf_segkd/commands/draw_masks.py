@@ -57,7 +57,10 @@ class DrawingCommand:
         },
     )
     void_labels: list[str] = field(
-        default_factory=lambda: [LABELME_IGNORE], metadata={"help": "Labels whose pixels have no class (255)."}
+        default_factory=list,
+        metadata={
+            "help": f"Labels whose pixels have no class (255); {LABELME_IGNORE} is one unless it has another place."
+        },
     )
     left_out_labels: list[str] = field(
         default_factory=list, metadata={"help": "Labels that are not drawn, as if their shapes were not there."}
@@ -82,7 +85,10 @@ def main(args: list[str] | None = None) -> Path:
     annotations = read_labelme(source) if source.is_dir() else read_coco(source)
     names = class_names_of(command, annotations)
     _tell_of_unknown_labels(command, {*(annotations.names or ()), *annotations.labels})
-    ids = class_ids(names, command.void_labels, command.left_out_labels, annotations.labels)
+    void = list(command.void_labels)
+    if LABELME_IGNORE not in (*names, *void, *command.left_out_labels):
+        void.append(LABELME_IGNORE)
+    ids = class_ids(names, void, command.left_out_labels, annotations.labels)
     file = root / CLASSES_FILE
     _check_classes_file(file, names)
     unlabelled = IGNORE_INDEX if command.unlabelled == VOID else names.index(command.unlabelled)
@@ -138,8 +144,7 @@ def class_names_of(command: DrawingCommand, annotations: Annotations) -> list[st
 
 
 def _tell_of_unknown_labels(command: DrawingCommand, known: set[str]) -> None:
-    given = {*command.void_labels, *command.left_out_labels} - {LABELME_IGNORE}
-    for label in sorted(given - known):
+    for label in sorted({*command.void_labels, *command.left_out_labels} - known):
         logger.warning(
             f"No shape has the label {label!r} of void_labels or left_out_labels.{did_you_mean(label, known)}"
         )

@@ -13,8 +13,11 @@ from hf_segkd.commands.command_line import parse_arguments
 from hf_segkd.data import class_colours, class_names
 from hf_segkd.data.folder import IMAGE_SUFFIXES
 from hf_segkd.data.image_files import read_rgb
+from hf_segkd.data.image_processors import num_bands
+from hf_segkd.data.multiband import read_bands
 from hf_segkd.evaluation.pictures import legend, overlay
 from hf_segkd.networks import with_taps
+from hf_segkd.networks.channels import check_processor
 from hf_segkd.networks.inference import predict
 from hf_segkd.networks.loading import load_network
 
@@ -47,6 +50,8 @@ def main(args: list[str] | None = None) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() and not command.use_cpu else "cpu"
     model, processor = load_network(command.model)
+    check_processor(model.config, processor)
+    bands = num_bands(processor)
     model = with_taps(model.to(device))  # also masks with classes become logits
     if model.config.num_labels > MAX_CLASSES:
         raise ValueError(f"{command.model} has {model.config.num_labels} classes; masks hold at most {MAX_CLASSES}.")
@@ -55,7 +60,7 @@ def main(args: list[str] | None = None) -> list[Path]:
     written, refused = [], []
     for file in tqdm(files, unit="image"):
         try:
-            image = read_rgb(str(file), str(file))
+            image = read_rgb(str(file), str(file)) if bands is None else read_bands(str(file), str(file), bands)
         except ValueError as error:  # the others are worth having
             refused.append(str(error))
             continue

@@ -1,10 +1,11 @@
 """Data sets for semantic segmentation: loading, checking, joint augmentation, evaluation."""
 
 from .colours import class_colours
-from .decoding import check_dataset, evenly_spread, label_info
+from .decoding import check_dataset, evenly_spread, label_info, stored_channels
 from .image_processors import check_keeps_whole_images, whole_image
 from .labels import LabelInfo, class_names, voc_palette
 from .loading import load_segmentation_dataset
+from .multiband import MultiBandImage, read_bands
 from .photometric import PhotoMetricDistortion, RandomBlur
 from .torch_datasets import AugmentedDataset, EvaluationDataset, evaluation_collator, train_collator
 from .transforms import TrainTransform
@@ -14,6 +15,7 @@ __all__ = [
     "AugmentedDataset",
     "EvaluationDataset",
     "LabelInfo",
+    "MultiBandImage",
     "PhotoMetricDistortion",
     "RandomBlur",
     "TrainTransform",
@@ -26,6 +28,8 @@ __all__ = [
     "label_info",
     "load_segmentation_dataset",
     "load_unlabelled_images",
+    "read_bands",
+    "stored_channels",
     "train_collator",
     "voc_palette",
     "whole_image",

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel
 
-from hf_segkd.data.image_processors import normalisation
+from hf_segkd.data.image_processors import normalisation, num_bands
 
 from .run_onnx import prepare
 
@@ -34,7 +34,8 @@ def describe(model: PreTrainedModel, processor: Any, output_name: str) -> dict[s
     Returns:
         `input` and `output` (names), `size` (`{"height", "width"}` or `{"shortest_edge"}` that images are resized to,
         or None), `resample` (PIL's number of the filter), `rescale_factor`, `image_mean`, `image_std`, `id2label`,
-        `versions`, and `license` if the network's config has one.
+        `versions`, `num_bands` if images are taken as they are stored, in so many bands, and `license` if the network's
+        config has one.
     """
     facts = {
         "input": "pixel_values",
@@ -45,6 +46,8 @@ def describe(model: PreTrainedModel, processor: Any, output_name: str) -> dict[s
         "id2label": model.config.id2label,
         "versions": versions(),
     }
+    if (bands := num_bands(processor)) is not None:
+        facts["num_bands"] = bands
     licence = model.config.to_dict().get("license")
     return facts if licence is None else {**facts, "license": licence}
 

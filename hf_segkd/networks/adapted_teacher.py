@@ -12,11 +12,12 @@ from transformers import PreTrainedModel
 from hf_segkd.data.image_processors import normalisation, reverses_channels
 from hf_segkd.models.modeling_segmentation import SemanticSegmenterOutputWithFeatures
 from hf_segkd.networks import with_taps
+from hf_segkd.networks.channels import check_teacher
 from hf_segkd.networks.class_map import ClassMap, match_classes
 
 
 class Renormalisation(nn.Module):
-    """From pixels as one image processor normalises them to pixels as another does, (b, 3, h, w) both.
+    """From pixels as one image processor normalises them to pixels as another does, (b, c, h, w) both.
 
     With pixels u of 0 to 255 and f, m, s the rescale factor, mean and std of a processor, x = (f u - m) / s; so
     y = x * (s f' / (f s')) + (m f' / f - m') / s'. Where one of the two gives BGR, the channels change places first.
@@ -34,8 +35,8 @@ class Renormalisation(nn.Module):
         if self.reverses:
             mean, std = mean.flip(0), std.flip(0)
         ratio = new_factor / factor
-        self.register_buffer("scale", (std * ratio / new_std).float().view(1, 3, 1, 1))
-        self.register_buffer("offset", ((mean * ratio - new_mean) / new_std).float().view(1, 3, 1, 1))
+        self.register_buffer("scale", (std * ratio / new_std).float().view(1, -1, 1, 1))
+        self.register_buffer("offset", ((mean * ratio - new_mean) / new_std).float().view(1, -1, 1, 1))
 
     @property
     def is_identity(self) -> bool:
@@ -129,9 +130,11 @@ def adapted(
         class_map: See `match_classes`.
 
     Raises:
-        ValueError: If the student's processor is missing, or the class map does not fit.
+        ValueError: If the student's processor is missing, the class map does not fit, or the teacher takes images of
+            another number of channels.
     """
     network, renormalisation = with_taps(teacher), None
+    check_teacher(network.config, student.config)
     if teacher_processor is not None:
         if student_processor is None:
             raise ValueError(
