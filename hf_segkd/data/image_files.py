@@ -89,8 +89,9 @@ def read_rgb(file: str | BinaryIO, name: str, max_pixels: int | None = None) -> 
     try:
         if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
             _tell_once(
+                "transparency",
                 f"{name} has transparent pixels; transparency is left out, and their colours are used as they are "
-                "stored. If its last channel is something else, read all with num_channels."
+                "stored. If its last channel is something else, read all with num_channels.",
             )
         return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # as above
@@ -113,13 +114,13 @@ def _refuse_bands(tags: TiffImagePlugin.ImageFileDirectory_v2 | None, name: str)
         )
     if channels > 1 and max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8:
         _tell_once(
-            f"{name} has more than 8 bits per channel; the upper 8 are taken. num_channels={channels} keeps them all."
+            "bits",
+            f"{name} has more than 8 bits per channel; the upper 8 are taken. num_channels={channels} keeps them all.",
         )
 
 
-def _tell_once(message: str) -> None:
-    """Warn of something that is true of a whole folder, in the first file of each reason."""
-    reason = message.split(" ", 1)[1]
+def _tell_once(reason: str, message: str) -> None:
+    """Warn of something that is mostly true of a whole folder, of its first file."""
     if reason not in _told:
         _told.add(reason)
         logger.warning(f"{message} (Told of the first such file.)")
@@ -180,7 +181,7 @@ def opened(file: str | BinaryIO, name: str) -> Iterator[BinaryIO]:
     """The stream of a file, or a stream as it is, at its beginning before and after.
 
     Raises:
-        UnreadableImageError: If there is no such file.
+        UnreadableImageError: If there is no such file, or it may not be read.
     """
     if not isinstance(file, str):
         file.seek(0)
@@ -191,5 +192,7 @@ def opened(file: str | BinaryIO, name: str) -> Iterator[BinaryIO]:
         stream = open(file, "rb")  # noqa: SIM115  closed below
     except FileNotFoundError as error:
         raise UnreadableImageError(f"{name}: the file does not exist (moved since it was listed?).") from error
+    except OSError as error:
+        raise UnreadableImageError(f"{name}: cannot be read: {error}") from error
     with stream:
         yield stream

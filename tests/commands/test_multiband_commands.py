@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, SegformerImageProcessor
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, SegformerImageProcessor, pipeline
 
 from hf_segkd.commands import count_statistics, distill, evaluate, export, inspect_model, predict, publish, train
 from hf_segkd.data import check_dataset, load_segmentation_dataset, read_bands
@@ -163,6 +163,23 @@ def test_what_is_published_says_how_the_bands_are_read(scenes, trained, tmp_path
     assert names["class_ids"].shape == (SIDE, SIDE)
     with pytest.raises(ValueError, match="The page of a Space takes RGB pictures"):
         publish.main([*flags, "--space", "me/page", "--output", str(tmp_path / "other")])
+
+
+def test_the_pipeline_which_makes_rgb_of_every_picture_ends_in_an_error(scenes, trained):
+    segment = pipeline("image-segmentation", model=str(trained[0]))
+    with pytest.raises(ValueError, match=r"The image is 8 x 8 x 3, and this network takes height x width x 5"):
+        segment(Image.new("RGB", (8, 8)))
+
+
+def test_a_composed_network_of_transformers_takes_the_bands_of_its_backbone(scenes, statistics, tmp_path):
+    backbone = {"model_type": "convnext", "depths": [1, 1, 1, 1], "hidden_sizes": [4, 8, 8, 8]}
+    backbone |= {"num_channels": BANDS, "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    upernet = {"model_type": "upernet", "backbone_config": backbone, "hidden_size": 8, "auxiliary_channels": 8}
+    upernet |= {"auxiliary_in_channels": 8, "pool_scales": [1, 2]}
+    train.main(training_flags(scenes, tmp_path, statistics, steps=1, student=upernet))
+    evaluate.main(
+        ["--model", str(tmp_path), *data_flags(scenes), "--use_cpu", "True", "--output", str(tmp_path / "e.json")]
+    )
 
 
 def test_an_export_takes_five_bands(scenes, trained, tmp_path):
