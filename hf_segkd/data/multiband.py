@@ -133,8 +133,10 @@ def _read_tiff(stream: BinaryIO, name: str, num_channels: int, max_pixels: int |
         raise ValueError(_other_number(name, found, num_channels))
     height, width = (side for place, side in enumerate(shape) if place not in others)
     check_size(width, height, name, max_pixels)
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE or picture.dtype.kind not in "uif":
-        raise ValueError(f"{name}: its numbers ({page.photometric.name}, {picture.dtype}) are no measurements.")
+    is_palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
+    if is_palette or picture.dtype.kind not in "uif":
+        kind = "places in a palette" if is_palette else picture.dtype
+        raise ValueError(f"{name}: its numbers ({kind}) are no measurements.")
     if (turn := page.tags.get(int(ExifTags.Base.Orientation))) is not None and turn.value != 1:
         raise ValueError(f"{name}: is stored turned (its tag Orientation is {turn.value}). Save it upright.")
     try:

@@ -1,5 +1,8 @@
 import io
 import logging
+import random
+import struct
+import zlib
 
 import datasets
 import numpy as np
@@ -72,8 +75,6 @@ def test_other_formats_give_the_channels_that_pil_knows(mode, bands, kind):
 
 def png_of_16_bits():
     """PIL writes none in colours: 1 x 1, RGB."""
-    import struct
-    import zlib
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -103,7 +104,7 @@ def png_of_16_bits():
             lambda: picture(Image.new("P", (4, 4)), "TIFF"),
             1,
             ValueError,
-            r"its numbers \(PALETTE, uint8\) are no measurements",
+            r"its numbers \(places in a palette\) are no",
         ),
         (
             lambda: tiff(numbers(2).astype(complex), planarconfig="contig"),
@@ -122,6 +123,21 @@ def png_of_16_bits():
 def test_what_has_no_such_bands_is_one_error_that_names_the_file(file, num_channels, error, message):
     with pytest.raises(error, match=f"scene: .*{message}"):
         read_bands(file(), "scene", num_channels)
+
+
+@pytest.mark.filterwarnings("ignore")  # PIL tells much of damaged TIFFs
+def test_whatever_is_wrong_with_a_tiff_file_it_is_one_error_that_names_it():
+    whole, draw, errors = tiff(numbers(5), planarconfig="contig").getvalue(), random.Random(1), []
+    for _ in range(200):
+        content = bytearray(whole)
+        for _ in range(draw.randint(1, 6)):
+            content[draw.randrange(420)] = draw.randrange(256)
+        try:
+            read_bands(io.BytesIO(content), "scene", 5, max_pixels=100_000)
+        except ValueError as error:
+            errors.append(str(error))
+    assert len(errors) > 50
+    assert all(error.startswith("scene: ") for error in errors)
 
 
 def test_a_missing_file_and_one_that_is_too_large_are_unreadable(tmp_path):
