@@ -31,6 +31,7 @@ from hf_segkd.export.parity import Parity, check_int8_loss, check_parity, compar
 from hf_segkd.export.quantization import quantize
 from hf_segkd.export.runtimes import onnx_network, program_network, require_extra
 from hf_segkd.networks import predicts_masks, with_taps
+from hf_segkd.networks.channels import check_images, check_teacher
 from hf_segkd.networks.inference import predict
 from hf_segkd.networks.loading import load_network
 from hf_segkd.publishing.publication import weights_sha256
@@ -139,6 +140,7 @@ class Export:
                 f"{type(self.model).__name__} predicts masks and their classes and is not exported: only networks that "
                 "give logits for each pixel are. Distil a student from it and export that."
             )
+        check_images(self.model.config, self.processor, self.images)
         if command.image_size is not None:
             self.processor = with_size(self.processor, tuple(command.image_size))
         elif fixed_size(self.processor) is None and not command.dynamic:
@@ -157,6 +159,7 @@ class Export:
             self.calibration = EvaluationDataset(training, self.processor)
         if command.teacher is not None:
             teacher, _ = load_network(command.teacher)
+            check_teacher(teacher.config, self.model.config)
             # With taps, masks with classes become logits.
             teacher = with_taps(teacher) if predicts_masks(teacher.config) else teacher
             self.teacher = DenseNetwork(teacher, command.argmax)
@@ -165,7 +168,8 @@ class Export:
     def run(self, scratch: Path) -> dict[str, Any]:
         """Write the files into a folder, check and time them."""
         command, files = self.command, {name: scratch / file for name, file in FILES.items()}
-        program = trace(self.network, tuple(self.example.shape[-2:]), command.dynamic)
+        channels, *size = self.example.shape[1:]
+        program = trace(self.network, tuple(size), command.dynamic, channels)
         if command.format == "onnx":
             save_onnx(program, files["onnx"], self.network.output_name, command.dynamic)
             describe_onnx(files["onnx"], self.facts)

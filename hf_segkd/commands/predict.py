@@ -14,9 +14,12 @@ from hf_segkd.commands.command_line import parse_arguments
 from hf_segkd.data import class_colours, class_names
 from hf_segkd.data.files import IMAGE_SUFFIXES
 from hf_segkd.data.image_files import read_rgb
+from hf_segkd.data.image_processors import num_bands
+from hf_segkd.data.multiband import read_bands
 from hf_segkd.data.numberings import official_numbers
 from hf_segkd.evaluation.pictures import legend, overlay
 from hf_segkd.networks import with_taps
+from hf_segkd.networks.channels import check_processor
 from hf_segkd.networks.inference import predict
 from hf_segkd.networks.loading import load_network
 
@@ -54,6 +57,8 @@ def main(args: list[str] | None = None) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() and not command.use_cpu else "cpu"
     model, processor = load_network(command.model)
+    check_processor(model.config, processor)
+    bands = num_bands(processor)
     model = with_taps(model.to(device))  # also masks with classes become logits
     names = class_names(model.config.id2label)
     numbers = np.arange(len(names), dtype=np.uint8 if len(names) <= 256 else np.uint16)
@@ -63,7 +68,7 @@ def main(args: list[str] | None = None) -> list[Path]:
     written, refused = [], []
     for file in tqdm(files, unit="image"):
         try:
-            image = read_rgb(str(file), str(file))
+            image = read_rgb(str(file), str(file)) if bands is None else read_bands(str(file), str(file), bands)
         except ValueError as error:  # the others are worth having
             refused.append(str(error))
             continue

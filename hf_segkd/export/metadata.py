@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel
 
-from hf_segkd.data.image_processors import normalisation
+from hf_segkd.data.image_processors import normalisation, num_bands
 from hf_segkd.evaluation.reports import versions
 
 from .run_onnx import prepare
@@ -35,7 +35,8 @@ def describe(model: PreTrainedModel, processor: Any, output_name: str) -> dict[s
     Returns:
         `input` and `output` (names), `size` (`{"height", "width"}` or `{"shortest_edge"}` that images are resized to,
         or None), `resample` (PIL's number of the filter), `rescale_factor`, `image_mean`, `image_std`, `id2label`,
-        `versions`, and `license` if the network's config has one.
+        `versions`, `num_bands` if images are taken as they are stored, in so many bands, and `license` if the network's
+        config has one.
     """
     facts = {
         "input": "pixel_values",
@@ -46,6 +47,8 @@ def describe(model: PreTrainedModel, processor: Any, output_name: str) -> dict[s
         "id2label": model.config.id2label,
         "versions": versions(PACKAGES),
     }
+    if (bands := num_bands(processor)) is not None:
+        facts["num_bands"] = bands
     licence = model.config.to_dict().get("license")
     return facts if licence is None else {**facts, "license": licence}
 

@@ -59,6 +59,8 @@ def segment(session, facts, image):
 def main(photo, target, model="model.onnx"):
     """Write the mask of a photo and print which classes it has; `model` lies beside this file."""
     session, facts = load(Path(__file__).with_name(model))
+    if "num_bands" in facts:
+        sys.exit(f"The network takes images of {facts['num_bands']} bands as they are stored; prepare() says how.")
     mask = segment(session, facts, ImageOps.exif_transpose(Image.open(photo)).convert("RGB"))
     Image.fromarray(mask).save(target)
     for index, count in enumerate(np.bincount(mask.ravel())):

@@ -73,6 +73,7 @@ class DeepLabV3PlusConfig(SegKDAuxiliaryHeadConfig):
             AttnFD, True in mmsegmentation.
         auxiliary_channels: Its channels, 256 (64 on ResNet-18 and -34) in mmsegmentation.
         auxiliary_loss_weight: Weight of its cross-entropy, 0.4 in mmsegmentation.
+        num_channels: Channels of the images, 3 by default; with `backbone_config` those that it says.
         align_corners: How every map is resized, the logits included: True in the AttnFD code, False in mmsegmentation.
         semantic_loss_ignore_index: Label of the pixels that have no class.
 

@@ -25,6 +25,7 @@ class HRNetConfig(SegKDSegmentationConfig):
     Args:
         backbone: "hrnet_w18_small" (default), "hrnet_w18" or "hrnet_w48".
         backbone_config: Any other HRNet, a `SegKDHRNetBackboneConfig` or its dict.
+        num_channels: Channels of the images, 3 by default; with `backbone_config` those that it says.
         align_corners: How the branches are resized to stride 4, and the logits to the image. The exchanges between
             the branches always resize with False, as in every implementation.
         semantic_loss_ignore_index: Label of the pixels that have no class.

@@ -25,6 +25,7 @@ class PSPNetConfig(SegKDAuxiliaryHeadConfig):
         use_auxiliary_head: Whether the auxiliary head takes part in training.
         auxiliary_channels: Its channels, 256, and 64 on ResNet-18 and -34.
         auxiliary_loss_weight: Weight of its cross-entropy.
+        num_channels: Channels of the images, 3 by default; with `backbone_config` those that it says.
         align_corners: How every map is resized, the logits included: False by default.
         semantic_loss_ignore_index: Label of the pixels that have no class.
 

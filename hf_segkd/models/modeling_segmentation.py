@@ -111,7 +111,7 @@ class SegKDSegmentationModel(PreTrainedModel):
         """Scores of each class for each pixel.
 
         Args:
-            pixel_values: Normalised images, (b, 3, hh, ww), of any size.
+            pixel_values: Normalised images, (b, c, hh, ww), of any size.
             labels: Class of each pixel, (b, hh, ww), 0..k-1 or `config.semantic_loss_ignore_index`.
             output_features: Also return `features`, as (b, c, h, w) maps. Of every network: `backbone` (the backbone's
                 last map, *before* its activation), `decoder` (the map that enters dropout and classifier, after its

@@ -13,7 +13,7 @@ from transformers.utils import logging
 from hf_segkd.models.modeling_segmentation import SemanticSegmenterOutputWithFeatures, segmentation_loss
 from hf_segkd.networks.feature_paths import Output, Tap, default_taps, recorded, resolve
 from hf_segkd.networks.inference import logits_at
-from hf_segkd.networks.outputs import dense_logits, task_inputs, trial_size
+from hf_segkd.networks.outputs import dense_logits, image_channels, task_inputs, trial_size
 from hf_segkd.types import NetworkSpec
 
 logger = logging.get_logger(__name__)
@@ -188,7 +188,7 @@ class FeatureReader:
 
     def _trial_image(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        image = torch.randn(1, 3, *trial_size(self.model.config), generator=generator)
+        image = torch.randn(1, image_channels(self.model.config), *trial_size(self.model.config), generator=generator)
         return image.to(device=self.model.device, dtype=self.model.dtype)
 
     @torch.no_grad()

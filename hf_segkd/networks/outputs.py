@@ -14,6 +14,8 @@ from hf_segkd.networks.feature_paths import described
 
 # Height and width of the image a network is tried on when its config asks for no size.
 TRIAL_SIZE = 64
+# Channels of pictures, and of networks whose config says nothing of channels.
+RGB = 3
 # OneFormer's processor turns the task "semantic" into this sentence.
 ONEFORMER_TASK = "the task is semantic"
 
@@ -73,6 +75,15 @@ def trial_size(config: PreTrainedConfig, default: int = TRIAL_SIZE) -> tuple[int
     """Height and width of an image that a network takes: the one in its config, else `default` squared."""
     size = getattr(config, "image_size", None) or default
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def image_channels(config: PreTrainedConfig) -> int:
+    """Channels of the images that a network takes: `num_channels` of its configuration or of its backbone's, else 3."""
+    for part in (config, getattr(config, "backbone_config", None)):
+        channels = getattr(part, "num_channels", None)
+        if isinstance(channels, int):
+            return channels
+    return RGB
 
 
 def task_inputs(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from hf_segkd.data.image_processors import normalisation, reverses_channels
 from hf_segkd.models.modeling_segmentation import SemanticSegmenterOutputWithFeatures
+from hf_segkd.networks.channels import check_teacher
 from hf_segkd.networks.class_map import ClassMap, match_classes
 from hf_segkd.networks.feature_network import FeatureNetwork, network_spec, with_taps
 from hf_segkd.types import Features, NetworkSpec
@@ -50,7 +51,8 @@ class Teacher(nn.Module):
         dtype: The network's; images are cast to it.
 
     Raises:
-        ValueError: If the student's processor is missing, or the class map does not fit.
+        ValueError: If the student's processor is missing, the class map does not fit, or the network takes images of
+            another number of channels than the student.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Teacher(nn.Module):
         super().__init__()
         network = with_taps(network)
         student = network if student is None else student
+        check_teacher(network.config, student.config)
         self.renormalisation = _renormalisation(student_processor, processor)
         self.classes = match_classes(class_map, network.config.id2label, student.config.id2label)
         self.network = network if dtype == "auto" else _in_dtype(network, getattr(torch, dtype))
@@ -178,7 +181,7 @@ class Teacher(nn.Module):
 
 
 class Renormalisation(nn.Module):
-    """From pixels as one image processor normalises them to pixels as another does, (b, 3, h, w) both.
+    """From pixels as one image processor normalises them to pixels as another does, (b, c, h, w) both.
 
     With pixels u of 0 to 255 and f, m, s the rescale factor, mean and std of a processor, x = (f u - m) / s; so
     y = x * (s f' / (f s')) + (m f' / f - m') / s'. Where one of the two gives BGR, the channels change places first.
@@ -196,8 +199,8 @@ class Renormalisation(nn.Module):
         if self.reverses:
             mean, std = mean.flip(0), std.flip(0)
         ratio = new_factor / factor
-        self.register_buffer("scale", (std * ratio / new_std).float().view(1, 3, 1, 1))
-        self.register_buffer("offset", ((mean * ratio - new_mean) / new_std).float().view(1, 3, 1, 1))
+        self.register_buffer("scale", (std * ratio / new_std).float().view(1, -1, 1, 1))
+        self.register_buffer("offset", ((mean * ratio - new_mean) / new_std).float().view(1, -1, 1, 1))
 
     @property
     def is_identity(self) -> bool:

@@ -48,6 +48,7 @@ class CardFacts:
         chart: File in the repository with the bar chart of the classes.
         self_contained: Whether the repository holds the code, for `trust_remote_code=True`.
         needs_package: Whether the network is one of `hf_segkd.models`, which transformers alone does not know.
+        num_bands: Number of bands of images that are taken as they are stored; None for RGB pictures.
         space_id: Hub id of a Space that runs the network.
 
     Raises:
@@ -81,6 +82,7 @@ class CardFacts:
     chart: str | None = None
     self_contained: bool = False
     needs_package: bool = True
+    num_bands: int | None = None
     space_id: str | None = None
 
     def __post_init__(self) -> None:
