@@ -9,12 +9,13 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from hf_segkd.networks.tiles import tile_and_overlap
 from hf_segkd.publishing.privacy import public, shareable
 
 Report = dict[str, Any]  # of `evaluation_report`, with what the training command adds
 
 # What two reports must have in common; what one of them does not tell is not compared.
-PROTOCOL = ("dataset", "split", "num_images", "classes", "labelled pixels of each class")
+PROTOCOL = ("dataset", "split", "num_images", "classes", "labelled pixels of each class", "tiles")
 BUDGET = (*PROTOCOL, "network", "initial_weights", "steps", "batch_size", "train_images", "ema_decay")
 # Unlabelled images are of the method: the baseline, which learns from labels alone, has no use for them. The card says
 # that the others had them.
@@ -89,8 +90,19 @@ def _told(report: Report, keys: Sequence[str]) -> Report:
     matrix = report.get("confusion_matrix")  # its rows are the truth, which no network can change
     pixels = None if matrix is None else [sum(row) for row in matrix]
     values = report | {"classes": list(report["classes"]), "labelled pixels of each class": pixels}
+    values["tiles"] = _tiles(report)
     told = {key: values[key] for key in keys if values.get(key) is not None}
     return told | {f"{name} of the network": value for name, value in told.pop("network", {}).items()}
+
+
+def _tiles(report: Report) -> str:
+    """How the network saw the images: an evaluation tells it of its data, a training run among its settings."""
+    settings, data = report.get("settings") or {}, report.get("data") or {}
+    tile = data.get("tile") or settings.get("eval_tile")
+    if not tile:
+        return "whole images"
+    (height, width), overlaps = tile_and_overlap(tile, data.get("overlap") or settings.get("eval_overlap"))
+    return f"tiles of {height} x {width} that overlap by {overlaps[0]} x {overlaps[1]}"
 
 
 def differences_in_words(reference: Report, *, runs: Sequence[Report], baseline_runs: Sequence[Report]) -> str:
