@@ -70,11 +70,12 @@ def main(args: list[str] | None = None) -> list[Path]:
     if not 0 <= command.opacity <= 1:
         raise ValueError(f"opacity must lie between 0 and 1, got {command.opacity}.")
     check_tile(command.tile, command.overlap)
+    state = PartialState(cpu=command.use_cpu, timeout=LONGEST_WAIT)
     output = Path(command.output)
     files = image_files(command.images, output)
     refuse_overwriting(files, output)
+    state.wait_for_everyone()  # nobody writes before all have the same list
     output.mkdir(parents=True, exist_ok=True)
-    state = PartialState(cpu=command.use_cpu, timeout=LONGEST_WAIT)
     model, processor = load_network(command.model)
     model = with_taps(model.to("cpu" if command.use_cpu else state.device))  # also masks with classes become logits
     if model.config.num_labels > MAX_CLASSES:
@@ -105,6 +106,7 @@ def main(args: list[str] | None = None) -> list[Path]:
     if state.is_main_process and not command.masks_only:
         save(legend(names, palette, width=480), output / LEGEND, made_with)
     results = gather_object([(len(written), kept, refused)])  # waits for all: an error ends the other processes
+    state.destroy_process_group()
     if state.is_main_process:
         _report(results, command)
     return written

@@ -117,7 +117,8 @@ def test_each_process_takes_its_share_of_the_images(model, images, monkeypatch):
     shares = []
     for rank in (0, 1):
         state = SimpleNamespace(
-            process_index=rank, num_processes=2, is_main_process=rank == 0, device=torch.device("cpu")
+            **{"process_index": rank, "num_processes": 2, "is_main_process": rank == 0, "device": torch.device("cpu")},
+            **dict.fromkeys(("wait_for_everyone", "destroy_process_group"), lambda: None),
         )
         monkeypatch.setattr(predict, "PartialState", lambda state=state, **_: state)
         shares.append(run(model, images))
