@@ -25,6 +25,16 @@ class EvaluationCommand(DataFlags):
     split: str = field(default="val", metadata={"help": "Split to evaluate on."})
     batch_size: int = field(default=1, metadata={"help": "Images per device and step."})
     num_workers: int = field(default=0, metadata={"help": "Processes that load images."})
+    tile: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Side, or height and width, of tiles that large images are shown to the network in, e.g. 1024; by "
+            "default it sees whole images."
+        },
+    )
+    overlap: int | None = field(
+        default=None, metadata={"help": "Pixels that neighbouring tiles share; by default a quarter of their side."}
+    )
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU."})
     output: str | None = field(
         default=None, metadata={"help": "JSON file to write; by default MODEL-DATASET-SPLIT.json."}
@@ -47,6 +57,8 @@ def main(args: list[str] | None = None) -> RunReport:
                 output_dir=scratch,
                 per_device_eval_batch_size=command.batch_size,
                 dataloader_num_workers=command.num_workers,
+                eval_tile=command.tile,
+                eval_overlap=command.overlap,
                 use_cpu=command.use_cpu,
             ),
             eval_dataset=dataset,
@@ -54,7 +66,8 @@ def main(args: list[str] | None = None) -> RunReport:
         )
         trainer.evaluate()
     report = evaluation_report(trainer.confusion_matrix, labels, str(dataset.split), len(dataset))
-    report = report.extended(model=command.model, data=command.source(command.split))
+    tiles = {} if command.tile is None else {"tile": command.tile, "overlap": command.overlap}
+    report = report.extended(model=command.model, data=command.source(command.split) | tiles)
     if trainer.is_world_process_zero():
         print(format_report(report))
         write_json(report.to_json(), path)

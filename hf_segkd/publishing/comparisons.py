@@ -9,10 +9,11 @@ from typing import Any
 
 from hf_segkd.evaluation.argument_roles import OnCard, role_of
 from hf_segkd.evaluation.run_report import RunReport
+from hf_segkd.networks.tiles import tile_and_overlap
 from hf_segkd.publishing.privacy import public, shareable
 
 # What two reports must have in common; what one of them does not tell is not compared.
-PROTOCOL = ("dataset", "split", "num_images", "classes", "labelled pixels of each class")
+PROTOCOL = ("dataset", "split", "num_images", "classes", "labelled pixels of each class", "tiles")
 BUDGET = (*PROTOCOL, "network", "initial_weights", "steps", "batch_size", "train_images", "ema_decay")
 # Unlabelled images are of the method: the baseline, which learns from labels alone, has no use for them. The card says
 # that the others had them.
@@ -78,8 +79,19 @@ def _told(report: RunReport, keys: Sequence[str]) -> dict[str, Any]:
     matrix = report.confusion_matrix  # its rows are the truth, which no network can change
     pixels = None if matrix is None else [sum(row) for row in matrix]
     values = report.to_json() | {"classes": list(report.classes), "labelled pixels of each class": pixels}
+    values["tiles"] = _tiles(report)
     told = {key: values[key] for key in keys if values.get(key) is not None}
     return told | {f"{name} of the network": value for name, value in told.pop("network", {}).items()}
+
+
+def _tiles(report: RunReport) -> str:
+    """How the network saw the images: an evaluation tells it of its data, a training run among its settings."""
+    settings, data = report.settings or {}, report.data or {}
+    tile = data.get("tile") or settings.get("eval_tile")
+    if not tile:
+        return "whole images"
+    (height, width), overlaps = tile_and_overlap(tile, data.get("overlap") or settings.get("eval_overlap"))
+    return f"tiles of {height} x {width} that overlap by {overlaps[0]} x {overlaps[1]}"
 
 
 def differences_in_words(reference: RunReport, *, runs: Sequence[RunReport], baseline_runs: Sequence[RunReport]) -> str:

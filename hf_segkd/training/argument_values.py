@@ -8,6 +8,7 @@ from typing import Any
 from accelerate.utils import DynamoBackend
 
 from hf_segkd.losses.labels import WEIGHTINGS, create_label_losses
+from hf_segkd.networks.tiles import check_tile
 from hf_segkd.suggestions import did_you_mean
 
 # Smallest values of numbers; TrainingArguments takes its own without a look.
@@ -112,5 +113,6 @@ def _check_ranges(args: Any) -> None:
         )
     if len(args.scale_range) != 2 or not 0 < args.scale_range[0] <= args.scale_range[1]:
         raise ValueError(f"scale_range takes the smallest and the largest scale, got {args.scale_range}.")
+    check_tile(args.eval_tile, args.eval_overlap)
     if args.crop_size is not None and (len(args.crop_size) != 2 or min(args.crop_size) < 1):
         raise ValueError(f"crop_size takes height and width in pixels, got {args.crop_size}.")

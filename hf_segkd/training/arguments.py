@@ -203,6 +203,17 @@ class DistillationArguments(TrainingArguments):
         default=1,
         metadata={"help": "Images per device and evaluation step; more than 1 pays where sizes are equal."},
     )
+    eval_tile: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate in tiles of this side, or height and width, in pixels of the processed images, which may "
+            "be too large for the network; by default it sees whole images."
+        },
+    )
+    eval_overlap: int | None = field(
+        default=None,
+        metadata={"help": "Pixels that neighbouring tiles share; by default a quarter of their side."},
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "Hide non-finite losses from the log; there are none, since the first one stops the run."},

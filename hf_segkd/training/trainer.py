@@ -499,7 +499,8 @@ class DistillationTrainer(Trainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 return model(pixel_values=images)["logits"]
 
-        loss, rows = loss_and_counts(logits_of, inputs["pixel_values"], inputs["labels"], **self._label_range)
+        tiles = {"tile": self.args.eval_tile, "overlap": self.args.eval_overlap}
+        loss, rows = loss_and_counts(logits_of, inputs["pixel_values"], inputs["labels"], **self._label_range, **tiles)
         if prediction_loss_only:
             return loss, None, None
         return loss, rows, torch.zeros(len(rows), device=rows.device)

@@ -93,6 +93,18 @@ def test_predicted_masks_are_those_of_the_pipeline(student, tmp_path):
     assert (tmp_path / "out" / "legend.png").is_file()
 
 
+def test_a_score_of_tiles_says_so(student, tmp_path):
+    command = ["--model", str(student), "--dataset", "demo", "--dataset_options", json.dumps(OPTIONS), "--use_cpu"]
+    whole = evaluate.main([*command, "--output", str(tmp_path / "whole.json")])
+    tiles = evaluate.main([*command, "--output", str(tmp_path / "tiles.json"), "--tile", "32", "--overlap", "8"])
+    assert tiles["data"] == whole["data"] | {"tile": [32], "overlap": 8}
+    labelled = [[sum(row) for row in report["confusion_matrix"]] for report in (whole, tiles)]
+    assert labelled[0] == labelled[1]
+    assert tiles["confusion_matrix"] != whole["confusion_matrix"]  # its image-wide pooling sees tiles alone
+    with pytest.raises(ValueError, match="half the side of a tile, here 16; got 20"):
+        evaluate.main([*command, "--tile", "32", "--overlap", "20"])
+
+
 def test_a_run_goes_on_from_its_last_checkpoint(tmp_path, teacher):
     options = {
         "student_config": STUDENT,

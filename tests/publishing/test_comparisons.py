@@ -18,6 +18,8 @@ PROTOCOL = [
     ({"num_images": 9}, "num_images = 9, the published network 10"),
     ({"classes": {"road": {}, "car": {}}}, "classes"),
     (other_truth(), "labelled pixels of each class"),
+    ({"data": {"tile": [512]}}, "tiles = tiles of 512 x 512 that overlap by 128 x 128, the published network whole"),
+    ({"settings": {"eval_tile": [512, 768], "eval_overlap": 64}}, "tiles = tiles of 512 x 768 that overlap by 64 x 64"),
 ]
 BUDGET = [
     ({"steps": 4000}, "steps = 4000"),
@@ -41,6 +43,11 @@ def test_students_of_another_protocol_or_budget_are_refused(difference, message)
 def test_a_teacher_of_another_protocol_is_refused(difference, message):
     with pytest.raises(ValueError, match=f"The teacher has {message}"):
         check(teacher=report(90).extended(**difference))
+
+
+def test_tiles_are_the_same_however_they_were_asked_for():
+    reference = {**student(75), "data": {"tile": [512], "overlap": None}}
+    check(reference=reference, teacher={**report(90), "settings": {"eval_tile": [512, 512], "eval_overlap": 128}})
 
 
 def test_a_teacher_has_a_budget_of_its_own():
