@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from hf_segkd.data.folder import IMAGE_SUFFIXES
+from hf_segkd.data.files import IMAGE_SUFFIXES
 
 MADE_WITH = "hf_segkd"  # text in the PNG of a mask, by which it is known to be that of a run
 LEGEND = "legend.png"

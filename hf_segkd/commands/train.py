@@ -9,7 +9,6 @@ from typing import Any
 
 import datasets
 from transformers import (
-    AutoModelForSemanticSegmentation,
     PreTrainedModel,
     SegformerImageProcessor,
     set_seed,
@@ -30,7 +29,7 @@ from hf_segkd.evaluation.reports import SCORES_FILE, format_report, read_json, t
 from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.models import MultiBandImageProcessor, load_pretrained_backbone
 from hf_segkd.networks import FeatureNetwork
-from hf_segkd.networks.loading import build_config, load_network
+from hf_segkd.networks.loading import build_config, load_network, network_from_config
 from hf_segkd.training.arguments import DistillationArguments, json_object
 from hf_segkd.training.trainer import DistillationTrainer
 
@@ -213,14 +212,9 @@ def build_student(command: TrainingCommand, labels: LabelInfo) -> tuple[PreTrain
     if channels is not None and "backbone_config" not in values:
         values.setdefault("num_channels", channels)
     config = build_config(values, "student_config", id2label=labels.id2label, label2id=label2id)
-    if type(config) not in AutoModelForSemanticSegmentation._model_mapping:
-        raise ValueError(
-            f"There is no student of model_type {config.model_type!r}: AutoModelForSemanticSegmentation, whose models "
-            "give logits for each pixel, does not know it."
-        )
     if labels.ignore_index != IGNORE_INDEX:  # of more than 255 classes
         config.semantic_loss_ignore_index = labels.ignore_index
-    student = AutoModelForSemanticSegmentation.from_config(config)
+    student = network_from_config(config)
     if command.pretrained_backbone is not None:
         load_pretrained_backbone(student, command.pretrained_backbone)
     return student, build_processor(command.image_size, command.image_statistics, channels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from transformers.utils import logging
 
 from hf_segkd.data import class_names
 from hf_segkd.losses.base import at_least_float32
-from hf_segkd.networks.class_names import are_default_names
+from hf_segkd.networks.class_names import are_default_names, name_key
 from hf_segkd.suggestions import did_you_mean
 
 logger = logging.get_logger(__name__)
@@ -73,14 +72,14 @@ class ClassMap:
             ValueError: If the student has a name twice, or fewer than two names are common.
         """
         taught, learnt = _names(teacher), _names(student)
-        keys = [_key(name) for name in learnt]
-        if [_key(name) for name in taught] == keys:
+        keys = [name_key(name) for name in learnt]
+        if [name_key(name) for name in taught] == keys:
             return cls(range(len(learnt)), taught, learnt)
-        twice = sorted({name for name in learnt if keys.count(_key(name)) > 1})
+        twice = sorted({name for name in learnt if keys.count(name_key(name)) > 1})
         if twice:
             raise ValueError(f"The student has classes of one name, {twice}: pair the classes by index or by a file.")
         place = {key: index for index, key in enumerate(keys)}
-        return cls([place.get(_key(name)) for name in taught], taught, learnt)
+        return cls([place.get(name_key(name)) for name in taught], taught, learnt)
 
     @classmethod
     def from_indices(cls, teacher: Mapping[int, str], student: Mapping[int, str]) -> ClassMap:
@@ -148,7 +147,7 @@ class ClassMap:
         pairs = [
             f"{' + '.join(self.teacher[index] for index in group)} -> {self.student[label]}"
             for group, label in zip(self.groups, self.common, strict=True)
-            if [_key(self.teacher[index]) for index in group] != [_key(self.student[label])]
+            if [name_key(self.teacher[index]) for index in group] != [name_key(self.student[label])]
         ]
         taught, learnt = self.without_partner
         text = f"Teacher and student have {len(self.common)} common classes"
@@ -224,15 +223,18 @@ def match_classes(
     if class_map is not None:
         return ClassMap.from_yaml(class_map, teacher, student)
     nameless = are_default_names(taught) or are_default_names(learnt)
-    if not nameless and len({_key(name) for name in taught} & {_key(name) for name in learnt}) >= FEWEST_CLASSES:
+    if (
+        not nameless
+        and len({name_key(name) for name in taught} & {name_key(name) for name in learnt}) >= FEWEST_CLASSES
+    ):
         found = ClassMap.from_names(teacher, student)
         if not found.is_identity:
             (logger.info if found.is_complete else logger.warning)(found.describe())
         return found
     if len(taught) != len(learnt):
         return None
-    keys = [_key(name) for name in taught]
-    if moved := [name for index, name in enumerate(learnt) if _key(name) in keys and keys[index] != _key(name)]:
+    keys = [name_key(name) for name in taught]
+    if moved := [name for index, name in enumerate(learnt) if name_key(name) in keys and keys[index] != name_key(name)]:
         logger.warning(
             f"The classes are not paired: {moved[0]} is not at one index in the teacher's {taught} and the student's "
             f"{learnt}. Say which teaches which with class_map."
@@ -252,10 +254,6 @@ def _names(id2label: Mapping[int, str]) -> list[str]:
     return class_names(id2label)
 
 
-def _key(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name.strip().lower())
-
-
 def _index(label: Any, names: list[str], side: str, file: str | Path) -> int:
     """Index of a class that a file names."""
     if isinstance(label, bool):
@@ -266,10 +264,10 @@ def _index(label: Any, names: list[str], side: str, file: str | Path) -> int:
         return label
     if not isinstance(label, str):
         raise ValueError(f"{file}: a class of the {side} is a name or an index, got {label!r}.")
-    keys = [_key(name) for name in names]
-    if keys.count(_key(label)) > 1:
+    keys = [name_key(name) for name in names]
+    if keys.count(name_key(label)) > 1:
         raise ValueError(f"{file}: the {side} has several classes {label!r}; give the index.")
-    if _key(label) not in keys:
+    if name_key(label) not in keys:
         hint = did_you_mean(label, names)
         raise ValueError(f"{file}: the {side} has no class {label!r}.{hint} It has: {', '.join(names)}.")
-    return keys.index(_key(label))
+    return keys.index(name_key(label))

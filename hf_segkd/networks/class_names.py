@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
-from transformers.utils import logging
+import re
+
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_segkd.data import LabelInfo, class_names
 from hf_segkd.data.labels import IGNORE_INDEX
 
-logger = logging.get_logger(__name__)
-
 
 def check_labels(model: PreTrainedModel, labels: LabelInfo) -> None:
-    """Make sure that a network and a data set speak of the same classes in the same order.
+    """Make sure that a network and a data set have the same classes in the same order.
+
+    Names are the same whatever their case, and with spaces, underscores or hyphens between words.
 
     Raises:
-        ValueError: If they differ in number, or have the same names in another order, or the network does not leave out
-            the data set's label of no class. Other names are warned about.
+        ValueError: If they differ in number, names or order, or the network does not leave out the data set's label of
+            no class.
     """
     names, known = class_names(labels.id2label), label_names(model)
     if model.config.num_labels != len(names):
@@ -25,16 +26,33 @@ def check_labels(model: PreTrainedModel, labels: LabelInfo) -> None:
             "was made for another label set. To train it on this one, save it with a new classifier: "
             "from_pretrained(..., id2label=..., label2id=..., ignore_mismatched_sizes=True)."
         )
-    if known and known != names:
-        if sorted(known) == sorted(names):
+    theirs, ours = [name_key(name) for name in names], [name_key(name) for name in known]
+    if known and ours != theirs:
+        if sorted(ours) == sorted(theirs):
             raise ValueError(f"The network has the data set's labels in another order: {known}, not {names}.")
-        logger.warning(f"The network calls its labels {known}, the data set {names}; they are paired by index.")
+        raise ValueError(
+            f"The network calls its classes {known}, the data set {labels.name} {names}. If they are the same under "
+            "other names, save the network with the data set's: from_pretrained(..., id2label=..., label2id=...); if "
+            "not, with a new classifier too: ignore_mismatched_sizes=True."
+        )
     ignored = getattr(model.config, "semantic_loss_ignore_index", None)
     if labels.ignore_index > IGNORE_INDEX and ignored != labels.ignore_index:
         raise ValueError(
             f"With {len(names)} classes pixels without a class have the label {labels.ignore_index}, and the network "
             f"leaves out {ignored}, a class. Set semantic_loss_ignore_index in its config to {labels.ignore_index}."
         )
+
+
+def adopt_names(config: PreTrainedConfig, labels: LabelInfo) -> None:
+    """Give a network without names of its own (LABEL_0 ...), and with as many classes, the names of the data set."""
+    if config.num_labels == labels.num_labels and are_default_names(class_names(config.id2label)):
+        config.id2label = dict(labels.id2label)
+        config.label2id = {name: index for index, name in labels.id2label.items()}
+
+
+def name_key(name: str) -> str:
+    """What two spellings of a class name have in common."""
+    return re.sub(r"[\s_-]+", " ", name.strip().lower())
 
 
 def label_names(model: PreTrainedModel) -> list[str]:

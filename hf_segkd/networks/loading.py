@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import pickle
 import re
@@ -19,14 +20,15 @@ from transformers import (
     AutoModelForUniversalSegmentation,
     PreTrainedConfig,
     PreTrainedModel,
+    SegformerImageProcessor,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
-from hf_segkd.data import LabelInfo
+from hf_segkd.data import LabelInfo, class_names
 from hf_segkd.models.configuration_base import SegKDConfig
 from hf_segkd.networks import predicts_masks
-from hf_segkd.networks.class_names import check_labels
+from hf_segkd.networks.class_names import adopt_names, are_default_names, check_labels
 from hf_segkd.suggestions import did_you_mean
 
 logger = logging.get_logger(__name__)
@@ -134,6 +136,57 @@ def load_network(
         logger.warning(f"{path}: the image processor cuts off all but the centre; that is switched off.")
         processor.do_center_crop = False
     return model.eval(), processor
+
+
+def load_teacher(teacher: Any, processor: Any = None) -> tuple[Any, Any]:
+    """A teacher and its image processor: a network as it is, a folder or Hub id loaded; see `load_network`."""
+    if not isinstance(teacher, str | os.PathLike):
+        return teacher, processor
+    network, its_own = load_network(str(teacher), dtype="auto")
+    return network, its_own if processor is None else processor
+
+
+def make_student(student: Any, labels: LabelInfo | None, processor: Any = None) -> tuple[Any, Any]:
+    """A student and its image processor, from a network, a folder or Hub id, or the config of a new one.
+
+    Args:
+        student: What the user gives. A config without class names of its own gets those of the data, and so does a
+            network with as many classes.
+        labels: Of the data; None where they are not known.
+        processor: The image processor that the user gives. The default is the one that was saved with the student, and
+            for a config one with ImageNet's mean and std that does not resize.
+
+    Raises:
+        ValueError: If a network can't be loaded, or no network that gives logits for each pixel has such a config.
+    """
+    if isinstance(student, str | os.PathLike):
+        student, its_own = load_network(str(student))
+        processor = its_own if processor is None else processor
+    elif isinstance(student, PreTrainedConfig):
+        config = copy.deepcopy(student)
+        unnamed = are_default_names(class_names(config.id2label))
+        if labels is not None and unnamed and config.num_labels in (type(config)().num_labels, labels.num_labels):
+            config.num_labels = labels.num_labels
+        student = network_from_config(config)
+        if processor is None:
+            processor = SegformerImageProcessor(do_resize=False, do_reduce_labels=False)
+    if labels is not None:
+        adopt_names(student.config, labels)
+    return student, processor
+
+
+def network_from_config(config: PreTrainedConfig) -> PreTrainedModel:
+    """A new network.
+
+    Raises:
+        ValueError: If none that gives logits for each pixel has such a config.
+    """
+    if type(config) not in AutoModelForSemanticSegmentation._model_mapping:
+        raise ValueError(
+            f"There is no student of model_type {config.model_type!r}: AutoModelForSemanticSegmentation, whose models "
+            "give logits for each pixel, does not know it."
+        )
+    return AutoModelForSemanticSegmentation.from_config(config)
 
 
 def build_config(values: dict[str, Any], flag: str, **given: Any) -> PreTrainedConfig:

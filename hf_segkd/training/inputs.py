@@ -13,6 +13,7 @@ from transformers.utils import logging
 from hf_segkd.data import (
     AugmentedDataset,
     EvaluationDataset,
+    LabelInfo,
     TrainTransform,
     check_keeps_whole_images,
     check_labels_of,
@@ -95,6 +96,15 @@ def augmented(
             "trained. Lower per_device_train_batch_size."
         )
     return dataset
+
+
+def known_labels(*images: Any) -> LabelInfo | None:
+    """The classes of the first data set, or dict of data sets, that tells them; None where none does."""
+    for given in images:
+        for part in given.values() if isinstance(given, dict) else [given]:
+            if isinstance(part, datasets.Dataset) and "annotation" in part.column_names:
+                return label_info(part)
+    return None
 
 
 def whole_images(dataset: Any, processor: Any, model: PreTrainedModel) -> Any:

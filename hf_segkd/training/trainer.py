@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import cached_property, partial
@@ -13,7 +14,7 @@ import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 from transformers.utils import PushInProgress, logging
 
@@ -25,6 +26,7 @@ from hf_segkd.losses.adversary import Adversary
 from hf_segkd.losses.labels.base import not_zero
 from hf_segkd.networks import FeatureNetwork, with_taps, without_taps
 from hf_segkd.networks.class_map import ClassMap
+from hf_segkd.networks.loading import load_teacher, make_student
 from hf_segkd.networks.teacher import Teacher
 from hf_segkd.publishing.pushes import HubPushes, progress_message, repository_name
 from hf_segkd.training.adversary_callback import AdversaryCallback
@@ -36,7 +38,7 @@ from hf_segkd.training.checkpoints import RECORD_FILE, copy_without_machine
 from hf_segkd.training.connectors_first import ConnectorsFirst
 from hf_segkd.training.distiller import Distiller, build_distiller
 from hf_segkd.training.ema import AverageAfterStep, StudentAverage
-from hf_segkd.training.inputs import augmented, refuse_need_of_labels, unreadable_images, whole_images
+from hf_segkd.training.inputs import augmented, known_labels, refuse_need_of_labels, unreadable_images, whole_images
 from hf_segkd.training.interruption import EXIT_CODE, Sigterm, StopAtSigterm, ignore_sigterm_in_workers
 from hf_segkd.training.nonfinite import NonFiniteGuard, require_finite_scores
 from hf_segkd.training.own_loss import with_method
@@ -75,11 +77,13 @@ class DistillationTrainer(Trainer):
 
     Args:
         model: The student: a network of hf_segkd or a segmentation model of transformers that gives logits for each
-            pixel; a `FeatureNetwork` of one names more taps.
-        args: Training arguments; `args.method` names the loss, "none" trains without a teacher.
-        teacher: The network to learn from. It is never trained, saved, or taken out of evaluation mode. A segmentation
-            model of transformers offers its logits and default taps; a `FeatureNetwork` of it others too.
-            `trainer.teacher` is the `Teacher` that is made of it, and says what happens to it.
+            pixel; a `FeatureNetwork` of one names more taps. Or a folder or Hub id of one, or the config of a new one.
+            A config or network without class names of its own gets those of the data.
+        args: Training arguments; `args.method` names the loss, "none" (default) trains without a teacher.
+        teacher: The network to learn from, or its folder or Hub id. It is never trained, saved, or taken out of
+            evaluation mode. A segmentation model of transformers offers its logits and default taps; a
+            `FeatureNetwork` of it others too. `trainer.teacher` is the `Teacher` that is made of it, and says what
+            happens to it.
         train_dataset: A data set of `load_segmentation_dataset`, which is augmented as `args` says, or any torch
             data set of `pixel_values` (3, h, w) and `labels` (h, w), both of the crop's size. The trainer tells an
             `AugmentedDataset` the epoch; one that is wrapped in another data set you must tell yourself. Without
@@ -89,9 +93,12 @@ class DistillationTrainer(Trainer):
             see them.
         eval_dataset: As `train_dataset` without augmentation, or a dict of such; labels stay at their own resolution.
         processing_class: The image processor of the student: its size, mean and std are used in training and
-            evaluation, and it is saved with the student.
+            evaluation, and it is saved with the student. By default the one that lies beside the teacher's or the
+            student's folder, where they are loaded; for a config without either one of ImageNet's mean and std that
+            does not resize.
         teacher_processor: The image processor of the teacher, where its mean, std, scale or order of colours are not
-            the student's; the teacher then sees each crop as this one makes it. Its size is not used.
+            the student's; the teacher then sees each crop as this one makes it. Its size is not used. By default the
+            one that lies beside a teacher that is loaded.
         class_map: Which class of the teacher teaches which of the student: a `ClassMap`, "names", "index" or a YAML
             file. By default by name where at least two names agree, else by index where the numbers agree.
         loss: A loss of your own in place of `args.method`: a subclass of `AbstractDistillationLoss`, a
@@ -108,6 +115,21 @@ class DistillationTrainer(Trainer):
         unreadable_images: `image_id` of each training image that was left out; known when training has ended.
         resumed_from_step: The step that the run was resumed from, None for a run that never stopped. Unreadable images
             and seconds are counted since then.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_segkd import DeepLabV3PlusConfig, DistillationArguments, DistillationTrainer
+        >>> from hf_segkd import load_segmentation_dataset
+        >>> trainer = DistillationTrainer(
+        ...     model=DeepLabV3PlusConfig(backbone="mobilenet_v2", depth_multiplier=0.1, aspp_channels=8),
+        ...     args=DistillationArguments(
+        ...         tempfile.mkdtemp(), max_steps=1, per_device_train_batch_size=2, crop_size=[32, 32], use_cpu=True
+        ...     ),
+        ...     train_dataset=load_segmentation_dataset("demo", num_classes=4, num_images=2),
+        ... )
+        >>> trainer.student.config.id2label[0]
+        'background'
+        >>> trainer.train()  # doctest: +SKIP
     """
 
     args: DistillationArguments
@@ -117,10 +139,10 @@ class DistillationTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | FeatureNetwork,
-        args: DistillationArguments,
+        model: PreTrainedModel | FeatureNetwork | PreTrainedConfig | str | os.PathLike,
+        args: DistillationArguments | None = None,
         *,
-        teacher: PreTrainedModel | FeatureNetwork | None = None,
+        teacher: PreTrainedModel | FeatureNetwork | str | os.PathLike | None = None,
         train_dataset: Dataset | datasets.Dataset | None = None,
         unlabelled_dataset: datasets.Dataset | None = None,
         eval_dataset: Dataset | datasets.Dataset | dict[str, Any] | None = None,
@@ -131,8 +153,14 @@ class DistillationTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
+        args = DistillationArguments() if args is None else args
         check_supported_modes(args)
         warn_single_process(args)
+        loaded = isinstance(teacher, str | os.PathLike)
+        teacher, teacher_processor = load_teacher(teacher, teacher_processor)
+        if processing_class is None and loaded:
+            processing_class = teacher_processor
+        model, processing_class = make_student(model, known_labels(train_dataset, eval_dataset), processing_class)
         model = with_taps(model)
         if teacher is None and (teacher_processor is not None or class_map is not None):
             raise ValueError("teacher_processor and class_map say how a teacher is read, and there is no teacher.")

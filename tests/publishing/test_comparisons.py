@@ -46,8 +46,9 @@ def test_a_teacher_of_another_protocol_is_refused(difference, message):
 
 
 def test_tiles_are_the_same_however_they_were_asked_for():
-    reference = {**student(75), "data": {"tile": [512], "overlap": None}}
-    check(reference=reference, teacher={**report(90), "settings": {"eval_tile": [512, 512], "eval_overlap": 128}})
+    reference = student(75).extended(data={"tile": [512], "overlap": None})
+    teacher = report(90).extended(settings={"eval_tile": [512, 512], "eval_overlap": 128})
+    check(reference=reference, teacher=teacher)
 
 
 def test_a_teacher_has_a_budget_of_its_own():
