@@ -28,6 +28,9 @@ check: $(INSTALLED)  ## Lint: style, formatting, import order
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
+docs: $(INSTALLED)  ## Build the documentation into site/; broken links and unknown names fail
+	$(BIN)/mkdocs build --quiet --strict
+
 benchmark: $(INSTALLED)  ## Time the distillation step, the trainer, the losses, augmentation and mIoU against plain versions
 	$(BIN)/python scripts/benchmark.py
 	$(BIN)/python scripts/benchmark_fakd.py
@@ -35,6 +38,6 @@ benchmark: $(INSTALLED)  ## Time the distillation step, the trainer, the losses,
 	$(BIN)/python scripts/benchmark_data.py
 
 clean:  ## Remove the virtual environment and caches, keep runs/
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .import_linter_cache *.egg-info
 
-.PHONY: help install demo test test-slow check benchmark clean
+.PHONY: help install demo test test-slow check docs benchmark clean

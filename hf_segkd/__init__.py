@@ -5,6 +5,7 @@ learn of our networks the moment transformers loads them.
 """
 
 import importlib
+import warnings
 
 from hf_segkd import auto
 
@@ -15,7 +16,7 @@ _HOME = {
     "DeepLabV3PlusForSemanticSegmentation": "hf_segkd.models",
     "DistillationArguments": "hf_segkd.training.arguments",
     "DistillationTrainer": "hf_segkd.training.trainer",
-    "ForeignNetwork": "hf_segkd.networks",
+    "FeatureNetwork": "hf_segkd.networks",
     "HRNetConfig": "hf_segkd.models",
     "HRNetForSemanticSegmentation": "hf_segkd.models",
     "ISANetConfig": "hf_segkd.models",
@@ -30,6 +31,9 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):
+    if name == "ForeignNetwork":
+        warnings.warn("hf_segkd.ForeignNetwork is now called FeatureNetwork.", DeprecationWarning, stacklevel=2)
+        name = "FeatureNetwork"
     if name not in _HOME:
         raise AttributeError(f"module 'hf_segkd' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -25,7 +25,8 @@ from transformers import AutoModelForSemanticSegmentation
 
 from hf_segkd.commands import evaluate
 from hf_segkd.commands.study import Run, run_all
-from hf_segkd.evaluation.reports import mean_and_std, table
+from hf_segkd.evaluation.reports import METRICS, mean_and_std, read_json, table
+from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.networks.profiling import count_macs
 
 SCRIPTS = Path(__file__).parent
@@ -96,14 +97,14 @@ def results(teacher: Run, students: dict[str, list[Run]], options: argparse.Name
                 "" if name in ("teacher", "none") or not gains else mean_and_std(gains),
                 mean_and_std([score["mean_accuracy"] for score in scores]),
                 mean_and_std([score["overall_accuracy"] for score in scores]),
-                mean_and_std([100 * run.report()["mean_iou"] for run in runs]),
-                mean_and_std([run.report()["train_processor_seconds"] / 60 for run in runs], digits=1),
+                mean_and_std([run.report().percent("mean_iou") for run in runs]),
+                mean_and_std([run.report().train_processor_seconds / 60 for run in runs], digits=1),
             ]
         )
     sizes = " ".join(
         size(name, run) for name, run in (("Teacher", teacher), ("student", next(iter(students.values()))[0]))
     )
-    steps = teacher.report()["steps"], next(iter(students.values()))[0].report()["steps"]
+    steps = teacher.report().steps, next(iter(students.values()))[0].report().steps
     return (
         f"CamVid, 11 classes, images at {IMAGE_SIZE[1]} x {IMAGE_SIZE[0]}, labels at 480 x 360, seeds "
         f"{options.seeds}, mean ± std. {sizes} Batch 8; {steps[0]} steps for the teacher, {steps[1]} for students. "
@@ -115,13 +116,13 @@ def percent(run: Run, options: argparse.Namespace) -> dict[str, float]:
     """Scores on the test split in percent; computed once, then read from the run's folder."""
     path = run.output_dir / "test.json"
     if not path.is_file():
-        config = json.dumps({"classes": list(run.report()["classes"])})
+        config = json.dumps({"classes": list(run.report().classes)})
         flags = ["--model", str(run.output_dir), "--dataset", "folder", "--data_dir", options.data_dir]
         flags += ["--dataset_options", config, "--split", "test", "--batch_size", "8", "--output", str(path)]
         with contextlib.redirect_stdout(io.StringIO()):
             evaluate.main(flags)
-    report = json.loads(path.read_text())
-    return {name: 100 * report[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
+    report = RunReport.from_json(read_json(path))
+    return {metric: report.percent(metric) for metric in METRICS}
 
 
 def size(name: str, run: Run) -> str:

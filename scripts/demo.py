@@ -55,7 +55,7 @@ def main() -> None:
         ["student, AttnFD", *scores(distilled), *student_cost],
     ]
     header = ["", "mIoU %", "mean class acc. %", "pixel acc. %", "parameters", "MACs", "ms per image"]
-    print(f"\nGenerated scenes, {teacher.report()['num_images']} validation images, last step, no selection.")
+    print(f"\nGenerated scenes, {teacher.report().num_images} validation images, last step, no selection.")
     print(f"Students: seeds {arguments.seeds}, mean ± std, the same recipe and number of steps.\n")
     print(table(header, rows))
     print("\n" + verdict(alone, distilled))
@@ -78,7 +78,7 @@ def student(output: Path, name: str, seed: int, flags: list[str]) -> Run:
 def scores(runs: list[Run]) -> list[str]:
     """Each metric in percent, over the seeds."""
     reports = [run.report() for run in runs]
-    return [mean_and_std([100 * report[metric] for report in reports]) for metric in METRICS]
+    return [mean_and_std([report.percent(metric) for report in reports]) for metric in METRICS]
 
 
 def cost(run: Run) -> list[str]:
@@ -95,7 +95,7 @@ def cost(run: Run) -> list[str]:
 def verdict(alone: list[Run], distilled: list[Run]) -> str:
     """Whether distillation helped, seed by seed, said as it is."""
     gains = [
-        100 * (better.report()["mean_iou"] - plain.report()["mean_iou"])
+        better.report().percent("mean_iou") - plain.report().percent("mean_iou")
         for plain, better in zip(alone, distilled, strict=True)
     ]
     seeds = f"mIoU points by seed: {', '.join(f'{gain:+.2f}' for gain in gains)}; mean {np.mean(gains):+.2f}"

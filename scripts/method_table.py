@@ -1,4 +1,4 @@
-"""The README's table of methods, from the losses themselves: python scripts/method_table.py [--write].
+"""README's table of methods and docs/method_arguments.md, from the losses: python scripts/method_table.py [--write].
 
 Parameters and memory are those of a DeepLabV3+ with ResNet-18 that learns from one with ResNet-101, 21 classes.
 Memory is what the loss keeps for its backward pass and as state, for two crops of 256 x 256.
@@ -11,6 +11,12 @@ from pathlib import Path
 sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 import argparse
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -21,19 +27,40 @@ from hf_segkd.training.distiller import network_spec
 from hf_segkd.types import NetworkSpec
 
 README = Path(__file__).parents[1] / "README.md"
+ARGUMENTS_PAGE = Path(__file__).parents[1] / "docs" / "method_arguments.md"
 START, END = "<!-- methods: made by scripts/method_table.py -->", "<!-- end of methods -->"
 BATCH, CROP, NUM_CLASSES = 2, 256, 21
 
+INTRODUCTION = """# Arguments of the methods
+
+`--method NAME --method_kwargs '{"ARGUMENT": VALUE}'`, or `create_loss(NAME, student, teacher, ARGUMENT=VALUE)` in
+Python. Types and defaults are JSON's. A feature is named as in `network.tap_channels`. A preset sets several arguments;
+those that are given beside it win. See also [which method to take](methods.md#which-one-to-take) and
+[what gives the numbers of public code](methods.md#arguments-that-give-what-public-code-computes).
+
+`python scripts/method_table.py --write` makes this page from the losses' signatures and docstrings.
+"""
+TYPES = {
+    float: "number",
+    int: "whole number",
+    bool: "true or false",
+    str: "feature",
+    str | None: "feature or null",
+    tuple[str, ...]: "list of features",
+    Mapping[str, float]: "feature -> number",
+}
+
 
 def main() -> None:
-    """Print the table, or put it into the README."""
+    """Print table and page, or put them into README.md and docs/."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write it into README.md")
+    parser.add_argument("--write", action="store_true", help="write README.md and docs/method_arguments.md")
     text = method_table()
     if parser.parse_args().write:
         README.write_text(in_readme(README.read_text(), text))
+        ARGUMENTS_PAGE.write_text(arguments_page())
     else:
-        print(text)
+        print(text, arguments_page(), sep="\n\n")
 
 
 def in_readme(readme: str, text: str) -> str:
@@ -66,6 +93,53 @@ def row(name: str, student: NetworkSpec, teacher: NetworkSpec) -> list[str]:
         f"{kept_bytes(loss, student, teacher) / 2**20:.1f}",
         title,
     ]
+
+
+def arguments_page() -> str:
+    """The page of all methods' arguments and presets."""
+    return "\n".join([INTRODUCTION, *(arguments_of(loss) for loss in LOSSES.values())])
+
+
+def arguments_of(loss: type[AbstractDistillationLoss]) -> str:
+    """A method's section of the page."""
+    described, types = descriptions(loss), get_type_hints(loss.__init__)
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(loss).parameters.items()
+        if name not in ("student", "teacher")
+    }
+    items = [
+        f"`{name}` ({type_name(types[name])}, default {code(value)}): {described[name]}"
+        for name, value in defaults.items()
+    ]
+    for argument, presets in loss.presets.items():
+        for name, values in presets.items():
+            sets = "sets " + ", ".join(f"`{key}` {code(value)}" for key, value in values.items())
+            items.append(
+                f"{code({argument: name})} {'is the default' if values.items() <= defaults.items() else sets}."
+            )
+    lines = [textwrap.fill(f"- {item}", 120, subsequent_indent="  ", break_on_hyphens=False) for item in items]
+    return "\n".join([f"## `{loss.name}`", "", f"{loss.paper.title} ({loss.paper.venue}).", "", *lines, ""])
+
+
+def descriptions(loss: type[AbstractDistillationLoss]) -> dict[str, str]:
+    """What the docstrings of a class and its bases say of each argument; the class's own word comes last."""
+    found = {}
+    for base in reversed(loss.__mro__):
+        section = re.search(r"^Args:\n((?:    .*\n|\n)+)", inspect.cleandoc(base.__doc__ or "") + "\n", flags=re.M)
+        for name, text in re.findall(r"^    (\w+): ((?:.*\n)(?:        .*\n)*)", section[1] if section else "", re.M):
+            found[name] = " ".join(text.split())
+    return found
+
+
+def type_name(hint: Any) -> str:
+    """A type in the words of JSON."""
+    return ", ".join(map(code, get_args(hint))) if get_origin(hint) is Literal else TYPES[hint]
+
+
+def code(value: Any) -> str:
+    """A value as one writes it in JSON."""
+    return f"`{json.dumps(value)}`"
 
 
 def spec(backbone: str) -> NetworkSpec:

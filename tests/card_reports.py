@@ -17,7 +17,7 @@ def report(correct, *, split="val", num_images=10, **more):
     """
     wrong = 100 - correct
     matrix = torch.tensor([[correct, wrong, 0], [wrong, correct, 0], [0, 0, 0]])
-    return evaluation_report(matrix, LABELS, split, num_images) | more
+    return evaluation_report(matrix, LABELS, split, num_images).extended(**more)
 
 
 def student(correct, seed=0, method="attnfd", **more):

@@ -16,7 +16,7 @@ import torch
 from tiny_runs import trainer
 from transformers import TrainerCallback
 
-from hf_segkd.training import checkpointing_trainer
+from hf_segkd.training import checkpoint_writer
 
 SIXTEEN = {"method": "attnfd", "ema_decay": 0.9, "max_steps": 16, "save_strategy": "steps", "save_steps": 7}
 ACCUMULATED = {
@@ -31,9 +31,9 @@ ACCUMULATED = {
 SAVING = {"method": "attnfd", "max_steps": 5, "save_strategy": "steps", "save_steps": 2}
 SIGNALLED = {"method": "kd", "max_steps": 6, "eval_strategy": "steps", "eval_steps": 4, "dataloader_num_workers": 1}
 # Methods of the trainer, after which a process dies while it writes the checkpoint of step 4.
-POINTS = ["_save", "_save_optimizer_and_scheduler", "_save_rng_state"]
+POINTS = ["save_model", "_save_optimizer_and_scheduler", "_save_rng_state"]
 # Functions of the module, before which it dies.
-LATE_POINTS = ["write_record", "flush"]
+LATE_POINTS = ["write_record", "fsync"]
 
 
 class KillItself(TrainerCallback):
@@ -92,12 +92,12 @@ def killed_while_saving(folder, point):
 
 
 def killed_late_while_saving(folder, point):
-    run, original = trainer(folder, **SAVING), getattr(checkpointing_trainer, point)
+    run, original = trainer(folder, **SAVING), getattr(checkpoint_writer, point)
 
     def die_first(*args, **kwargs):
         return die() if run.state.global_step == 4 else original(*args, **kwargs)
 
-    setattr(checkpointing_trainer, point, die_first)
+    setattr(checkpoint_writer, point, die_first)
     run.train()
 
 

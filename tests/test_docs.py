@@ -1,12 +1,15 @@
+import dataclasses
 import re
 from pathlib import Path
 
 import foreign_models
+import pytest
 import yaml
 from foreign_models import build
 from tiny_runs import arguments, network, processor, scenes
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 
+from hf_segkd.losses.labels import LABEL_LOSSES
 from hf_segkd.networks.class_map import ClassMap
 from hf_segkd.training.trainer import DistillationTrainer
 
@@ -47,7 +50,7 @@ def test_the_example_of_a_teacher_of_other_pixels_and_classes_runs(tmp_path, mon
     exec(example, given)
     trainer = given["trainer"]
     assert trainer.state.global_step == 1
-    assert trainer.teacher.class_map.common == (0, 2)
+    assert trainer.teacher.classes.common == (0, 2)
     assert trainer.teacher.renormalisation is not None
 
 
@@ -57,3 +60,39 @@ def test_the_example_of_a_class_map_is_one(tmp_path):
     teacher = dict(enumerate(["car", "bus", "sky", *(f"class {index}" for index in range(3, 13))]))
     found = ClassMap.from_yaml(tmp_path / "map.yaml", teacher, {0: "person", 1: "vehicle"})
     assert found.groups == ((12,), (0, 1))
+
+
+def test_the_example_of_an_own_loss_trains(tmp_path):
+    (example,) = blocks("docs/own_loss.md", "python")
+    given = {"student": network(), "teacher": network(width=12, seed=1), "train": scenes(), "processor": processor()}
+    example = example.replace('output_dir="run"', f"**{of_one_step(tmp_path)}")
+    exec(example, given)
+    (log, *_) = given["trainer"].state.log_history
+    assert 0 < log["raw_cosine"] < 2
+    assert log["loss_cosine"] == pytest.approx(2 * log["raw_cosine"])
+    assert given["trainer"].args.method == "cosine"
+
+
+def test_the_example_of_an_own_compute_loss_trains(tmp_path):
+    (example,) = blocks("docs/methods.md", "python")
+    exec(example, given := {})
+    args = arguments(tmp_path, max_steps=1, method="kd", label_loss="dice")
+    teacher = network(width=12, seed=1)
+    run = given["WithPoly"](network(), args, teacher=teacher, train_dataset=scenes(), processing_class=processor())
+    run.train()
+    (log, *_) = run.state.log_history
+    assert 0 < log["loss"] - log["loss_dice"] - log["loss_kd"] < 1
+
+
+def test_the_table_of_losses_on_the_labels_names_all_with_their_options():
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\|(.*) \| (\w+) \|$", (ROOT / "docs/methods.md").read_text(), flags=re.M)
+    table = {name: (set(re.findall(r"`(\w+)`", options)), over) for name, options, over in rows if name in LABEL_LOSSES}
+    assert list(table) == list(LABEL_LOSSES)
+    for name, loss in LABEL_LOSSES.items():
+        options = {field.name for field in dataclasses.fields(loss)} - {"weight", "smoothing"}
+        assert table[name] == (options, "pixels" if loss.averages_pixels else "batches")
+
+
+def of_one_step(folder):
+    values = {"output_dir": str(folder), "max_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 0.01}
+    return values | {"logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, "use_cpu": True}

@@ -1,4 +1,5 @@
 import importlib.util
+import inspect
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,20 @@ def test_the_readme_lists_each_method_once_and_no_other():
     table = README.split(method_table.START)[1].split(method_table.END)[0]
     names = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
     assert names == list(LOSSES)
+
+
+def test_the_page_of_the_arguments_is_made_from_the_losses():
+    assert method_table.ARGUMENTS_PAGE.read_text() == method_table.arguments_page(), (
+        "run scripts/method_table.py --write"
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_docstrings_describe_the_arguments_there_are_and_no_others(name):
+    parameters = inspect.signature(LOSSES[name]).parameters
+    assert method_table.descriptions(LOSSES[name]).keys() - {"weights", "student_taps", "teacher_taps"} == set(
+        parameters
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)

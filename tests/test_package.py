@@ -85,3 +85,8 @@ def test_the_auto_classes_know_our_networks_whatever_is_imported_first(imports, 
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["DeepLabV3PlusForSemanticSegmentation", "SegformerImageProcessor"]
+
+
+def test_the_former_name_of_the_feature_network_is_deprecated():
+    with pytest.warns(DeprecationWarning, match="FeatureNetwork"):
+        assert hf_segkd.ForeignNetwork is hf_segkd.FeatureNetwork

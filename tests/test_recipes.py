@@ -296,7 +296,7 @@ def test_the_command_takes_a_step_on_data_in_the_official_layout_and_evaluates(p
     output = tmp_path / "output"
     report = main(["--config", str(config), "--output_dir", str(output), "--use_cpu", "true", *flags])
     written = json.loads((output / "evaluation.json").read_text())
-    assert written["method"] == report["method"] == recipe.get("method", "none")
+    assert written["method"] == report.method == recipe.get("method", "none")
     state = json.loads((output / "trainer_state.json").read_text())
     assert written["steps"] == state["global_step"] == 1
     assert math.isfinite(next(entry["train_loss"] for entry in state["log_history"] if "train_loss" in entry))

@@ -37,9 +37,11 @@ from hf_segkd.networks.inference import predict
 HERE = Path(__file__).resolve().parent
 SETTINGS = {"teacher": None, "title": "Student and teacher", "examples": [], "colours": None}
 
-# A free Space has 16 GB. Logits exist at the picture's size, at times twice: 1e9 of them take 4 GB.
+# A free Space has 16 GB. Memory grows by the pixels of a picture and not by the classes, and larger pictures are shown
+# to the networks in tiles, so that theirs does not grow at all; what is left to limit is the time on two slow cores.
 MAX_PIXELS = 25_000_000
-MAX_LOGITS = 1_000_000_000
+MAX_WHOLE_PIXELS = 4_000_000
+TILE = 1024
 SHOWN_SIDE = 1280
 OPACITY = 0.5
 WAITING = "The classes will appear here."
@@ -130,8 +132,10 @@ def usual_colours(source: str) -> dict[str, Colour]:
 def segment(network: Network, image: Image.Image) -> tuple[np.ndarray, float]:
     """Class ids (h, w) as `predict` gives them, and the milliseconds of the network's forward pass in it.
 
-    The time is that of the fastest of up to five passes, as many as half a second holds: the first takes longer.
+    The time is that of the fastest of up to five passes, as many as half a second holds: the first takes longer. Of a
+    picture in tiles it is that of all of them.
     """
+    tiles = {} if image.width * image.height <= MAX_WHOLE_PIXELS else {"tile": TILE}
     ticks: list[float] = []
     hooks = [
         network.model.register_forward_pre_hook(lambda *_: ticks.append(time.perf_counter())),
@@ -139,19 +143,16 @@ def segment(network: Network, image: Image.Image) -> tuple[np.ndarray, float]:
     ]
     start = time.perf_counter()
     try:
-        mask = predict(network.model, network.processor, image)
-        while len(ticks) < 10 and time.perf_counter() - start < 0.5:
-            predict(network.model, network.processor, image)
+        mask = predict(network.model, network.processor, image, **tiles)
+        passes = len(ticks) // 2
+        while len(ticks) < 10 * passes and time.perf_counter() - start < 0.5:
+            predict(network.model, network.processor, image, **tiles)
     finally:
         for hook in hooks:
             hook.remove()
-    seconds = min(end - start for start, end in zip(ticks[::2], ticks[1::2], strict=True))
+    durations = [end - start for start, end in zip(ticks[::2], ticks[1::2], strict=True)]
+    seconds = min(sum(durations[first : first + passes]) for first in range(0, len(durations), passes))
     return mask.to(torch.uint8 if len(network.names) <= 256 else torch.int32).numpy(), 1000 * seconds
-
-
-def max_pixels(networks: list[Network]) -> int:
-    """How many pixels a picture may have, by memory: networks with many classes take smaller ones."""
-    return min(MAX_PIXELS, MAX_LOGITS // max(network.model.config.num_labels for network in networks))
 
 
 def legend(mask: np.ndarray, names: list[str], palette: list[Colour]) -> list[tuple[str, Colour, float]]:
@@ -210,7 +211,6 @@ def _heading(role: str, network: Network) -> str:
 
 def build_page(networks: dict[str, Network], title: str, examples: list[str]) -> gr.Blocks:
     """The page: a picture on the left, and a column for each network by its role, "Student" and maybe "Teacher"."""
-    limit = max_pixels(list(networks.values()))
 
     def blank(text: str) -> list[Any]:
         """No results, and no masks to download."""
@@ -222,7 +222,7 @@ def build_page(networks: dict[str, Network], title: str, examples: list[str]) ->
         if path is None:
             return blank(WAITING)
         try:
-            image = read_rgb(path, "The picture", limit)
+            image = read_rgb(path, "The picture", MAX_PIXELS)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
         values = []
@@ -254,7 +254,7 @@ def build_page(networks: dict[str, Network], title: str, examples: list[str]) ->
                         outputs.append(gr.DownloadButton("Download mask (PNG)", interactive=False))
         shown = picture.change(show, picture, outputs, api_name="segment")
         # Else the results of the picture before would stay.
-        possible = POSSIBLE.format(formats=", ".join(FORMATS), megapixels=limit / 1e6)
+        possible = POSSIBLE.format(formats=", ".join(FORMATS), megapixels=MAX_PIXELS / 1e6)
         shown.failure(lambda: blank(f"{REFUSED} {possible}"), None, outputs, api_visibility="private")
         opacity.change(None, opacity, js="value => document.documentElement.style.setProperty('--opacity', value)")
     return page
@@ -265,7 +265,8 @@ def _introduction(networks: dict[str, Network], title: str) -> str:
     sentence = f"Semantic segmentation with {' distilled from '.join(links)}."
     threads = torch.get_num_threads()
     timed = (
-        f"Timed is the forward pass alone, on the CPU of this server (threads: {threads}), the fastest of up to five."
+        f"Timed is the forward pass alone, on the CPU of this server (threads: {threads}), the fastest of up to five. "
+        f"Pictures of more than {MAX_WHOLE_PIXELS / 1e6:g} megapixels are shown to the networks in tiles."
     )
     return f"<h1>{escape(title)}</h1><p>{sentence} {timed}</p>"
 

@@ -17,6 +17,8 @@ COMMANDS = {
     "predict": "draw what a network sees",
     "publish": "put a network with its card on the Hub",
     "export": "write a network as ONNX or torch.export file, checked",
+    "draw_masks": "draw index masks from COCO JSON or labelme's files",
+    "count_statistics": "count mean and std of each channel of the training images",
     "inspect_model": "list the maps of a network that methods can compare",
     "convert_checkpoint": "take over a checkpoint of other code, or a pickle of transformers",
 }

@@ -26,6 +26,11 @@ class DataFlags:
     def __post_init__(self) -> None:
         self.dataset_options = json_object(self.dataset_options, "dataset_options")
 
+    @property
+    def num_channels(self) -> int | None:
+        """Number of bands that images are read with as they are stored; None for RGB."""
+        return self.dataset_options.get("num_channels")
+
     def load(self, split: str) -> datasets.Dataset:
         """One split of the data set."""
         return load_segmentation_dataset(self.dataset, self.data_dir, split, hub_id=self.hub_id, **self.dataset_options)

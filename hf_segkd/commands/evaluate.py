@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hf_segkd.commands.command_line import parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.data import label_info
 from hf_segkd.evaluation.reports import evaluation_report, format_report, write_json
+from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.networks import with_taps
 from hf_segkd.networks.loading import load_network
 from hf_segkd.training.arguments import DistillationArguments
@@ -25,13 +25,23 @@ class EvaluationCommand(DataFlags):
     split: str = field(default="val", metadata={"help": "Split to evaluate on."})
     batch_size: int = field(default=1, metadata={"help": "Images per device and step."})
     num_workers: int = field(default=0, metadata={"help": "Processes that load images."})
+    tile: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Side, or height and width, of tiles that large images are shown to the network in, e.g. 1024; by "
+            "default it sees whole images."
+        },
+    )
+    overlap: int | None = field(
+        default=None, metadata={"help": "Pixels that neighbouring tiles share; by default a quarter of their side."}
+    )
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU."})
     output: str | None = field(
         default=None, metadata={"help": "JSON file to write; by default MODEL-DATASET-SPLIT.json."}
     )
 
 
-def main(args: list[str] | None = None) -> dict[str, Any]:
+def main(args: list[str] | None = None) -> RunReport:
     """Evaluate a network, print the table, write the JSON file and return what is in it."""
     (command,) = parse_arguments(EvaluationCommand, args=args)
     path = Path(command.output or f"{Path(command.model).name}-{command.dataset}-{command.split}.json")
@@ -47,6 +57,8 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
                 output_dir=scratch,
                 per_device_eval_batch_size=command.batch_size,
                 dataloader_num_workers=command.num_workers,
+                eval_tile=command.tile,
+                eval_overlap=command.overlap,
                 use_cpu=command.use_cpu,
             ),
             eval_dataset=dataset,
@@ -54,10 +66,11 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         )
         trainer.evaluate()
     report = evaluation_report(trainer.confusion_matrix, labels, str(dataset.split), len(dataset))
-    report |= {"model": command.model, "data": command.source(command.split)}
+    tiles = {} if command.tile is None else {"tile": command.tile, "overlap": command.overlap}
+    report = report.extended(model=command.model, data=command.source(command.split) | tiles)
     if trainer.is_world_process_zero():
         print(format_report(report))
-        write_json(report, path)
+        write_json(report.to_json(), path)
         print(f"\nWritten to {path}.")
     trainer.accelerator.end_training()
     return report

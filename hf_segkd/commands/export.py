@@ -15,7 +15,7 @@ from hf_segkd.commands.command_line import parse_arguments
 from hf_segkd.commands.data_flags import DataFlags
 from hf_segkd.data import EvaluationDataset, evenly_spread, label_info
 from hf_segkd.data.image_processors import fixed_size
-from hf_segkd.evaluation.reports import write_json
+from hf_segkd.evaluation.reports import versions, write_json
 from hf_segkd.export import REPORT, SNIPPET, run_onnx
 from hf_segkd.export.graph import OPSET, DenseNetwork, check_takes, save_onnx, save_program, trace
 from hf_segkd.export.latency import (
@@ -26,11 +26,12 @@ from hf_segkd.export.latency import (
     pytorch_variants,
     traced_variants,
 )
-from hf_segkd.export.metadata import check_description, describe, describe_onnx, versions, with_size
+from hf_segkd.export.metadata import PACKAGES, check_description, describe, describe_onnx, with_size
 from hf_segkd.export.parity import Parity, check_int8_loss, check_parity, compare, exports_table, other_sizes, worst_of
 from hf_segkd.export.quantization import quantize
 from hf_segkd.export.runtimes import onnx_network, program_network, require_extra
 from hf_segkd.networks import predicts_masks, with_taps
+from hf_segkd.networks.channels import check_images, check_teacher
 from hf_segkd.networks.inference import predict
 from hf_segkd.networks.loading import load_network
 from hf_segkd.publishing.publication import weights_sha256
@@ -139,6 +140,7 @@ class Export:
                 f"{type(self.model).__name__} predicts masks and their classes and is not exported: only networks that "
                 "give logits for each pixel are. Distil a student from it and export that."
             )
+        check_images(self.model.config, self.processor, self.images)
         if command.image_size is not None:
             self.processor = with_size(self.processor, tuple(command.image_size))
         elif fixed_size(self.processor) is None and not command.dynamic:
@@ -157,6 +159,7 @@ class Export:
             self.calibration = EvaluationDataset(training, self.processor)
         if command.teacher is not None:
             teacher, _ = load_network(command.teacher)
+            check_teacher(teacher.config, self.model.config)
             # With taps, masks with classes become logits.
             teacher = with_taps(teacher) if predicts_masks(teacher.config) else teacher
             self.teacher = DenseNetwork(teacher, command.argmax)
@@ -165,7 +168,8 @@ class Export:
     def run(self, scratch: Path) -> dict[str, Any]:
         """Write the files into a folder, check and time them."""
         command, files = self.command, {name: scratch / file for name, file in FILES.items()}
-        program = trace(self.network, tuple(self.example.shape[-2:]), command.dynamic)
+        channels, *size = self.example.shape[1:]
+        program = trace(self.network, tuple(size), command.dynamic, channels)
         if command.format == "onnx":
             save_onnx(program, files["onnx"], self.network.output_name, command.dynamic)
             describe_onnx(files["onnx"], self.facts)
@@ -183,7 +187,7 @@ class Export:
         report = {
             "exports": exports,
             "latency": self.time(files) if command.latency_runs else None,
-            "versions": versions(),
+            "versions": versions(PACKAGES),
             "weights_sha256": self.weights_sha256,  # by which publishing knows that they belong together
         }
         write_json(report, scratch / REPORT)

@@ -14,9 +14,10 @@ from transformers import OneFormerConfig, PreTrainedModel
 
 from hf_segkd.commands.command_line import parse_arguments
 from hf_segkd.evaluation.reports import table
-from hf_segkd.networks import ForeignNetwork, trial_size, with_taps
+from hf_segkd.networks import FeatureNetwork, trial_size, with_taps
 from hf_segkd.networks.feature_paths import Tap, recorded
 from hf_segkd.networks.loading import explained, load_config, load_model
+from hf_segkd.networks.outputs import image_channels
 
 # Height and width of the image when neither a flag nor the config says one.
 DEFAULT_SIZE = 256
@@ -64,7 +65,7 @@ def main(args: list[str] | None = None) -> list[Candidate]:
     model = load(command)
     size = tuple(command.image_size or trial_size(model.config, DEFAULT_SIZE))
     parameter = next(model.parameters())
-    image = torch.zeros(1, 3, *size, dtype=parameter.dtype, device=parameter.device)
+    image = torch.zeros(1, image_channels(model.config), *size, dtype=parameter.dtype, device=parameter.device)
     network = _with_any_task(model)
     with torch.inference_mode():
         found = candidates(network, image, command.all)
@@ -93,10 +94,10 @@ def candidates(network: torch.nn.Module, image: Tensor, everything: bool = False
 
     Args:
         network: A network with taps.
-        image: (1, 3, hh, ww).
+        image: (1, c, hh, ww).
         everything: Leave nothing out.
     """
-    if not isinstance(network, ForeignNetwork):
+    if not isinstance(network, FeatureNetwork):
         features = network(pixel_values=image, output_features=True).features
         return [Candidate(tap, "tap of hf_segkd", tuple(feature.shape), (tap,)) for tap, feature in features.items()]
     model = network.model
@@ -158,7 +159,7 @@ def _like(row: Candidate) -> tuple[object, ...]:
 def _with_any_task(model: PreTrainedModel) -> torch.nn.Module:
     if isinstance(model.config, OneFormerConfig):  # its words change no shape
         task = torch.zeros(1, model.config.task_seq_len, dtype=torch.int64)
-        return ForeignNetwork(model, inputs={"task_inputs": task})
+        return FeatureNetwork(model, inputs={"task_inputs": task})
     return with_taps(model)
 
 

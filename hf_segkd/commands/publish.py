@@ -13,6 +13,7 @@ from hf_segkd.commands.publish_facts import evaluated_images, find_teacher, gath
 from hf_segkd.commands.publish_flags import PublishingCommand
 from hf_segkd.commands.run_folder import copy_exports, scores, with_training
 from hf_segkd.data import class_colours, label_info
+from hf_segkd.data.image_processors import num_bands
 from hf_segkd.evaluation.reports import SCORES_FILE
 from hf_segkd.networks import with_taps
 from hf_segkd.networks.loading import load_network
@@ -62,6 +63,11 @@ def write(command: PublishingCommand, scratch: Path) -> tuple[str, list[Part]]:
     """
     folder = checked_folder(command)
     student, processor = load_network(command.model)
+    if command.space is not None and num_bands(processor) is not None:
+        raise ValueError(
+            f"The page of a Space takes RGB pictures, and this network images of {num_bands(processor)} bands as they "
+            "are stored: publish it without --space."
+        )
     if command.self_contained and not is_ours(student):
         print("--self_contained has no effect: the network is one of transformers itself, which brings no code.")
     evaluated = (folder / command.evaluation).is_file() or command.evaluation != SCORES_FILE

@@ -11,12 +11,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_segkd.commands.publish_flags import PublishingCommand
-from hf_segkd.commands.run_folder import read_exports, run_report, scores, training_settings, with_training
+from hf_segkd.commands.run_folder import read_exports, run_report, scores, with_training
 from hf_segkd.data import check_keeps_whole_images, class_names, load_segmentation_dataset
+from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.networks import with_taps
-from hf_segkd.networks.adapted_teacher import adapted
 from hf_segkd.networks.class_map import ClassMap, match_classes
 from hf_segkd.networks.loading import load_network
+from hf_segkd.networks.teacher import Teacher
 from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.privacy import last_part
 from hf_segkd.publishing.publication import cost, describe, image_size
@@ -24,19 +25,19 @@ from hf_segkd.training.arguments import default_settings
 
 
 @dataclass
-class Teacher:
+class FoundTeacher:
     """The teacher as far as it can still be found."""
 
     name: str
     architecture: str | None
     hub_id: str | None
     network: tuple[PreTrainedModel, Any] | None
-    report: dict[str, Any] | None
+    report: RunReport | None
 
 
-def find_teacher(command: PublishingCommand, report: dict[str, Any] | None) -> Teacher | None:
+def find_teacher(command: PublishingCommand, report: RunReport | None) -> FoundTeacher | None:
     """The teacher that the flag or else the run names; what can't be found any more is said and left out."""
-    name = command.teacher or (report or {}).get("teacher")
+    name = command.teacher or (None if report is None else report.teacher)
     if name is None:
         return None
     try:
@@ -52,16 +53,16 @@ def find_teacher(command: PublishingCommand, report: dict[str, Any] | None) -> T
         network, architecture = None, None
     hub_id = None if network is None or Path(name).is_dir() else name
     known = Path(name, command.evaluation).is_file()
-    return Teacher(name, architecture, hub_id, network, scores(Path(name), command.evaluation) if known else None)
+    return FoundTeacher(name, architecture, hub_id, network, scores(Path(name), command.evaluation) if known else None)
 
 
 def teacher_to_show(
-    teacher: Teacher, student: PreTrainedModel, processor: Any, report: dict[str, Any] | None
+    teacher: FoundTeacher, student: PreTrainedModel, processor: Any, report: RunReport | None
 ) -> dict[str, tuple[nn.Module, Any]]:
     """The teacher for the pictures, as it speaks of the student's classes; scores on other classes are left out."""
     network, its_processor = teacher.network
     taught, learnt = network.config.id2label, student.config.id2label
-    targets = (report or {}).get("class_map")
+    targets = None if report is None else report.class_map
     class_map = None
     if targets is not None and len(targets) == len(taught):
         class_map = ClassMap(targets, class_names(taught), class_names(learnt))
@@ -74,7 +75,7 @@ def teacher_to_show(
     if class_map is None:
         print(f"The teacher {teacher.name} has no classes of the student, so the card does not show what it sees.")
         return {}
-    shown = adapted(network, student, teacher_processor=its_processor, student_processor=processor, class_map=class_map)
+    shown = Teacher(network, its_processor, class_map, student=student, student_processor=processor)
     return {"teacher": (shown, processor)}
 
 
@@ -83,13 +84,13 @@ def looks_like_path(name: str) -> bool:
     return name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
 
 
-def evaluated_images(command: PublishingCommand, report: dict[str, Any] | None) -> datasets.Dataset | None:
+def evaluated_images(command: PublishingCommand, report: RunReport | None) -> datasets.Dataset | None:
     """The images of the split that was evaluated; None where they are not known or not there any more.
 
     Raises:
         ValueError: If it is so and the flags ask for pictures of them.
     """
-    source = (report or {}).get("data")
+    source = None if report is None else report.data
     if source is not None:
         place = {"data_dir": source["data_dir"], "hub_id": source["hub_id"], **source["dataset_options"]}
         try:
@@ -111,62 +112,61 @@ def gather_facts(
     command: PublishingCommand,
     student: PreTrainedModel,
     processor: Any,
-    report: dict[str, Any] | None,
-    teacher: Teacher | None,
+    report: RunReport | None,
+    teacher: FoundTeacher | None,
     images: datasets.Dataset | None,
 ) -> CardFacts:
     """All that the card tells."""
     folder = Path(command.model)
-    training = with_training(folder, report or {})
-    if (command.runs or command.baseline) and (report is None or "method" not in training):
+    training = with_training(folder, report or RunReport())
+    if (command.runs or command.baseline) and (report is None or training.method is None):
         missing = "holds no scores" if report is None else "does not tell how the network was trained"
         raise ValueError(f"{folder} {missing}, so there is nothing to set --runs or --baseline beside.")
-    report = report or {}
-    trained_on = report.get("trained_on")
     size = image_size(processor, images)  # both networks': the student's is what counts
     costs = [cost("student", student, size)]
     if teacher is not None and teacher.network is not None:
         costs.append(cost("teacher", teacher.network[0], size))
-    runs = [report, *(run_report(Path(run), command.evaluation) for run in command.runs)] if report else []
+    runs = []
+    if report is not None:
+        runs = [report, *(run_report(Path(run), command.evaluation) for run in command.runs)]
     baseline_runs = [run_report(Path(run), command.evaluation) for run in command.baseline]
     teacher_report = None if teacher is None else teacher.report
     export = read_exports(folder)
     if command.dataset_name is not None:
-        scored = [
-            *runs,
-            *baseline_runs,
-            *([teacher_report] if teacher_report else []),
-            *(export or {}).get("exports", []),
-        ]
-        _rename_dataset(scored, trained_on or report.get("dataset"), command.dataset_name)
+        known_as = None if report is None else training.trained_on or report.dataset
+        reports = [*runs, *baseline_runs, *([teacher_report] if teacher_report else [])]
+        _rename_dataset(reports, (export or {}).get("exports", []), known_as, command.dataset_name)
     return CardFacts(
         repo_id=command.repo_id,
         architecture=describe(student),
         id2label=student.config.id2label,
-        method=training.get("method"),
-        method_kwargs=training.get("method_kwargs", {}),
-        dataset=command.dataset_name or trained_on,
-        dataset_id=command.dataset_id or report.get("data", {}).get("hub_id"),
+        method=training.method,
+        method_kwargs=training.method_kwargs or {},
+        dataset=command.dataset_name or training.trained_on,
+        dataset_id=command.dataset_id or (training.data or {}).get("hub_id"),
         dataset_license=command.dataset_license,
         teacher=None if teacher is None else teacher.architecture or last_part(teacher.name),
         teacher_id=command.teacher_id or (None if teacher is None else teacher.hub_id),
         license=command.license,
-        report=report or None,
+        report=report,
         runs=runs,
         baseline_runs=baseline_runs,
         teacher_report=teacher_report,
         costs=costs,
         export=export,
-        settings=training_settings(folder),
+        settings=training.settings,
         defaults=default_settings(),
-        versions=report.get("versions", {}),
+        versions=training.versions or {},
         self_contained=command.self_contained,
         space_id=command.space,
     )
 
 
-def _rename_dataset(scored: list[dict[str, Any]], known_as: str | None, name: str) -> None:
+def _rename_dataset(reports: list[RunReport], exports: list[dict[str, Any]], known_as: str | None, name: str) -> None:
     """Call a data set by the name that its user gives it, wherever something was scored on it."""
-    for scores_of in scored:
-        if scores_of.get("dataset") == known_as:
-            scores_of["dataset"] = name
+    for report in reports:
+        if report.dataset == known_as:
+            report.dataset = name
+    for export in exports:
+        if export.get("dataset") == known_as:
+            export["dataset"] = name

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hf_segkd.evaluation.reports import ARGUMENTS_FILE, SCORES_FILE, read_json
+from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.export import REPORT as EXPORT_REPORT
 from hf_segkd.export import SNIPPET
+from hf_segkd.networks.config_values import CLASS_NAMES, config_values
 from hf_segkd.publishing.publication import EXPORTS, weights_sha256
 
-# Entries of a configuration that do not change what a network computes.
-BESIDE_THE_NETWORK = ("transformers_version", "dtype", "_name_or_path", "auto_map", "id2label", "label2id")
 
-
-def run_report(folder: Path, evaluation: str) -> dict[str, Any]:
+def run_report(folder: Path, evaluation: str) -> RunReport:
     """The scores in the folder of a run that others are compared with, with what its training says of itself.
 
     Raises:
@@ -24,7 +22,7 @@ def run_report(folder: Path, evaluation: str) -> dict[str, Any]:
             pass for trained on the labels alone.
     """
     report = with_training(folder, scores(folder, evaluation))
-    if "method" not in report:
+    if report.method is None:
         raise ValueError(
             f"Nothing in {folder} says how the network was trained: there is no {ARGUMENTS_FILE} with a method, and "
             "the scores name none. Give a run's folder as training leaves it."
@@ -32,7 +30,7 @@ def run_report(folder: Path, evaluation: str) -> dict[str, Any]:
     return report
 
 
-def scores(folder: Path, evaluation: str) -> dict[str, Any]:
+def scores(folder: Path, evaluation: str) -> RunReport:
     """The scores in any network's folder, with what training wrote beside them, if it was trained here.
 
     `trained_on` is the data set of the training, which may be another one than that of the scores; None where it is not
@@ -49,20 +47,21 @@ def scores(folder: Path, evaluation: str) -> dict[str, Any]:
             f"There is no {evaluation} in {folder}. Score the network with `hf-segkd evaluate --model {folder} "
             f"--output {folder / name}` and the flags of its data set, and publish with `--evaluation {name}`."
         )
-    report = read_json(training) if training.is_file() else {}
+    report = RunReport.from_json(read_json(training)) if training.is_file() else RunReport()
     # Scores that name no method are of the evaluation command, which knows nothing of the training.
-    trained_on = report.get("dataset") if "method" in report else None
-    return {**report, "trained_on": trained_on, **read_json(file)}
+    trained_on = None if report.method is None else report.dataset
+    return RunReport.from_json({**report.to_json(), "trained_on": trained_on, **read_json(file)})
 
 
-def with_training(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
+def with_training(folder: Path, report: RunReport) -> RunReport:
     """A report with method and seed, from the training arguments in the folder where it lacks them, and the network.
 
-    Without "method" it is not known how the network was trained.
+    Without a method it is not known how the network was trained.
     """
     settings = training_settings(folder)
     told = {name: settings[name] for name in ("method", "method_kwargs", "seed") if name in settings}
-    return told | report | {"settings": settings, "network": network_configuration(folder)}
+    report = RunReport.from_json(told | report.to_json())
+    return report.extended(settings=settings, network=network_configuration(folder))
 
 
 def training_settings(folder: Path) -> dict[str, Any]:
@@ -72,17 +71,9 @@ def training_settings(folder: Path) -> dict[str, Any]:
 
 
 def network_configuration(folder: Path) -> dict[str, Any]:
-    """Path in the configuration -> value, of all that makes up the network in a folder."""
+    """Path in the configuration -> value, of all that makes up the network in a folder; classes reports compare."""
     file = folder / "config.json"
-    return dict(_flat(read_json(file))) if file.is_file() else {}
-
-
-def _flat(configuration: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in configuration.items():
-        if isinstance(value, dict) and name not in BESIDE_THE_NETWORK:
-            yield from _flat(value, f"{prefix}{name}.")
-        elif name not in BESIDE_THE_NETWORK:
-            yield prefix + name, value
+    return config_values(read_json(file), without=CLASS_NAMES) if file.is_file() else {}
 
 
 def read_exports(folder: Path) -> dict[str, Any] | None:

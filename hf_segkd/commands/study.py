@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_segkd.evaluation.reports import SCORES_FILE, read_json
+from hf_segkd.evaluation.run_report import RunReport
 
 
 @dataclass
@@ -43,9 +44,9 @@ class Run:
         launch = [sys.executable, "-m", "accelerate.commands.launch", str(self.script)]
         return [*launch, "--output_dir", str(self.output_dir), *self.flags]
 
-    def report(self) -> dict:
+    def report(self) -> RunReport:
         """What the run measured."""
-        return read_json(self.report_file)
+        return RunReport.from_json(read_json(self.report_file))
 
 
 def run_all(runs: Sequence[Run], jobs: int) -> None:
@@ -94,9 +95,9 @@ def _finish(run: Run, returncode: int) -> None:
         raise RuntimeError(f"{run.output_dir.name} failed with exit code {returncode}:\n{tail}")
     report = run.report()
     print(
-        f"{run.output_dir.name}: mIoU {100 * report['mean_iou']:.2f} % on {report['split']}, "
-        f"{report['train_seconds']:.0f} s of training"
-        + (f" since step {report['resumed_from_step']}" if report.get("resumed_from_step") else ""),
+        f"{run.output_dir.name}: mIoU {report.percent('mean_iou'):.2f} % on {report.split}, "
+        f"{report.train_seconds:.0f} s of training"
+        + (f" since step {report.resumed_from_step}" if report.resumed_from_step else ""),
         flush=True,
     )
 

@@ -26,9 +26,10 @@ from hf_segkd.data import (
     load_unlabelled_images,
 )
 from hf_segkd.data.labels import IGNORE_INDEX
-from hf_segkd.evaluation.reports import SCORES_FILE, format_report, versions, write_json
-from hf_segkd.models import load_pretrained_backbone
-from hf_segkd.networks import ForeignNetwork
+from hf_segkd.evaluation.reports import SCORES_FILE, format_report, read_json, training_versions, write_json
+from hf_segkd.evaluation.run_report import RunReport
+from hf_segkd.models import MultiBandImageProcessor, load_pretrained_backbone
+from hf_segkd.networks import FeatureNetwork
 from hf_segkd.networks.loading import build_config, load_network
 from hf_segkd.training.arguments import DistillationArguments, json_object
 from hf_segkd.training.trainer import DistillationTrainer
@@ -45,6 +46,13 @@ class TrainingCommand(DataFlags):
     image_size: list[int] | None = field(
         default=None,
         metadata={"help": "Height and width that whole images are resized to; by default they keep their size."},
+    )
+    image_statistics: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON file of hf-segkd count_statistics with mean and std of the images; by default ImageNet's, "
+            "which only RGB pictures have."
+        },
     )
     student: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of a network to start from; else student_config."}
@@ -94,25 +102,25 @@ class TrainingCommand(DataFlags):
             raise ValueError("--teacher_taps and --class_map say how a teacher is read, and there is no --teacher.")
 
 
-def main(args: list[str] | None = None) -> dict[str, Any]:
+def main(args: list[str] | None = None) -> RunReport:
     """Train, evaluate and save a student; returns the evaluation that is also written to evaluation.json."""
     command, arguments = parse_arguments(TrainingCommand, DistillationArguments, args=args)
     set_seed(arguments.seed)
     train, evaluation, accounts = load_splits(command, arguments.bad_images)
     unlabelled = None
     if command.unlabelled_dir is not None:
-        unlabelled = load_unlabelled_images(command.unlabelled_dir)
+        unlabelled = load_unlabelled_images(command.unlabelled_dir, command.num_channels)
         if command.check_data:
             check_dataset(unlabelled, num_samples=8, bad_images=arguments.bad_images)
     labels = label_info(train)
     student, processor = build_student(command, labels)
     if command.student_taps is not None:
-        student = ForeignNetwork(student, command.student_taps)
+        student = FeatureNetwork(student, command.student_taps)
     teacher, teacher_processor = None, None
     if command.teacher is not None:
         teacher, teacher_processor = load_network(command.teacher, dtype="auto")
         if command.teacher_taps is not None:
-            teacher = ForeignNetwork(teacher, command.teacher_taps)
+            teacher = FeatureNetwork(teacher, command.teacher_taps)
     trainer = DistillationTrainer(
         model=student,
         args=arguments,
@@ -130,17 +138,17 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     processor_seconds = time.process_time() - processor_seconds
     trainer.evaluate()
-    report = trainer.report() | {
-        "teacher": _whole_path(command.teacher),
-        "initial_weights": _whole_path(command.student or command.pretrained_backbone) or "random",
-        "train_seconds": result.metrics["train_runtime"],
-        "train_processor_seconds": processor_seconds,
-        "versions": versions(),
-        "data": command.source(command.eval_split),
-        "label_account": {split: account.as_dict() for split, account in accounts.items()} or None,
-    }
+    report = trainer.report().extended(
+        teacher=_whole_path(command.teacher),
+        initial_weights=_whole_path(command.student or command.pretrained_backbone) or "random",
+        train_seconds=result.metrics["train_runtime"],
+        train_processor_seconds=processor_seconds,
+        versions=training_versions(),
+        data=command.source(command.eval_split),
+        label_account={split: account.as_dict() for split, account in accounts.items()} or None,
+    )
     if trainer.is_world_process_zero():
-        write_json(report, Path(arguments.output_dir, SCORES_FILE))
+        write_json(report.to_json(), Path(arguments.output_dir, SCORES_FILE))
         print(format_report(report))
     trainer.save_state()
     save(trainer)
@@ -196,9 +204,15 @@ def build_student(command: TrainingCommand, labels: LabelInfo) -> tuple[PreTrain
             raise ValueError("pretrained_backbone is for a new student; student already brings its weights.")
         if command.image_size is not None:
             raise ValueError("image_size is for a new student; student brings its image processor, and so its size.")
+        if command.image_statistics is not None:
+            raise ValueError("image_statistics is for a new student; student brings its image processor.")
         return load_network(command.student, labels)
     label2id = {name: index for index, name in labels.id2label.items()}
-    config = build_config(command.student_config, "student_config", id2label=labels.id2label, label2id=label2id)
+    channels = command.num_channels
+    values = dict(command.student_config)
+    if channels is not None and "backbone_config" not in values:
+        values.setdefault("num_channels", channels)
+    config = build_config(values, "student_config", id2label=labels.id2label, label2id=label2id)
     if type(config) not in AutoModelForSemanticSegmentation._model_mapping:
         raise ValueError(
             f"There is no student of model_type {config.model_type!r}: AutoModelForSemanticSegmentation, whose models "
@@ -209,21 +223,50 @@ def build_student(command: TrainingCommand, labels: LabelInfo) -> tuple[PreTrain
     student = AutoModelForSemanticSegmentation.from_config(config)
     if command.pretrained_backbone is not None:
         load_pretrained_backbone(student, command.pretrained_backbone)
-    return student, build_processor(command.image_size)
+    return student, build_processor(command.image_size, command.image_statistics, channels)
 
 
-def build_processor(image_size: list[int] | None) -> SegformerImageProcessor:
+def build_processor(
+    image_size: list[int] | None, image_statistics: str | None = None, num_channels: int | None = None
+) -> SegformerImageProcessor:
     """Transformers' own processor with ImageNet's mean and std; whole images keep their size unless one is given.
 
+    Args:
+        image_size: Height and width to resize to.
+        image_statistics: JSON file with other mean and std.
+        num_channels: Of images that are read as they are stored, which take a `MultiBandImageProcessor`.
+
     Raises:
-        ValueError: If `image_size` is not a height and a width of at least 2 pixels.
+        ValueError: If `image_size` is not a height and a width of at least 2 pixels, or the statistics are missing
+            where they are needed, or are those of other images.
     """
+    given: dict[str, Any] = {"do_reduce_labels": False}
     if image_size is None:
-        return SegformerImageProcessor(do_resize=False, do_reduce_labels=False)
-    if len(image_size) != 2 or min(image_size) < 2:  # PyTorch can't resize to 1 x 1
+        given["do_resize"] = False
+    elif len(image_size) != 2 or min(image_size) < 2:  # PyTorch can't resize to 1 x 1
         raise ValueError(f"image_size takes height and width in pixels, from 2, got {image_size}.")
-    height, width = image_size
-    return SegformerImageProcessor(size={"height": height, "width": width}, do_reduce_labels=False)
+    else:
+        given |= {"do_resize": True, "size": dict(zip(("height", "width"), image_size, strict=True))}
+    if image_statistics is not None:
+        given |= _mean_and_std(Path(image_statistics), num_channels)
+    elif num_channels is not None:
+        raise ValueError(
+            f"Images of {num_channels} channels as they are stored have no usual mean and std: count them with "
+            "`hf-segkd count_statistics` and pass its file as --image_statistics."
+        )
+    return (SegformerImageProcessor if num_channels is None else MultiBandImageProcessor)(**given)
+
+
+def _mean_and_std(file: Path, num_channels: int | None) -> dict[str, list[float]]:
+    if not file.is_file():
+        raise ValueError(f"--image_statistics: there is no file {file}; `hf-segkd count_statistics` writes it.")
+    content = read_json(file)
+    if not isinstance(content, dict) or not {"num_channels", "image_mean", "image_std"} <= content.keys():
+        raise ValueError(f"--image_statistics: {file} is no file of `hf-segkd count_statistics`.")
+    if content["num_channels"] != num_channels:
+        counted, read = ("RGB" if n is None else f"{n} bands" for n in (content["num_channels"], num_channels))
+        raise ValueError(f"--image_statistics: {file} is of images read as {counted}, and the data set reads {read}.")
+    return {name: content[name] for name in ("image_mean", "image_std")}
 
 
 def _whole_path(name: str | None) -> str | None:

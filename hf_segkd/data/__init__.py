@@ -2,10 +2,11 @@
 
 from .account import LabelAccount, check_dataset, check_labels_of, count_labels, evenly_spread
 from .colours import class_colours
-from .decoding import label_info
+from .decoding import label_info, stored_channels
 from .image_processors import check_keeps_whole_images, whole_image
 from .labels import LabelInfo, class_names, voc_palette
 from .loading import load_segmentation_dataset
+from .multiband import MultiBandImage, read_bands
 from .photometric import PhotoMetricDistortion, RandomBlur
 from .torch_datasets import AugmentedDataset, EvaluationDataset, evaluation_collator, train_collator
 from .transforms import TrainTransform
@@ -16,6 +17,7 @@ __all__ = [
     "EvaluationDataset",
     "LabelAccount",
     "LabelInfo",
+    "MultiBandImage",
     "PhotoMetricDistortion",
     "RandomBlur",
     "TrainTransform",
@@ -30,6 +32,8 @@ __all__ = [
     "label_info",
     "load_segmentation_dataset",
     "load_unlabelled_images",
+    "read_bands",
+    "stored_channels",
     "train_collator",
     "voc_palette",
     "whole_image",

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .decoding import decode_images, decoder_of, label_info
+from .decoding import decoder_of, decodes_only_images, label_info
 from .image_files import UnreadableImageError
 from .labels import Colour, LabelInfo
 
@@ -185,7 +185,7 @@ def check_dataset(
         ValueError: If the data set is empty, of another origin, has no labelled pixel, or a row cannot be used; it
             names the file.
     """
-    labelled = dataset.format["format_kwargs"].get("transform") is not decode_images
+    labelled = not decodes_only_images(dataset.format["format_kwargs"].get("transform"))
     account = LabelAccount(label_info(dataset), len(dataset)) if labelled else None
     if len(dataset) == 0:
         raise ValueError("The data set is empty.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+from functools import partial
 from typing import Any
 
 import datasets
@@ -11,6 +13,7 @@ from PIL import Image
 from .image_files import open_image, read_rgb
 from .labels import LabelInfo, LabelScheme
 from .mask_ids import MaskReader
+from .multiband import MultiBandImage, read_bands
 
 ORIENTATION_TAG = 0x0112  # EXIF
 
@@ -23,13 +26,15 @@ class SegmentationDecoder:
 
     Args:
         scheme: Meaning of the numbers in the masks.
+        num_channels: Read images as they are stored, with so many bands and all their bits; by default as RGB.
 
     Attributes:
         told: Warnings of the labels that were logged.
     """
 
-    def __init__(self, scheme: LabelScheme) -> None:
+    def __init__(self, scheme: LabelScheme, num_channels: int | None = None) -> None:
         self.scheme = scheme
+        self.num_channels = num_channels
         self.told: set[str] = set()
         self._masks = MaskReader(scheme)
 
@@ -40,14 +45,14 @@ class SegmentationDecoder:
             rows: Any of the columns `image` and `annotation` (`{"path": ..., "bytes": ...}`), `image_id` and others.
 
         Returns:
-            The same columns: `image` as PIL RGB, `annotation` as PIL "L" with class ids 0..k-1 and 255; with more than
-            255 classes as "I;16" with 65535.
+            The same columns: `image` as PIL RGB, or with `num_channels` as `MultiBandImage`; `annotation` as PIL "L"
+            with class ids 0..k-1 and 255; with more than 255 classes as "I;16" with 65535.
 
         Raises:
             ValueError: If a file is damaged, too large, of the wrong mode, has labels that the data set does not
                 know, or if image and annotation differ in size. The message names the file.
         """
-        decoded = decode_images(rows)
+        decoded = decode_images(rows, self.num_channels)
         if "annotation" not in rows:
             return decoded
         masks = _name_files(rows, "annotation")
@@ -70,29 +75,68 @@ class SegmentationDecoder:
 
     def __eq__(self, other: object) -> bool:
         # So that concatenate_datasets keeps the transform of data sets of one kind.
-        return isinstance(other, SegmentationDecoder) and self.scheme == other.scheme
+        same = isinstance(other, SegmentationDecoder) and self.scheme == other.scheme
+        return same and self.num_channels == other.num_channels
 
     __hash__ = None  # a scheme holds dictionaries
 
 
-def decode_images(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def decode_images(rows: dict[str, list[Any]], num_channels: int | None = None) -> dict[str, list[Any]]:
     """The transform of images without annotations: as `SegmentationDecoder`, and all that it does to images."""
     decoded = dict(rows)
     if "image" in rows:
-        decoded["image"] = [read_image(file) for file in _name_files(rows, "image")]
+        decoded["image"] = [read_image(file, num_channels) for file in _name_files(rows, "image")]
     return decoded
 
 
-def read_image(file: dict[str, Any]) -> Image.Image:
-    """RGB image, turned upright by its EXIF orientation.
+def read_image(file: dict[str, Any], num_channels: int | None = None) -> Image.Image | MultiBandImage:
+    """RGB image, turned upright by its EXIF orientation; or all its bands as they are stored.
 
     Args:
         file: A cell of an `Image(decode=False)` column: `path`, and `bytes` unless they are to be read from there.
+        num_channels: Number of bands; None for RGB.
 
     Raises:
-        ValueError: As `read_rgb`.
+        ValueError: As `read_rgb` and `read_bands`.
     """
+    if num_channels is not None:
+        return read_bands(_source(file), file["path"], num_channels)
     return read_rgb(_source(file), file["path"])
+
+
+def with_stored_channels(dataset: datasets.Dataset, num_channels: int | None) -> datasets.Dataset:
+    """The data set with its images read as they are stored, in so many bands; as it is for None.
+
+    Args:
+        dataset: From `load_segmentation_dataset` or `load_unlabelled_images`.
+        num_channels: Number of bands.
+
+    Raises:
+        ValueError: If the number is not positive.
+    """
+    if num_channels is None:
+        return dataset
+    if not isinstance(num_channels, int) or num_channels < 1:
+        raise ValueError(f"num_channels must be the number of bands of the images, from 1, got {num_channels!r}.")
+    decoder = copy.copy(dataset.format["format_kwargs"]["transform"])
+    if isinstance(decoder, SegmentationDecoder):
+        decoder.num_channels = num_channels
+    else:
+        decoder = partial(decode_images, num_channels=num_channels)
+    return dataset.with_transform(decoder)
+
+
+def stored_channels(dataset: datasets.Dataset) -> int | None:
+    """Number of bands that the images of a data set are read with as they are stored; None where they are RGB."""
+    transform = dataset.format["format_kwargs"].get("transform")
+    if isinstance(transform, SegmentationDecoder):
+        return transform.num_channels
+    return transform.keywords["num_channels"] if isinstance(transform, partial) else None
+
+
+def decodes_only_images(transform: Any) -> bool:
+    """Whether a data set's transform is that of images without annotations."""
+    return getattr(transform, "func", transform) is decode_images
 
 
 def label_info(dataset: datasets.Dataset) -> LabelInfo:
@@ -109,7 +153,7 @@ def label_info(dataset: datasets.Dataset) -> LabelInfo:
 def decoder_of(dataset: datasets.Dataset) -> SegmentationDecoder:
     """The transform of a data set; otherwise as `label_info`."""
     transform = dataset.format["format_kwargs"].get("transform")
-    if transform is decode_images:
+    if decodes_only_images(transform):
         raise ValueError("This data set has no annotations, and so no classes: it is one of unlabelled images.")
     if not isinstance(transform, SegmentationDecoder):
         raise ValueError(
@@ -134,12 +178,14 @@ def _name_files(rows: dict[str, list[Any]], column: str) -> list[dict[str, Any] 
     ]
 
 
-def _size_mismatch(image_file: dict, image: Image.Image, mask_file: dict, mask: Image.Image) -> str:
+def _size_mismatch(image_file: dict, image: Image.Image | MultiBandImage, mask_file: dict, mask: Image.Image) -> str:
     """Message for an image and a mask of different size, with the usual cause where it applies."""
     message = (
         f"{image_file['path']} is {image.width} x {image.height} pixels but its mask {mask_file['path']} is "
         f"{mask.width} x {mask.height}."
     )
+    if isinstance(image, MultiBandImage):
+        return message
     orientation = open_image(_source(image_file), image_file["path"]).getexif().get(ORIENTATION_TAG, 1)
     if orientation != 1 and image.size == mask.size[::-1]:
         message += (

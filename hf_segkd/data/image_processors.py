@@ -32,13 +32,18 @@ def check_keeps_whole_images(processor: Any) -> None:
 
 
 def whole_image(processor: Any, image: Image.Image) -> Tensor:
-    """Pixels of an image, (3, h, w) float32 at the size that its image processor gives.
+    """Pixels of an image, (c, h, w) float32 at the size that its image processor gives.
 
     Raises:
         ValueError: If the processor does not keep the whole image.
     """
     check_keeps_whole_images(processor)
     return processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+
+def num_bands(processor: Any) -> int | None:
+    """Number of bands of images that the processor takes as they are stored; None if it takes RGB pictures."""
+    return getattr(processor, "num_bands", None)
 
 
 def fixed_size(processor: Any) -> tuple[int, int] | None:

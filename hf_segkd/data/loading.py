@@ -13,6 +13,7 @@ from hf_segkd.suggestions import did_you_mean
 
 from .ade20k import load_ade20k
 from .cityscapes import load_cityscapes
+from .decoding import with_stored_channels
 from .demo import load_demo
 from .folder import load_folder
 from .hub import load_folder_from_hub, load_official_from_hub
@@ -37,6 +38,7 @@ def load_segmentation_dataset(
     split: str = "train",
     *,
     hub_id: str | None = None,
+    num_channels: int | None = None,
     **options: object,
 ) -> datasets.Dataset:
     """Load a split of a data set; files are found and counted now, decoded and checked when a row is read.
@@ -48,17 +50,25 @@ def load_segmentation_dataset(
         split: "train", "val" (or "validation"), and what else the data set has, e.g. "trainval" of VOC.
         hub_id: Take a copy on the Hub instead of `data_dir`, e.g. "merve/scene_parse_150" for "ade20k",
             "nateraw/pascal-voc-2012" for "voc2012", "Chris1/cityscapes" for "cityscapes".
+        num_channels: Read images as they are stored, with so many bands and all their bits, as `MultiBandImage`; all
+            must have that number. By default they are read as RGB of 8 bits.
         **options: `check_size=False` accepts an incomplete official split. "folder" takes `classes`, and what says how
             masks are read and where files lie (see `load_folder`); copies on the Hub take `image_column` and
             `mask_column`; "demo" takes `num_images`, `image_size`, `num_classes` and `seed` (see `load_demo`).
 
     Returns:
-        A data set with columns `image` (PIL RGB), `annotation` (PIL "L" of class ids 0..k-1, and 255 where there is
-        no class; with more than 255 classes "I;16" and 65535) and `image_id`. `label_info` gives its class names and
-        colours; `check_dataset` reads it through.
+        A data set with columns `image` (PIL RGB, or all bands), `annotation` (PIL "L" of class ids 0..k-1, and 255
+        where there is no class; with more than 255 classes "I;16" and 65535) and `image_id`. `label_info` gives its
+        class names and colours; `check_dataset` reads it through.
 
     Raises:
         ValueError: If the name, the split or an option is unknown, or files are missing or do not pair up.
+
+    Example:
+        >>> from hf_segkd import load_segmentation_dataset
+        >>> scenes = load_segmentation_dataset("demo", split="val", num_classes=4, num_images=2)
+        >>> scenes.column_names, scenes[0]["image"].size, scenes[0]["annotation"].mode
+        (['image', 'annotation', 'image_id'], (128, 96), 'L')
     """
     if name not in LOADERS:
         raise ValueError(f"Unknown data set {name!r}.{did_you_mean(name, LOADERS)} There are: {', '.join(LOADERS)}.")
@@ -69,7 +79,7 @@ def load_segmentation_dataset(
         loader = load_folder_from_hub if name == "folder" else partial(load_official_from_hub, name)
         place = hub_id
     _check_options(name, loader, options)
-    return loader(place, split, **options)
+    return with_stored_channels(loader(place, split, **options), num_channels)
 
 
 def _check_options(name: str, loader: Callable[..., datasets.Dataset], options: dict[str, object]) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .class_balance import drawn_rows
 from .image_files import UnreadableImageError
 from .image_processors import whole_image
 from .labels import IGNORE_INDEX
@@ -43,6 +44,10 @@ class AugmentedDataset(Dataset):
         bad_images: What to do about a file that cannot be read. "stop": raise, with its name. "skip": take the next row
             that can be read in its place, and log its name once. Labels out of range and the like always stop.
 
+    Attributes:
+        repeat_factors: How often each row of `dataset` is drawn relative to the others, (n,), as `repeat_factors` of
+            `class_balance` gives them; an epoch has as many images all the same. None (default) takes each row once.
+
     Raises:
         ValueError: If the seed is negative, or the ratio gives not one image.
     """
@@ -69,6 +74,8 @@ class AugmentedDataset(Dataset):
         self.transform = transform
         self.seed = seed
         self.bad_images = bad_images
+        self.repeat_factors: np.ndarray | None = None
+        self._drawn: tuple[int, np.ndarray] | None = None  # an epoch and its rows
         # In shared memory, so that set_epoch reaches workers that live across epochs, and what they find reaches us.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         # A flag for each row of `dataset`, then of `unlabelled`.
@@ -93,7 +100,7 @@ class AugmentedDataset(Dataset):
         return len(self.dataset) + self.unlabelled_per_epoch
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample of a row; those after the rows of `dataset` are unlabelled.
+        """Sample of a row; those after as many as `dataset` has are unlabelled.
 
         Returns:
             `pixel_values`, (3, h, w) float32, `labels`, (h, w) int64, and `image_ids`, the image's `image_id`.
@@ -102,7 +109,8 @@ class AugmentedDataset(Dataset):
         rng = np.random.default_rng((self.seed, epoch, index))
         number = index - len(self.dataset)  # of the epoch's unlabelled images
         if number < 0:
-            row = self._readable_row(self.dataset, index, self.unreadable[: len(self.dataset)])
+            place = self._labelled_row(epoch, index)
+            row = self._readable_row(self.dataset, place, self.unreadable[: len(self.dataset)])
         else:
             place = self._unlabelled_row(epoch, number)
             row = self._readable_row(self.unlabelled, place, self.unreadable[len(self.dataset) :])
@@ -127,6 +135,14 @@ class AugmentedDataset(Dataset):
                 unreadable[index] = True
                 logger.warning(f"Left out of training: {error}")
         raise UnreadableImageError(f"None of {len(images)} images can be read; the warnings before this name them.")
+
+    def _labelled_row(self, epoch: int, index: int) -> int:
+        """Row of an epoch's image: itself, or where rare classes come more often the one drawn for it."""
+        if self.repeat_factors is None:
+            return index
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, drawn_rows(self.repeat_factors, self.seed, epoch)
+        return int(self._drawn[1][index])
 
     def _unlabelled_row(self, epoch: int, number: int) -> int:
         """Row of an epoch's unlabelled image: the epochs share one endless row of shuffled passes."""

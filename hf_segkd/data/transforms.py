@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from .labels import IGNORE_INDEX
+from .multiband import MultiBandImage
 from .photometric import PhotoMetricDistortion, RandomBlur
 
 PHOTOMETRIC = {"blur": RandomBlur(), "jitter": PhotoMetricDistortion()}
@@ -32,7 +33,7 @@ class CropWindow:
     corner: tuple[int, int]
     size: tuple[int, int]
 
-    def cut(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
+    def cut(self, image: Image.Image | MultiBandImage, resample: Image.Resampling) -> Image.Image | MultiBandImage:
         """The crop, resampled from its source region alone.
 
         PIL's filters look beyond the region where the image goes on there, so every pixel has the value that
@@ -65,7 +66,7 @@ class TrainTransform:
         image_mean: Per channel, on the rescaled image; ImageNet's by default. Take these three from the image
             processor of the model.
         image_std: As `image_mean`.
-        rescale_factor: Multiplies the 0-255 values before normalisation.
+        rescale_factor: Multiplies the 0-255 values before normalisation; 1 for bands as they are stored.
         ignore_index: Label of the padding.
         max_class_share: Move the crop elsewhere, up to ten times, while one class covers more than this share of its
             labelled pixels (mmsegmentation's `cat_max_ratio`, 0.75 in its recipes). 1 (default): never.
@@ -104,26 +105,30 @@ class TrainTransform:
         self.ignore_index = ignore_index
         self.max_class_share = max_class_share
         self.reverse_channels = reverse_channels
-        mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (image_mean, image_std))
+        mean, std = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (image_mean, image_std))
         self._factor = (rescale_factor / std).float()
         self._offset = (-mean / std).float()
 
     def __call__(
-        self, image: Image.Image, annotation: Image.Image | np.ndarray, rng: np.random.Generator
+        self,
+        image: Image.Image | MultiBandImage,
+        annotation: Image.Image | np.ndarray,
+        rng: np.random.Generator,
     ) -> dict[str, Tensor]:
         """Draw one training sample.
 
         Args:
-            image: RGB.
+            image: RGB, or a `MultiBandImage` of as many bands as there are means.
             annotation: Class ids of the same size, PIL "L" or (hh, ww) uint8; "I;16" or uint16 where there are more
                 than 255 classes.
             rng: The only source of randomness.
 
         Returns:
-            `pixel_values`, (3, h, w) float32, and `labels`, (h, w) int64.
+            `pixel_values`, (c, h, w) float32, and `labels`, (h, w) int64.
 
         Raises:
-            ValueError: If the sizes differ or an array is of another type.
+            ValueError: If the sizes differ, an array is of another type, or the photometric change is not for such
+                images.
         """
         if isinstance(annotation, np.ndarray):
             if annotation.dtype not in (np.uint8, np.uint16):
@@ -137,6 +142,8 @@ class TrainTransform:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             labels = labels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.photometric is not None:
+            if isinstance(image, MultiBandImage):
+                raise ValueError(no_photometric_change(type(self.photometric).__name__))
             crop = self.photometric(crop, rng)
         return {"pixel_values": self._normalise_and_pad(crop), "labels": self._pad_labels(labels)}
 
@@ -174,10 +181,10 @@ class TrainTransform:
         counts[self.ignore_index] = 0
         return max(counts) > self.max_class_share * sum(counts)
 
-    def _normalise_and_pad(self, crop: Image.Image) -> Tensor:
-        """(3, h, w) float32 of the crop's full size; the mean colour is 0 after normalisation."""
-        pixel_values = torch.zeros(3, *self.crop_size)
-        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)  # (3, height, width)
+    def _normalise_and_pad(self, crop: Image.Image | MultiBandImage) -> Tensor:
+        """(c, h, w) float32 of the crop's full size; the mean colour is 0 after normalisation."""
+        pixel_values = torch.zeros(len(self._factor), *self.crop_size)
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)  # (c, height, width)
         if self.reverse_channels:
             pixels = pixels.flip(0)
         content = pixel_values[:, : crop.height, : crop.width]
@@ -189,6 +196,14 @@ class TrainTransform:
         labels = torch.full(self.crop_size, self.ignore_index)
         labels[: crop.height, : crop.width] = torch.from_numpy(np.array(crop))
         return labels
+
+
+def no_photometric_change(name: str) -> str:
+    """Message for a photometric change of images that are read as they are stored."""
+    return (
+        f"photometric {name!r} changes RGB pictures of 8 bits, and these images are read in bands, as they are stored "
+        "(num_channels). Train with photometric 'none'."
+    )
 
 
 def _draw_corner(scaled_size: tuple[int, int], crop_size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:

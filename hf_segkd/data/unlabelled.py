@@ -7,16 +7,17 @@ from pathlib import Path
 
 import datasets
 
-from .decoding import decode_images
+from .decoding import decode_images, stored_channels, with_stored_channels
 from .files import FEATURES, IMAGE_SUFFIXES, MASK_FOLDERS, numbered
 
 
-def load_unlabelled_images(data_dir: str | os.PathLike) -> datasets.Dataset:
+def load_unlabelled_images(data_dir: str | os.PathLike, num_channels: int | None = None) -> datasets.Dataset:
     """Load all images of a folder and of the folders in it; files are found now, decoded when a row is read.
 
     Args:
         data_dir: Holds the images. Hidden files and files that are no images are left out, links to folders
             are not followed.
+        num_channels: As in `load_segmentation_dataset`.
 
     Returns:
         A data set with columns `image` (PIL RGB) and `image_id`, the file's path in the folder; for the trainer's
@@ -25,6 +26,15 @@ def load_unlabelled_images(data_dir: str | os.PathLike) -> datasets.Dataset:
     Raises:
         ValueError: If there is no such folder, there are no images in it, or it holds a folder of masks, which would be
             taken for images.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from hf_segkd import load_unlabelled_images
+        >>> folder = tempfile.mkdtemp()
+        >>> Image.new("RGB", (8, 6)).save(f"{folder}/photo.png")
+        >>> load_unlabelled_images(folder)[0]["image_id"]
+        'photo.png'
     """
     root = Path(data_dir).expanduser().absolute()
     if not root.is_dir():
@@ -46,7 +56,8 @@ def load_unlabelled_images(data_dir: str | os.PathLike) -> datasets.Dataset:
         "image_id": [file.relative_to(root).as_posix() for file in files],
     }
     features = datasets.Features({column: FEATURES[column] for column in rows})
-    return without_labels(datasets.Dataset.from_dict(rows, features=features))
+    images = without_labels(datasets.Dataset.from_dict(rows, features=features))
+    return with_stored_channels(images, num_channels)
 
 
 def without_labels(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -65,7 +76,7 @@ def without_labels(dataset: datasets.Dataset) -> datasets.Dataset:
     images = numbered(dataset.with_format(None)).select_columns(["image", "image_id"])
     images = images.cast_column("image", FEATURES["image"])
     images.set_transform(decode_images)
-    return images
+    return with_stored_channels(images, stored_channels(dataset))
 
 
 def _is_image(name: str) -> bool:

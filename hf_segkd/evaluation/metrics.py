@@ -42,6 +42,11 @@ def confusion_matrix(predictions: Tensor, references: Tensor, num_labels: int, i
 
     Raises:
         ValueError: If the shapes differ, the type is not integer, or an id is out of range.
+
+    Example:
+        >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 255]), num_labels=2)
+        tensor([[1, 1],
+                [0, 0]])
     """
     if predictions.shape != references.shape:
         raise ValueError(
@@ -109,6 +114,14 @@ class MeanIoU(evaluate.Metric):
     Args:
         num_labels: Number of classes k.
         ignore_index: Label of the pixels to leave out.
+
+    Example:
+        >>> import torch
+        >>> from hf_segkd import MeanIoU
+        >>> metric = MeanIoU(num_labels=2)
+        >>> metric.add_batch(predictions=torch.tensor([[0, 1, 1]]), references=torch.tensor([[0, 0, 1]]))
+        >>> metric.compute()["mean_iou"]
+        0.5
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255) -> None:

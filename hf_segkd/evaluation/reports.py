@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import statistics
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 import hf_segkd
 from hf_segkd.data import LabelInfo
 from hf_segkd.evaluation.metrics import scores_from_confusion_matrix
+from hf_segkd.evaluation.run_report import RunReport
 
 # What a run leaves beside the student that it saves: all arguments, and the scores.
 ARGUMENTS_FILE = "training_args.json"
@@ -23,8 +25,8 @@ SCORES_FILE = "evaluation.json"
 METRICS = {"mean_iou": "mIoU", "mean_accuracy": "mean class accuracy", "overall_accuracy": "pixel accuracy"}
 
 
-def evaluation_report(matrix: Tensor, labels: LabelInfo, split: str, num_images: int) -> dict[str, Any]:
-    """Scores of a confusion matrix with names: fractions of 1, None for a class that neither truth nor network has."""
+def evaluation_report(matrix: Tensor, labels: LabelInfo, split: str, num_images: int) -> RunReport:
+    """Scores of a confusion matrix with names."""
     scores = scores_from_confusion_matrix(matrix)
     classes = {
         name: {
@@ -33,16 +35,16 @@ def evaluation_report(matrix: Tensor, labels: LabelInfo, split: str, num_images:
         }
         for index, name in labels.id2label.items()
     }
-    return {
-        "dataset": labels.name,
-        "split": split,
-        "num_images": num_images,
-        "mean_iou": float(scores["mean_iou"]),
-        "mean_accuracy": float(scores["mean_accuracy"]),
-        "overall_accuracy": float(scores["overall_accuracy"]),
-        "classes": classes,
-        "confusion_matrix": matrix.tolist(),
-    }
+    return RunReport(
+        dataset=labels.name,
+        split=split,
+        num_images=num_images,
+        mean_iou=_or_none(scores["mean_iou"]),
+        mean_accuracy=_or_none(scores["mean_accuracy"]),
+        overall_accuracy=_or_none(scores["overall_accuracy"]),
+        classes=classes,
+        confusion_matrix=matrix.tolist(),
+    )
 
 
 def _or_none(value: float) -> float | None:
@@ -50,27 +52,31 @@ def _or_none(value: float) -> float | None:
     return None if value != value else value
 
 
-def format_report(report: dict[str, Any]) -> str:
+def format_report(report: RunReport) -> str:
     """The report as a table of percentages."""
 
     def percent(value: float | None) -> str:
         return "     -" if value is None else f"{100 * value:6.2f}"
 
-    width = max(len(name) for name in (*report["classes"], *METRICS.values()))
-    lines = [f"{report['dataset']} {report['split']}, {report['num_images']} images, %"]
+    width = max(len(name) for name in (*report.classes, *METRICS.values()))
+    lines = [f"{report.dataset} {report.split}, {report.num_images} images, %"]
     lines.append(f"{'class':{width}}     IoU  accuracy")
-    for name, scores in report["classes"].items():
+    for name, scores in report.classes.items():
         lines.append(f"{name:{width}}  {percent(scores['iou'])}    {percent(scores['accuracy'])}")
     lines.append("")
     for key, name in METRICS.items():
-        lines.append(f"{name:{width}}  {percent(report[key])}")
+        lines.append(f"{name:{width}}  {percent(getattr(report, key))}")
     return "\n".join(lines)
 
 
-def write_json(report: dict[str, Any], path: Path) -> None:
-    """Write a report for people and programs to read."""
+def write_json(values: dict[str, Any], path: Path) -> None:
+    """Write values for people and programs to read.
+
+    Raises:
+        ValueError: If there is NaN or infinity among them, which JSON does not have.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -94,8 +100,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a network was made with."""
-    packages = ("torch", "torchvision", "transformers", "accelerate", "datasets")
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Package -> version, of those that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def training_versions() -> dict[str, str]:
+    """Versions of what a network is trained with."""
     own = {"Python": platform.python_version(), "hf_segkd": hf_segkd.__version__}
-    return {**own, **{name: version(name) for name in packages}}
+    return own | versions(("torch", "torchvision", "transformers", "accelerate", "datasets"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,11 @@ from torch import Tensor
 from transformers.trainer_utils import EvalPrediction
 
 from hf_segkd.evaluation.metrics import confusion_matrix, scores_from_confusion_matrix
-from hf_segkd.networks.inference import logits_at
+from hf_segkd.networks.inference import classes_at, logits_at
+from hf_segkd.networks.tiles import tiled_logits
+
+# Logits of an image that exist at the size of its labels at once, 256 MiB of them; of more it is a part at a time.
+LOGITS_AT_ONCE = 2**26
 
 
 class StreamingScores:
@@ -45,7 +49,13 @@ class StreamingScores:
 
 
 def loss_and_counts(
-    logits_of: Callable[[Tensor], Tensor], images: Any, labels: Any, num_labels: int, ignore_index: int
+    logits_of: Callable[[Tensor], Tensor],
+    images: Any,
+    labels: Any,
+    num_labels: int,
+    ignore_index: int,
+    tile: Sequence[int] | None = None,
+    overlap: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The cross-entropy of a batch of whole images, and what a network takes their pixels for.
 
@@ -56,19 +66,53 @@ def loss_and_counts(
         labels: A map for each image, of any size: 0..k-1 or `ignore_index`.
         num_labels: k.
         ignore_index: Label of the pixels that are left out.
+        tile: Show the network tiles of this side, or height and width, one by one; by default whole images.
+        overlap: Pixels that neighbouring tiles have in common; by default a quarter of a tile's side.
 
     Returns:
         The mean of the images' losses, each the mean over its labelled pixels; and a confusion matrix for each image,
         (b, k * k) int64.
     """
+
+    def scored() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for same_sized, their_labels in _same_sized(images, labels):
+            if tile is None:
+                for logits, label in zip(logits_of(same_sized), their_labels, strict=True):
+                    yield *_loss_and_classes(logits[None], label, ignore_index), label
+            else:
+                for image, label in zip(same_sized, their_labels, strict=True):
+                    parts = tiled_logits(logits_of, image[None], tuple(label.shape), tile, overlap)
+                    yield *_of_parts(parts, label, ignore_index), label
+
     losses, matrices = [], []
-    for same_sized, their_labels in _same_sized(images, labels):
-        for logits, label in zip(logits_of(same_sized), their_labels, strict=True):
-            resized = logits_at(logits[None], label.shape)
-            valid = (label != ignore_index).sum().clamp(min=1)
-            losses.append(F.cross_entropy(resized, label[None], ignore_index=ignore_index, reduction="sum") / valid)
-            matrices.append(confusion_matrix(resized[0].argmax(0), label, num_labels, ignore_index))
+    for loss, classes, label in scored():
+        losses.append(loss / (label != ignore_index).sum().clamp(min=1))
+        matrices.append(confusion_matrix(classes, label, num_labels, ignore_index))
     return torch.stack(losses).mean(), torch.stack(matrices).flatten(1)
+
+
+def _loss_and_classes(logits: Tensor, label: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropies of an image's pixels, and their classes (h, w), from its logits (1, k, h4, w4)."""
+    size = tuple(label.shape)
+    if logits.shape[1] * label.numel() <= LOGITS_AT_ONCE:
+        resized = logits_at(logits, size)
+        return _cross_entropy(resized[0], label, ignore_index), resized[0].argmax(0)
+    parts = tiled_logits(lambda _: logits, logits, size)  # one tile, of which parts are resized
+    return _of_parts(parts, label, ignore_index)[0], classes_at(logits, size)[0]
+
+
+def _of_parts(parts: Iterator[tuple[slice, slice, Tensor]], label: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """As `_loss_and_classes`, from logits (k, rows, columns) of parts of the image."""
+    classes = torch.empty(label.shape, dtype=torch.int64, device=label.device)
+    losses = []
+    for rows, columns, logits in parts:
+        losses.append(_cross_entropy(logits, label[rows, columns], ignore_index))
+        classes[rows, columns] = logits.max(0).indices
+    return torch.stack(losses).sum(), classes
+
+
+def _cross_entropy(logits: Tensor, label: Tensor, ignore_index: int) -> Tensor:
+    return F.cross_entropy(logits[None], label[None], ignore_index=ignore_index, reduction="sum")
 
 
 def _same_sized(images: Any, labels: Any) -> Iterator[tuple[Tensor, Any]]:

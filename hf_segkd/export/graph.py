@@ -69,20 +69,21 @@ def check_takes(network: DenseNetwork, image: Tensor) -> None:
         ) from error
 
 
-def trace(network: DenseNetwork, size: tuple[int, int], dynamic: bool = False) -> ExportedProgram:
+def trace(network: DenseNetwork, size: tuple[int, int], dynamic: bool = False, channels: int = 3) -> ExportedProgram:
     """The network as a graph.
 
     Args:
         network: What to trace.
         size: (height, width) of the images; with `dynamic` any size the network can take will do.
         dynamic: Leave batch, height and width open. Otherwise the graph takes one image of `size`.
+        channels: Of the images.
 
     Raises:
         ValueError: If they cannot be left open, because the network was written for one size (as many with position
             embeddings are).
     """
     # A batch of one would be taken for a constant.
-    example = torch.zeros(2 if dynamic else 1, 3, *size)
+    example = torch.zeros(2 if dynamic else 1, channels, *size)
     shapes = {INPUT: dict.fromkeys(AXES, Dim.DYNAMIC)} if dynamic else None
     try:
         program = torch.export.export(network, (example,), dynamic_shapes=shapes)

@@ -61,7 +61,7 @@ def traced_variants(name: str, network: DenseNetwork, image: Tensor) -> list[Var
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         try:
-            save_onnx(trace(network, tuple(image.shape[-2:])), path, network.output_name)
+            save_onnx(trace(network, tuple(image.shape[-2:]), channels=image.shape[1]), path, network.output_name)
             return [onnx_variant(name, "ONNX Runtime", path)]
         except Exception as error:  # PyTorch's tracer, its translator and ONNX Runtime each have their own
             logger.warning(f"The {name} is not timed in ONNX Runtime, its export failed: {_first_line(error)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,10 +12,12 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel
 
-from hf_segkd.data.image_processors import normalisation
+from hf_segkd.data.image_processors import normalisation, num_bands
+from hf_segkd.evaluation.reports import versions
 
 from .run_onnx import prepare
 
+# What makes exported files.
 PACKAGES = ("hf-segkd", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -34,7 +35,8 @@ def describe(model: PreTrainedModel, processor: Any, output_name: str) -> dict[s
     Returns:
         `input` and `output` (names), `size` (`{"height", "width"}` or `{"shortest_edge"}` that images are resized to,
         or None), `resample` (PIL's number of the filter), `rescale_factor`, `image_mean`, `image_std`, `id2label`,
-        `versions`, and `license` if the network's config has one.
+        `versions`, `num_bands` if images are taken as they are stored, in so many bands, and `license` if the network's
+        config has one.
     """
     facts = {
         "input": "pixel_values",
@@ -43,8 +45,10 @@ def describe(model: PreTrainedModel, processor: Any, output_name: str) -> dict[s
         "resample": int(processor.resample),
         **normalisation(processor),
         "id2label": model.config.id2label,
-        "versions": versions(),
+        "versions": versions(PACKAGES),
     }
+    if (bands := num_bands(processor)) is not None:
+        facts["num_bands"] = bands
     licence = model.config.to_dict().get("license")
     return facts if licence is None else {**facts, "license": licence}
 
@@ -75,14 +79,3 @@ def check_description(facts: dict[str, Any], processor: Any, images: Iterable[Im
                 "rescale and normalise them (such as cropping, padding or swapping channels), which a user of the "
                 "exported file could not know. Pass --image_size, or save the network with a plainer processor."
             )
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that made the files, of those that are installed."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

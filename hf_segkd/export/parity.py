@@ -109,8 +109,11 @@ def check_int8_loss(parity: Parity, what: str, allowed: float) -> None:
     """Make sure that a quantised network costs no more than `allowed` points of mean IoU.
 
     Raises:
-        ValueError: If it does; with the numbers.
+        ValueError: If it costs more, with the numbers, or if its logits are not finite.
     """
+    difference = parity.max_logit_difference
+    if difference is not None and not math.isfinite(difference):
+        raise ValueError(f"{what} in int8 gives logits that are not finite. Calibrate on more images, or leave --int8.")
     loss = 100 * (parity.miou - parity.miou_exported)
     if not loss <= allowed:  # not so for nan, too
         raise ValueError(

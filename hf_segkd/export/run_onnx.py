@@ -1,10 +1,10 @@
-"""Class of each pixel of a photo: python run_onnx.py photo.jpg mask.png [model.onnx].
+"""Class of each pixel of a photo: python run_onnx.py photo.jpg mask.png [model.onnx] [--tile 1024].
 
 Needs numpy, pillow and onnxruntime. All that is special about the network is read from the file itself.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,38 +35,125 @@ def prepare(image, facts):
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
-def resize_axis(array, length, axis):
-    """Linear interpolation between the centres of the pixels along one axis."""
-    old = array.shape[axis]
-    centres = np.clip((np.arange(length, dtype=np.float32) + 0.5) * np.float32(old / length) - 0.5, 0, old - 1)
-    low = centres.astype(int)
-    shape = [1, 1, 1]
-    shape[axis] = length
-    weight = (centres - low).reshape(shape)
-    high = np.minimum(low + 1, old - 1)
-    return array.take(low, axis) * (1 - weight) + array.take(high, axis) * weight
+class Window:
+    """Where a tile lies along one axis: neighbours fade into each other over the middle half of their overlap."""
+
+    def __init__(self, start, stop, seams, overlap, scale, block):
+        """From pixel `start` to `stop` of what the network sees; `block` are the mask's pixels complete with it."""
+        self.start, self.stop, self.seams, self.overlap, self.scale, self.block = (
+            start,
+            stop,
+            seams,
+            overlap,
+            scale,
+            block,
+        )
+
+    def weights(self, pixels, length):
+        """Which of `length` values say something of the mask's pixels, and by how much: (pixels, values)."""
+        points = (np.arange(pixels.start, pixels.stop) + 0.5) * self.scale
+        faded = [np.clip((points - seam) / (self.overlap / 2) + 0.5, 0, 1) for seam in self.seams]
+        share = faded[0] - faded[1]
+        if not share.any():
+            return slice(0, 0), np.zeros((len(points), 0), np.float32)
+        centres = np.clip((points - self.start) * length / (self.stop - self.start) - 0.5, 0, length - 1)
+        counted = centres[share > 0].astype(int)
+        values = slice(counted[0], counted[-1] + 2)
+        distances = abs(centres[:, None] - np.arange(length)[values])
+        return values, (np.maximum(1 - distances, 0) * share[:, None]).astype(np.float32)
 
 
-def segment(session, facts, image):
-    """Class of each pixel of an RGB image, (height, width)."""
-    (output,) = session.run(None, {facts["input"]: prepare(image, facts)})
+def windows(length, size, side, overlap):
+    """The tiles along an axis of `length` pixels, of which the mask has `size`."""
+    starts = [0] if length <= side else [*range(0, length - side, side - overlap), length - side]
+    stops = [min(start + side, length) for start in starts]
+    seams = [(start + stop) / 2 for start, stop in zip(starts[1:], stops[:-1], strict=True)]
+    ends = [int(np.ceil((seam - overlap / 4) * size / length - 0.5)) for seam in seams]
+    seams, ends = [-np.inf, *seams, np.inf], [0, *ends, size]
+    return [
+        Window(start, stop, seams[i : i + 2], overlap, length / size, slice(*ends[i : i + 2]))
+        for i, (start, stop) in enumerate(zip(starts, stops, strict=True))
+    ]
+
+
+def lower_part(tile):
+    """Of a tile, (logits, their first row, how many rows there were, Window, Window), what the row below it needs."""
+    logits, _, height, row, column = tile
+    values, _ = row.weights(slice(row.block.stop, int(row.stop / row.scale) + 1), height)
+    return logits[:, values].copy(), values.start, height, row, column
+
+
+def fill(mask, tiles, row, column):
+    """The part of the mask that is complete with the tile in this row and column, 64 x 64 pixels at a time."""
+    for top in range(row.block.start, row.block.stop, 64):
+        rows = slice(top, min(top + 64, row.block.stop))
+        for left in range(column.block.start, column.block.stop, 64):
+            columns = slice(left, min(left + 64, column.block.stop))
+            blended = 0
+            for logits, first, height, tile_row, tile_column in tiles:
+                down, row_weights = tile_row.weights(rows, height)
+                across, column_weights = tile_column.weights(columns, logits.shape[2])
+                if row_weights.size and column_weights.size:
+                    part = logits[:, down.start - first : down.stop - first, across]
+                    blended = blended + row_weights @ (part @ column_weights.T)
+            mask[rows, columns] = blended.argmax(axis=0)
+
+
+def segment(session, facts, image, tile=None, overlap=None):
+    """Class of each pixel of an RGB image, (height, width); the network sees it whole, or by tiles that overlap."""
+    pixels = prepare(image, facts)
+    (_, _, *taken) = session.get_inputs()[0].shape
+    if tile is not None and (facts["output"] == "mask" or any(isinstance(side, int) for side in taken)):
+        raise SystemExit(
+            "tiles need a network that takes any size and gives logits: export with --dynamic, no --argmax"
+        )
     if facts["output"] == "mask":
+        (output,) = session.run(None, {facts["input"]: pixels})
         return np.asarray(Image.fromarray(output[0]).resize(image.size, Image.Resampling.NEAREST))
-    logits = resize_axis(resize_axis(output[0], image.height, 1), image.width, 2)
-    return logits.argmax(axis=0).astype(np.uint8 if len(logits) <= 256 else np.uint16)
+    mask = np.empty((image.height, image.width), np.uint8 if len(facts["id2label"]) <= 256 else np.uint16)
+    side = max(pixels.shape) if tile is None else tile
+    overlap = max(1, side // 4) if overlap is None else overlap
+    if not 1 <= overlap <= side // 2:
+        raise SystemExit(f"the overlap must lie between 1 and half of the tile, {side // 2}; it is {overlap}")
+    axes = zip(pixels.shape[2:], mask.shape, strict=True)
+    rows, columns = (windows(length, size, side, overlap) for length, size in axes)
+    above = [None] * len(columns)
+    for row in rows:
+        before = None
+        for index, column in enumerate(columns):
+            part = np.ascontiguousarray(pixels[:, :, row.start : row.stop, column.start : column.stop])
+            logits = session.run(None, {facts["input"]: part})[0][0]
+            here = (logits, 0, logits.shape[1], row, column)
+            corner = above[index - 1] if index else None
+            fill(mask, [tile for tile in (corner, above[index], before, here) if tile], row, column)
+            if before:
+                above[index - 1] = lower_part(before)
+            before = here
+        above[-1] = lower_part(before)
+    return mask
 
 
-def main(photo, target, model="model.onnx"):
-    """Write the mask of a photo and print which classes it has; `model` lies beside this file."""
-    session, facts = load(Path(__file__).with_name(model))
-    mask = segment(session, facts, ImageOps.exif_transpose(Image.open(photo)).convert("RGB"))
-    Image.fromarray(mask).save(target)
+def main():
+    """Write the mask of a photo and print which classes it has."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photo")
+    parser.add_argument("mask")
+    parser.add_argument("model", nargs="?", default="model.onnx", help="lies beside this file")
+    parser.add_argument("--tile", type=int, help="side of the tiles that a large photo is shown in")
+    parser.add_argument("--overlap", type=int, help="how many pixels they share, by default a quarter of the side")
+    given = parser.parse_args()
+    session, facts = load(Path(__file__).with_name(given.model))
+    if "num_bands" in facts:
+        raise SystemExit(
+            f"The network takes images of {facts['num_bands']} bands as they are stored; prepare() says how."
+        )
+    photo = ImageOps.exif_transpose(Image.open(given.photo)).convert("RGB")
+    mask = segment(session, facts, photo, given.tile, given.overlap)
+    Image.fromarray(mask).save(given.mask)
     for index, count in enumerate(np.bincount(mask.ravel())):
         if count:
             print(f"{facts['id2label'][str(index)]}: {100 * count / mask.size:.1f} %")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 4):
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    main()

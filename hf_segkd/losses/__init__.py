@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from hf_segkd.losses.at import ATLoss
 from hf_segkd.losses.attnfd import AttnFDLoss
-from hf_segkd.losses.base import AbstractDistillationLoss
+from hf_segkd.losses.base import AbstractDistillationLoss, require_choice
 from hf_segkd.losses.cirkd import CIRKDLoss
 from hf_segkd.losses.combined import CombinedLoss
 from hf_segkd.losses.cwd import CWDLoss
@@ -50,11 +51,25 @@ def create_loss(name: str, student: NetworkSpec, teacher: NetworkSpec, **kwargs)
         name: A key of `LOSSES`, or several joined by commas, whose terms are then added.
         student: What the student offers.
         teacher: What the teacher offers.
-        **kwargs: Arguments of the loss's constructor (see its docstring); of several losses, name -> dict of them.
+        **kwargs: Arguments of the loss's constructor and, where it has presets, `preset`: docs/method_arguments.md has
+            them all. Of several losses, name -> dict of its arguments.
 
     Raises:
         ValueError: If the name or an argument is unknown, a tap is missing, a value is out of range, or losses do not
             go together.
+
+    Example:
+        >>> import torch
+        >>> from hf_segkd.losses import NetworkSpec, create_loss
+        >>> student = NetworkSpec({"decoder": 64, "logits": 19}, num_labels=19)
+        >>> teacher = NetworkSpec({"decoder": 256, "logits": 19}, num_labels=19)
+        >>> loss = create_loss("cwd,at", student, teacher, cwd={"preset": "mm_city", "temperature": 2.0})
+        >>> loss.weights
+        {'cwd': 5.0, 'at': 1.220703125}
+        >>> sides = [{name: torch.ones(2, c, 8, 8) for name, c in s.channels.items()} for s in (student, teacher)]
+        >>> terms = loss(*sides, torch.zeros(2, 32, 32, dtype=torch.long))
+        >>> {name: tuple(term.shape) for name, term in terms.items()}
+        {'cwd': (), 'at': ()}
     """
     if "," in name:
         return _combine([part.strip() for part in name.split(",")], student, teacher, kwargs)
@@ -62,14 +77,26 @@ def create_loss(name: str, student: NetworkSpec, teacher: NetworkSpec, **kwargs)
         raise ValueError(
             f"Unknown distillation method {name!r}.{did_you_mean(name, LOSSES)} There are: {', '.join(LOSSES)}."
         )
-    parameters = inspect.signature(LOSSES[name]).parameters
-    known = [parameter for parameter in parameters if parameter not in ("student", "teacher")]
-    for key, value in kwargs.items():
+    return LOSSES[name](student, teacher, **_arguments(LOSSES[name], kwargs))
+
+
+def _arguments(loss: type[AbstractDistillationLoss], given: dict[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments: those given, over those that a given preset sets."""
+    parameters = inspect.signature(loss).parameters
+    known = [name for name in dict.fromkeys((*loss.presets, *parameters)) if name not in ("student", "teacher")]
+    for key, value in given.items():
         if key not in known:
-            raise ValueError(f"{name} has no argument {key!r}.{did_you_mean(key, known)} It takes: {', '.join(known)}.")
-        if parameters[key].annotation.startswith("bool") and not isinstance(value, (bool, type(None))):
-            raise ValueError(f"{name}'s {key} is {value!r}; it must be true or false.")
-    return LOSSES[name](student, teacher, **kwargs)
+            raise ValueError(
+                f"{loss.name} has no argument {key!r}.{did_you_mean(key, known)} It takes: {', '.join(known)}."
+            )
+        if key in parameters and parameters[key].annotation in (bool, "bool") and not isinstance(value, bool):
+            raise ValueError(f"{loss.name}'s {key} is {value!r}; it must be true or false.")
+    arguments = dict(given)
+    for key, presets in loss.presets.items():
+        if key in given:
+            require_choice(key, given[key], tuple(presets))
+            arguments = {**presets[given[key]], **arguments}
+    return {key: value for key, value in arguments.items() if key in parameters}
 
 
 def _combine(names: list[str], student: NetworkSpec, teacher: NetworkSpec, kwargs: dict) -> CombinedLoss:

@@ -47,6 +47,12 @@ def resize_labels(
         mode: `nearest` is that of `F.interpolate`: the top-left pixel of each cell, about floor(o * in / out), as
             in the public code of ISDA; `nearest-exact` takes the centre of each cell, which suits maps without
             align_corners.
+
+    Example:
+        >>> import torch
+        >>> labels = torch.arange(16).reshape(1, 4, 4)
+        >>> resize_labels(labels, (2, 2)).tolist(), resize_labels(labels, (2, 2), "nearest-exact").tolist()
+        ([[[0, 2], [8, 10]]], [[[5, 7], [13, 15]]])
     """
     if labels.shape[1:] == size:
         return labels
@@ -54,11 +60,9 @@ def resize_labels(
     return F.interpolate(labels[:, None].float(), size=size, mode=mode)[:, 0].long()
 
 
-def class_labels(
-    labels: Tensor, size: tuple[int, int], ignore_index: int, mode: Literal["nearest", "nearest-exact"] = "nearest"
-) -> Tensor:
+def class_labels(labels: Tensor, size: tuple[int, int], ignore_index: int) -> Tensor:
     """`resize_labels` with -1 for the ignore index, which may be a class's number too."""
-    labels = resize_labels(labels, size, mode)
+    labels = resize_labels(labels, size)
     return labels.masked_fill(labels == ignore_index, -1)
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional as F
 
 from hf_segkd.losses.base import require_choice, require_positive
 from hf_segkd.losses.discriminator import Discriminator
+from hf_segkd.losses.distributed import all_reduce_sum, world_size
 
 Objective = Literal["wgan-gp", "hinge"]
 
@@ -31,6 +31,12 @@ def adversarial_loss(student_scores: Tensor, teacher_scores: Tensor, objective: 
         student_scores: D(s), of any shape.
         teacher_scores: D(t), of any shape.
         objective: `wgan-gp` or `hinge`.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([0.5]), torch.tensor([2.0])
+        >>> [adversarial_loss(student, teacher, objective).item() for objective in ("wgan-gp", "hinge")]
+        [-1.5, 1.5]
     """
     if objective == "hinge":
         return F.relu(1.0 + student_scores).mean() + F.relu(1.0 - teacher_scores).mean()
@@ -88,7 +94,7 @@ class Adversary(nn.Module):
         learning_rate: float = 4e-4,
     ) -> None:
         super().__init__()
-        require_choice("objective", objective, ("wgan-gp", "hinge"))
+        require_choice("objective", objective, get_args(Objective))
         require_choice("optimizer", optimizer, ("sgd", "adam"))
         require_positive("learning_rate", learning_rate)
         self.objective = objective
@@ -152,16 +158,13 @@ class Adversary(nn.Module):
         Raises:
             FloatingPointError: On every process, if that gradient is not finite; D is as it was before.
         """
-        gradient = self._gradient / self.batches_learnt
+        gradient = all_reduce_sum(self._gradient / self.batches_learnt) / world_size()
         self.forget()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(gradient)
-            gradient /= dist.get_world_size()
         if not gradient.isfinite().all():
             raise FloatingPointError(
-                "the gradient of the discriminator is not finite, though the student's terms are. A lower "
-                "discriminator_learning_rate may help, or objective 'hinge', which has no second derivatives. The "
-                "discriminator's weights are still those before this step; the student has taken it."
+                "the gradient of the discriminator is not finite, though the student's terms are. The objective "
+                "'hinge' may help, which has no second derivatives. The discriminator's weights are still those "
+                "before this step; the student has taken it."
             )
         (group,) = self.optimizer.param_groups
         group["lr"] = self.learning_rate * (1.0 - progress) ** self.decay_power

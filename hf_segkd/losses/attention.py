@@ -43,7 +43,13 @@ class SpatialGate(nn.Module):
 
 
 class CBAM(nn.Sequential):
-    """Convolutional block attention module: channel gate, then spatial gate. (b, c, h, w) in and out."""
+    """Convolutional block attention module: channel gate, then spatial gate. (b, c, h, w) in and out.
+
+    Example:
+        >>> import torch
+        >>> CBAM(64)(torch.rand(2, 64, 8, 8)).shape
+        torch.Size([2, 64, 8, 8])
+    """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__(ChannelGate(channels, reduction), SpatialGate())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,43 +11,31 @@ from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import ZERO_NORM, Connector, align, resize_labels
 from hf_segkd.losses.attention import CBAM, ParameterFreeAttention
-from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_whole, usual_taps
+from hf_segkd.losses.base import AbstractDistillationLoss, Presets, TrainingRequest, require_choice, usual_taps
 from hf_segkd.types import Features, NetworkSpec, Paper
 
 Norm = Literal["tensor", "sample", "channel", "map"]
 TeacherAttention = Literal["parameter_free", "trained", "random"]
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Defaults of `AttnFDLoss`'s arguments of the same names."""
+PLACES = ("backbone", "encoder", "decoder")
+PAPER_PLACES = ("low_level_pre", "encoder_pre", "decoder_pre")
 
-    weight: float = 2.0  # the code's default and README
-    places: tuple[str, ...] = ("backbone", "encoder", "decoder")
-    norm: Norm = "tensor"
-    squared: bool = True
-    divide_by_batch: bool = False
-    teacher_attention: TeacherAttention = "parameter_free"
-    train_channel_attention: bool = True
-    connector_epochs: int = 0
-
-
-PRESETS = {
-    "default": Preset(),
-    "official": Preset(
-        divide_by_batch=True, teacher_attention="random", train_channel_attention=False, connector_epochs=1
-    ),
-    "paper": Preset(
-        weight=1.0,  # Section 4.2: alpha = 1 for Pascal VOC, 10 for Cityscapes
-        places=(
-            "low_level_pre",
-            "encoder_pre",
-            "decoder_pre",
-        ),  # Sections 4.2 ("Pre-ReLU") and 4.4 ("low-level")
-        norm="channel",
-        squared=False,
-        teacher_attention="trained",
-    ),
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "official": {
+        "divide_by_batch": True,
+        "teacher_attention": "random",
+        "train_channel_attention": False,
+        "connector_epochs": 1,
+    },
+    "paper": {
+        "weight": 1.0,
+        "places": PAPER_PLACES,
+        "norm": "channel",
+        "squared": False,
+        "teacher_attention": "trained",
+    },
 }
 
 
@@ -67,6 +54,14 @@ def normalized_distance(
             the c channels of a position, `map` the (h, w) of a channel.
         squared: Whether the distance is squared, as in the code and the paper's text, or not, as eq. 5 prints
             it.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.ones(2, 4, 3, 3), -torch.ones(2, 4, 3, 3)  # opposite, of any length
+        >>> round(normalized_distance(5.0 * student, teacher).item(), 4)
+        4.0
+        >>> round(normalized_distance(student, teacher, norm="channel", squared=False).item(), 4)
+        2.0
     """
     if norm == "tensor":
         student_map, teacher_map, dim = student_map.flatten(), teacher_map.flatten(), 0
@@ -96,7 +91,7 @@ class AttnFDLoss(AbstractDistillationLoss):
     teacher's channels), the teacher's through its attention. The term is the sum of `normalized_distance` over
     the places; the weight is alpha of eq. 6.
 
-    Presets, which explicit arguments override:
+    Presets:
 
     - `default`: the code's places, norm and weight; everything on the student's side learns; the teacher's
       attention has no parameters, so that any teacher gives the same result anywhere. The term is not divided
@@ -104,42 +99,55 @@ class AttnFDLoss(AbstractDistillationLoss):
       CE : KD = 1 : 2, the ratio that this term has beside a mean cross-entropy.
     - `official`: what the released code computes: the term over b (the trainer divides its cross-entropy likewise),
       random attention on the teacher, student channel attention left as initialised (no optimizer holds it),
-      connectors alone trained in epoch 0 and frozen afterwards. Not copied: the teacher in train mode (its
+      only the connectors trained in epoch 0, and frozen afterwards. Not copied: the teacher in train mode (its
       batch norms are with `--teacher_batch_norm batch_stats`), no ASPP dropout in both networks, and the code's
       learning rates of connectors and attention (`connector_lr_multiplier` is for all).
     - `paper`: eq. 1-6 as printed, misprints mended: the norm along the channels, unsquared, mean over
-      positions; pre-ReLU maps, "backbone" being the low-level one; trained teacher attention; alpha = 1 (VOC;
-      10 for Cityscapes).
+      positions; pre-ReLU maps (Section 4.2), "backbone" being the low-level one (Section 4.4); trained teacher
+      attention; alpha = 1 (Section 4.2: 1 for Pascal VOC, 10 for Cityscapes).
 
     `teacher_attention="trained"`: the paper trains the teacher's attention and then freezes it, and the
     authors warn that learning both sides from the distillation loss has trivial solutions. Here (our
-    derivation) each teacher CBAM learns beside the student from the labels alone: its refined map goes
-    through a 1x1 classifier of its own into a cross-entropy, the term `attnfd_teacher_attention`, and the
+    derivation) each teacher CBAM learns beside the student from the labels only: its refined map goes
+    through a 1x1 classifier of its own into a cross-entropy, the term `attnfd_teacher_attention` of weight 1, and the
     student sees the detached refined map.
 
     Args:
         student: What the student offers.
         teacher: What the teacher offers.
-        preset: `default`, `official` or `paper`.
-        weight: Weight of the term, relative to a cross-entropy averaged over the pixels.
-        places: Taps to compare; both networks must offer them. The preset's, but for the encoder's where a network has
-            none apart from the decoder (PSPNet, ISANet).
-        norm: See `normalized_distance`.
-        squared: See `normalized_distance`.
-        divide_by_batch: Divide the term, and in the trainer the cross-entropy, by the number of images.
-        teacher_attention: `parameter_free`, `trained`, or `random` (a CBAM as initialised, for ever).
-        teacher_attention_weight: Weight of the term `attnfd_teacher_attention`; only with `trained`.
-        train_channel_attention: Whether the MLPs of the student's CBAMs learn.
-        connector_epochs: In the first so many epochs only the connectors learn, afterwards all but them; 0
-            trains everything throughout.
+        weight: Weight of the term, alpha of eq. 6, relative to a cross-entropy averaged over the pixels. 2 is the
+            code's default and README's.
+        places: Features to compare; both networks must offer them. The default is the code's, Table 3 compares
+            others. Of the default and of `paper` the encoder's is left out, with a warning, where a network has none
+            apart from the decoder (PSPNet, ISANet).
+        norm: What is scaled to length 1: the whole `tensor` (b, c, h, w) (code), each `sample`, each position's
+            `channel` vector (eq. 5), each channel's `map`.
+        squared: Whether the distance is squared, as in the code and the paper's text, or not, as eq. 5 prints it.
+        divide_by_batch: Divide the term, and in the trainer the cross-entropy, by the number of images, as the code
+            does.
+        teacher_attention: `parameter_free` (a mode in the code that nothing uses, chosen here), `trained` (paper,
+            Section 4.2), or `random` (code: a CBAM that stays as initialised).
+        train_channel_attention: Whether the MLPs of the student's CBAMs learn, as in the paper. In the code no
+            optimizer holds them.
+        connector_epochs: In the first so many epochs only the connectors learn, afterwards everything but them (code:
+            1); 0 trains everything throughout.
 
     Raises:
         ValueError: If a place is missing in a network or a value is out of range.
+
+    Example:
+        >>> from hf_segkd.losses import NetworkSpec, create_loss
+        >>> student = NetworkSpec({"backbone": 512, "decoder": 256}, num_labels=21)
+        >>> teacher = NetworkSpec({"backbone": 2048, "decoder": 256}, num_labels=21)
+        >>> loss = create_loss("attnfd", student, teacher, preset="official", places=["backbone", "decoder"])
+        >>> loss.request.connector_epochs, [tuple(connector[0].weight.shape) for connector in loss.connectors]
+        (1, [(2048, 512, 1, 1), (256, 256, 1, 1)])
     """
 
     name: ClassVar[str] = "attnfd"
     matches: ClassVar[str] = "feature maps refined by attention"
     couples_images: ClassVar[bool] = True
+    presets: ClassVar[Presets] = {"preset": PRESETS}
     paper: ClassVar[Paper] = Paper(
         title="Attention-guided Feature Distillation for Semantic Segmentation",
         venue="arXiv 2024",
@@ -158,45 +166,34 @@ class AttnFDLoss(AbstractDistillationLoss):
         student: NetworkSpec,
         teacher: NetworkSpec,
         *,
-        preset: Literal["default", "official", "paper"] = "default",
-        weight: float | None = None,
-        places: tuple[str, ...] | None = None,
-        norm: Norm | None = None,
-        squared: bool | None = None,
-        divide_by_batch: bool | None = None,
-        teacher_attention: TeacherAttention | None = None,
-        teacher_attention_weight: float = 1.0,
-        train_channel_attention: bool | None = None,
-        connector_epochs: int | None = None,
+        weight: float = 2.0,
+        places: tuple[str, ...] = PLACES,
+        norm: Norm = "tensor",
+        squared: bool = True,
+        divide_by_batch: bool = False,
+        teacher_attention: TeacherAttention = "parameter_free",
+        train_channel_attention: bool = True,
+        connector_epochs: int = 0,
     ) -> None:
-        require_choice("preset", preset, tuple(PRESETS))
-        defaults = PRESETS[preset]
-        weight = defaults.weight if weight is None else weight
-        places = usual_taps(self.name, defaults.places, student, teacher) if places is None else places
         places = (places,) if isinstance(places, str) else tuple(places)
         if not places:
-            raise ValueError("places is empty; attnfd needs at least one tap to compare.")
-        teacher_attention = defaults.teacher_attention if teacher_attention is None else teacher_attention
-        require_choice("teacher_attention", teacher_attention, ("parameter_free", "trained", "random"))
-        if teacher_attention != "trained" and teacher_attention_weight != 1.0:
-            raise ValueError("teacher_attention_weight is for teacher_attention='trained' alone.")
+            raise ValueError("places is empty; attnfd needs at least one feature to compare.")
+        if places in (PLACES, PAPER_PLACES):
+            places = usual_taps(self.name, places, student, teacher)
+        require_choice("norm", norm, get_args(Norm))
+        require_choice("teacher_attention", teacher_attention, get_args(TeacherAttention))
         weights = {"attnfd": weight}
         if teacher_attention == "trained":
-            weights["attnfd_teacher_attention"] = teacher_attention_weight
+            weights["attnfd_teacher_attention"] = 1.0
         super().__init__(student, teacher, student_taps=places, teacher_taps=places, weights=weights)
-        self.norm = defaults.norm if norm is None else norm
-        require_choice("norm", self.norm, ("tensor", "sample", "channel", "map"))
-        self.squared = defaults.squared if squared is None else squared
-        self.divide_by_batch = defaults.divide_by_batch if divide_by_batch is None else divide_by_batch
-        self.connector_epochs = defaults.connector_epochs if connector_epochs is None else connector_epochs
-        require_whole("connector_epochs", self.connector_epochs)
+        self.request = TrainingRequest(connector_epochs, divide_by_batch)
+        self.norm: Norm = norm
+        self.squared = squared
         self.ignore_index = student.ignore_index
 
         widths = [(student.channels[place], teacher.channels[place]) for place in places]
         self.student_attention = nn.ModuleList(CBAM(width) for width, _ in widths)
         self.connectors = nn.ModuleList(Connector(*pair) for pair in widths)
-        if train_channel_attention is None:
-            train_channel_attention = defaults.train_channel_attention
         for attention in self.student_attention:
             attention.channel_gate.requires_grad_(train_channel_attention)
 
@@ -224,13 +221,17 @@ class AttnFDLoss(AbstractDistillationLoss):
                 )
             ]
         ).sum()
-        terms = {"attnfd": distance / labels.shape[0] if self.divide_by_batch else distance}
+        terms = {"attnfd": distance / labels.shape[0] if self.request.divide_by_batch else distance}
         if self.teacher_classifiers:
             terms["attnfd_teacher_attention"] = self._classify(refined, labels)
         return terms
 
     def connector_parameters(self) -> Iterator[nn.Parameter]:
         """The connectors', without the attention's."""
+        return self.connectors.parameters()
+
+    def finished_parameters(self) -> Iterator[nn.Parameter]:
+        """The connectors': they stay frozen while the student learns."""
         return self.connectors.parameters()
 
     def _classify(self, refined: list[Tensor], labels: Tensor) -> Tensor:

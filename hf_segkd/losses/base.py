@@ -4,19 +4,49 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from hf_segkd.suggestions import did_you_mean
 from hf_segkd.types import Features, NetworkSpec, Paper
 
 logger = logging.get_logger(__name__)
 
 # What networks lack whose context module ends in the decoder's map, such as PSPNet and ISANet.
 ENCODER_TAPS = ("encoder", "encoder_pre")
+
+# Argument -> its values -> the arguments that a value sets.
+Presets = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What a loss asks of the training around it; the defaults ask for nothing. The trainer obeys it.
+
+    Args:
+        connector_epochs: In the first so many epochs only the loss's `connector_parameters()` learn, and afterwards
+            everything but its `finished_parameters()`; 0 trains everything throughout.
+        divide_by_batch: Whether the terms are divided by the number of images, as in code that divides its
+            cross-entropy by it; the trainer then divides its cross-entropy, too.
+        teacher_batch_statistics: Whether the teacher's batch norms should normalise by the statistics of each batch
+            instead of their running ones, which stay as they are; None where several methods differ. The trainer's
+            argument `teacher_batch_norm` wins over it.
+
+    Raises:
+        ValueError: If `connector_epochs` is not a whole number from 0.
+    """
+
+    connector_epochs: int = 0
+    divide_by_batch: bool = False
+    teacher_batch_statistics: bool | None = False
+
+    def __post_init__(self) -> None:
+        require_whole("connector_epochs", self.connector_epochs)
 
 
 class AbstractDistillationLoss(nn.Module, ABC):
@@ -33,7 +63,7 @@ class AbstractDistillationLoss(nn.Module, ABC):
 
     Attributes:
         name: What `--method` and `create_loss` call it.
-        paper: The publication.
+        paper: The publication; None (default) for a loss that has none.
         matches: What of the teacher it matches, in a few words.
         needs_labels: Whether the terms depend on the labels, with the options given: then the loss has nothing to say
             of unlabelled images.
@@ -41,27 +71,21 @@ class AbstractDistillationLoss(nn.Module, ABC):
             default options: then a step depends on how its images are divided among batches and processes.
         uses_classifier_weight: Whether `student["classifier_weight"]`, the weight (k, c, 1, 1) or (k, c) of the
             student's last convolution, is wanted among the student's features, with its gradient.
-        connector_epochs: In the first so many epochs only `connector_parameters()` learn, and afterwards all but
-            `finished_parameters()`; 0 (default) trains all of it throughout. The trainer obeys it.
-        divide_by_batch: Whether the terms are divided by the number of images, as in code whose cross-entropy is too;
-            the trainer then divides its cross-entropy likewise. False by default.
-        teacher_batch_statistics: Whether the method wants the teacher's batch norms to normalise by the statistics of
-            each batch instead of their running ones, which stay as they are; None where several methods together
-            differ. False by default. The trainer obeys it unless its argument `teacher_batch_norm` decides.
+        presets: The arguments that a value of an argument sets; `create_loss` fills them in where they are not given.
+            The argument `preset` is for that only, another one is the constructor's, too.
+        request: What the loss asks of the training around it.
 
     Raises:
         ValueError: If a tap is missing or a weight is negative.
     """
 
     name: ClassVar[str]
-    paper: ClassVar[Paper]
+    paper: ClassVar[Paper | None] = None
     matches: ClassVar[str]
     needs_labels: ClassVar[bool] = False
     couples_images: ClassVar[bool] = False
     uses_classifier_weight: ClassVar[bool] = False
-    connector_epochs: int = 0
-    divide_by_batch: bool = False
-    teacher_batch_statistics: bool | None = False
+    presets: ClassVar[Presets] = {}
 
     def __init__(
         self,
@@ -79,13 +103,14 @@ class AbstractDistillationLoss(nn.Module, ABC):
                 raise ValueError(
                     f"{self.name} reads the {side}'s {missing}, but that network offers "
                     f"{sorted(spec.channels)}. Choose other taps with method_kwargs, or another network; of a teacher "
-                    "that is not of hf_segkd name more with hf_segkd.ForeignNetwork(teacher, taps={...})."
+                    "that is not of hf_segkd name more with hf_segkd.FeatureNetwork(teacher, taps={...})."
                 )
         for term, weight in weights.items():
             require_weight(f"The weight of {term}", weight)
         self.student_taps = student_taps
         self.teacher_taps = teacher_taps
         self.weights = weights
+        self.request = TrainingRequest()
 
     def forward(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """Weighted terms of the distillation loss.
@@ -98,11 +123,10 @@ class AbstractDistillationLoss(nn.Module, ABC):
         Returns:
             Term name -> scalar, already multiplied by its weight. The trainer adds them to the cross-entropy.
         """
-        terms = self.unweighted(student, teacher, labels)
-        return {name: self.weights[name] * value for name, value in terms.items()}
+        return weighted(self.unweighted(student, teacher, labels), self.weights)
 
     def unweighted(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
-        """The same terms before they are weighted, for the log; same arguments as `forward`."""
+        """The same terms before they are weighted, as the log has them; same arguments as `forward`."""
         student_names = self.student_taps + (("classifier_weight",) if self.uses_classifier_weight else ())
         with torch.autocast(device_type=labels.device.type, enabled=False):
             return self.terms(
@@ -116,19 +140,24 @@ class AbstractDistillationLoss(nn.Module, ABC):
         """Unweighted terms, from fp32 (or fp64) features of the taps the loss asked for."""
 
     def connector_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that `connector_epochs` speaks of; all of the loss's own unless overridden."""
+        """What learns in the first `connector_epochs`; all of the loss's own parameters unless overridden."""
         return self.parameters()
 
     def finished_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that stop learning after `connector_epochs`; the connectors' unless overridden."""
-        return self.connector_parameters()
+        """What stops learning after the first `connector_epochs`; nothing unless overridden."""
+        return iter(())
 
     def set_progress(self, progress: float) -> None:
         """Tell the loss which fraction (0 to 1) of training has passed; called before each optimizer step."""
 
 
+def weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
+    """Each term times its weight."""
+    return {name: weights[name] * value for name, value in terms.items()}
+
+
 def usual_taps(name: str, taps: tuple[str, ...], student: NetworkSpec, teacher: NetworkSpec) -> tuple[str, ...]:
-    """A method's default taps: without the encoder's, and with a warning, where a network has no encoder of its own.
+    """Published taps, without the encoder's where a network has no encoder of its own; a warning says so.
 
     Args:
         name: The method, for the warning.
@@ -140,7 +169,7 @@ def usual_taps(name: str, taps: tuple[str, ...], student: NetworkSpec, teacher: 
     kept = tuple(tap for tap in taps if tap in offered or tap not in ENCODER_TAPS)
     if kept != taps:
         logger.warning(
-            f"{name} compares {', '.join(kept)} alone: not both networks have an encoder apart from the decoder, so "
+            f"{name} compares only {', '.join(kept)}: not both networks have an encoder apart from the decoder, so "
             f"{', '.join(tap for tap in taps if tap not in kept)} is left out."
         )
     return kept
@@ -206,4 +235,5 @@ def require_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
         ValueError: If `value` is none of `choices`.
     """
     if value not in choices:
-        raise ValueError(f"{argument} is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
+        hint = did_you_mean(str(value), choices)
+        raise ValueError(f"{argument} is {value!r}; it must be one of {', '.join(map(repr, choices))}.{hint}")

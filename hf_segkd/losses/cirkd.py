@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +10,7 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from hf_segkd.losses.adapters import align, class_labels, lengths, pixel_rows
-from hf_segkd.losses.base import (
-    AbstractDistillationLoss,
-    require_choice,
-    require_positive,
-    require_same_num_labels,
-    require_whole,
-)
+from hf_segkd.losses.base import AbstractDistillationLoss, require_positive, require_same_num_labels
 from hf_segkd.losses.cirkd_memory import CIRKDMemory, key_divergence
 from hf_segkd.losses.cirkd_minibatch import LOWEST_TEMPERATURE, minibatch_divergence
 from hf_segkd.losses.kd import pixel_wise_divergence
@@ -25,24 +18,12 @@ from hf_segkd.types import Features, NetworkSpec, Paper
 
 logger = logging.get_logger(__name__)
 
-# Of pixels and class means (authors' code). Those of 19 to 21 classes fit into a GiB; ADE20K's would take 6.8 GB.
+# Of the queues of pixels and of class means (authors' code); those of 19 to 21 classes fit into a GiB, ADE20K's would
+# take 6.8 GB.
 PUBLISHED_LENGTHS = 20000, 2000
 LARGEST_MEMORY = 2**30
-# The weights of the terms that read an option.
-READERS = {
-    "tap": ("weight", "pixel_weight", "region_weight"),
-    "temperature": ("weight", "pixel_weight", "region_weight"),
-    "kd_temperature": ("kd_weight",),
-    "contrast_kd_temperature": ("pixel_weight", "region_weight"),
-    "pooling": ("weight",),
-    "pixel_queue": ("pixel_weight",),
-    "region_queue": ("region_weight",),
-    "pixel_keys": ("pixel_weight",),
-    "region_keys": ("region_weight",),
-    "pixels_per_image": ("pixel_weight",),
-    "variant": ("pixel_weight", "region_weight"),
-    "seed": ("pixel_weight", "region_weight"),
-}
+# Keys drawn from all queues of pixels and of class means together (authors' code).
+PUBLISHED_KEYS = 4096, 1024
 
 
 class CIRKDLoss(AbstractDistillationLoss):
@@ -53,38 +34,35 @@ class CIRKDLoss(AbstractDistillationLoss):
     pixel to the teacher's pixels and class means of earlier images of all processes, see `key_divergence` and
     `CIRKDMemory`. For the last two, two 1x1 convolutions with BatchNorm and ReLU between them take the student's map
     to the teacher's channels (each process normalises its own batch; the authors' code synchronises). A term of weight
-    0 is left out with its cost; options that only such terms read must be left alone.
+    0 is left out with its cost.
 
-    The weights are those of the authors' code, whose reductions are ours; for Pascal VOC it takes 0.01 for pixels and
-    regions.
+    The weights and the temperature are those of the authors' code, whose reductions are ours; so are the queues: 20000
+    pixels and 2000 class means of each class, or as many as let the queues of all classes fit into 1 GiB, in
+    proportion. Only classes that were seen take memory; each checkpoint holds the queues.
 
     Args:
         student: What the student offers.
         teacher: What the teacher offers.
-        weight: Weight of `cirkd_minibatch`.
-        kd_weight: Weight of `cirkd_kd`. With `--method cirkd,kd` the two would add up: give 0 here.
-        pixel_weight: Weight of `cirkd_pixel`.
-        region_weight: Weight of `cirkd_region`.
-        tap: The map whose pixels are related.
+        weight: Weight of `cirkd_minibatch`; 1 in the authors' code.
+        kd_weight: Weight of `cirkd_kd`, at temperature 1; 1 in the authors' code. With `--method cirkd,kd` the two
+            would add up: give 0 here.
+        pixel_weight: Weight of `cirkd_pixel`; 0.1 in the authors' code, 0.01 for Pascal VOC.
+        region_weight: Weight of `cirkd_region`; 0.1 in the authors' code, 0.01 for Pascal VOC.
+        tap: The map whose pixels are related, the one before the classifier in the authors' code.
         temperature: tau of the relations, 0.1 in the authors' code; at least 0.023.
-        kd_temperature: Temperature of `cirkd_kd`.
-        contrast_kd_temperature: T of the relations to earlier images.
-        pooling: Height and width of the cells averaged before `cirkd_minibatch`, 1 for none (authors' default). Their
-            `pooling=True`, advised where memory is short, is 2; their later version takes 4 for maps from 256 x 256.
-            Here it saves time alone.
-        pixel_queue: Pixels kept of each class. None: 20000 (the authors' code; 2000 for SegFormer), or as many as let
-            the queues of all classes fit into 1 GiB, in proportion. Only classes that were seen take memory; each
-            checkpoint holds the queues.
-        region_queue: Class means kept of each class. None: 2000, or fewer likewise.
-        pixel_keys: Pixels of each class that are drawn from the queue at each step. None: 4096 // k + 1.
-        region_keys: Class means of each class that are drawn. None: 1024 // k + 1.
-        pixels_per_image: Pixels of each class that an image puts into the queue, at most.
-        variant: `corrected`, or `published` with a mistake of the authors' code and its start; see `CIRKDMemory`.
-        seed: Of the random draws.
 
     Raises:
-        ValueError: If a tap is missing, the class counts differ (with `cirkd_kd`), a value is out of range, or an
-            option is set that no term reads.
+        ValueError: If a feature is missing, the class counts differ (with `cirkd_kd`), or a value is out of range.
+
+    Example:
+        >>> from hf_segkd.losses import NetworkSpec, create_loss
+        >>> student = NetworkSpec({"decoder": 64, "logits": 19}, num_labels=19)
+        >>> teacher = NetworkSpec({"decoder": 256, "logits": 19}, num_labels=19)
+        >>> loss = create_loss("cirkd", student, teacher, region_weight=0)
+        >>> loss.weights
+        {'cirkd_kd': 1.0, 'cirkd_minibatch': 1.0, 'cirkd_pixel': 0.1}
+        >>> loss.memory.pixels.vectors.shape  # no class was seen yet
+        torch.Size([0, 20000, 256])
     """
 
     name: ClassVar[str] = "cirkd"
@@ -116,18 +94,13 @@ class CIRKDLoss(AbstractDistillationLoss):
         region_weight: float = 0.1,
         tap: str = "decoder",
         temperature: float = 0.1,
-        kd_temperature: float = 1.0,
-        contrast_kd_temperature: float = 1.0,
-        pooling: int = 1,
-        pixel_queue: int | None = None,
-        region_queue: int | None = None,
-        pixel_keys: int | None = None,
-        region_keys: int | None = None,
-        pixels_per_image: int = 16,
-        variant: Literal["corrected", "published"] = "corrected",
-        seed: int = 0,
     ) -> None:
-        _check(locals())
+        require_positive("temperature", temperature)
+        if temperature < LOWEST_TEMPERATURE:
+            raise ValueError(
+                f"temperature is {temperature}; it must be at least {LOWEST_TEMPERATURE}, so that fp32 can hold "
+                "exp(-2 / temperature)."
+            )
         weights = {
             "cirkd_kd": kd_weight,
             "cirkd_minibatch": weight,
@@ -141,14 +114,7 @@ class CIRKDLoss(AbstractDistillationLoss):
             require_same_num_labels(self.name, student, teacher)
         self.tap = tap
         self.temperature = temperature
-        self.kd_temperature = kd_temperature
-        self.contrast_kd_temperature = contrast_kd_temperature
-        self.pooling = pooling
-        classes = student.num_labels
-        self.keys = (
-            4096 // classes + 1 if pixel_keys is None else pixel_keys,
-            1024 // classes + 1 if region_keys is None else region_keys,
-        )
+        self.keys = tuple(keys // student.num_labels + 1 for keys in PUBLISHED_KEYS)
         self.ignore_index = student.ignore_index
         self.needs_labels = "cirkd_pixel" in weights or "cirkd_region" in weights
         if self.needs_labels:
@@ -160,9 +126,7 @@ class CIRKDLoss(AbstractDistillationLoss):
                 nn.Conv2d(channels, channels, 1, bias=False),
             )
             used = "cirkd_pixel" in weights, "cirkd_region" in weights
-            queues = _queue_lengths((pixel_queue, region_queue), used, classes, channels)
-            per_image = pixels_per_image if queues[0] is None else min(pixels_per_image, queues[0])
-            self.memory = CIRKDMemory(classes, channels, *queues, per_image, variant, seed)
+            self.memory = CIRKDMemory(student.num_labels, channels, *_queue_lengths(used, student.num_labels, channels))
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class; in training mode the batch enters the queues before it is related to them."""
@@ -172,9 +136,9 @@ class CIRKDLoss(AbstractDistillationLoss):
         if "cirkd_kd" in self.weights:
             logits = student["logits"]
             teacher_logits = align(teacher["logits"], logits)
-            terms["cirkd_kd"] = pixel_wise_divergence(logits, teacher_logits, self.kd_temperature)
+            terms["cirkd_kd"] = pixel_wise_divergence(logits, teacher_logits)
         if "cirkd_minibatch" in self.weights:
-            terms["cirkd_minibatch"] = minibatch_divergence(student_map, teacher_map, self.temperature, self.pooling)
+            terms["cirkd_minibatch"] = minibatch_divergence(student_map, teacher_map, self.temperature)
         if self.needs_labels:
             terms |= self._memory_terms(student_map, teacher_map, labels)
         return terms
@@ -196,51 +160,19 @@ class CIRKDLoss(AbstractDistillationLoss):
         terms = {}
         for term, keys in zip(("cirkd_pixel", "cirkd_region"), self.memory.draw(*self.keys), strict=True):
             if keys is not None:
-                terms[term] = key_divergence(
-                    student_anchors, teacher_anchors, keys, self.temperature, self.contrast_kd_temperature
-                )
+                terms[term] = key_divergence(student_anchors, teacher_anchors, keys, self.temperature)
         return terms
 
 
-def _check(arguments: dict[str, Any]) -> None:
-    """Refuse values out of range, and options set for terms of weight 0."""
-    for name in ("temperature", "kd_temperature", "contrast_kd_temperature"):
-        require_positive(name, arguments[name])
-    if arguments["temperature"] < LOWEST_TEMPERATURE:
-        raise ValueError(
-            f"temperature is {arguments['temperature']}; it must be at least {LOWEST_TEMPERATURE}, "
-            "so that fp32 can hold exp(-2 / temperature)."
-        )
-    for name in ("pooling", "pixels_per_image"):
-        require_whole(name, arguments[name], 1)
-    for name in ("pixel_queue", "region_queue", "pixel_keys", "region_keys"):
-        if arguments[name] is not None:
-            require_whole(name, arguments[name], 1)
-    require_choice("variant", arguments["variant"], ("corrected", "published"))
-    require_whole("seed", arguments["seed"])
-    parameters = inspect.signature(CIRKDLoss).parameters
-    for name, readers in READERS.items():
-        if arguments[name] != parameters[name].default and all(arguments[reader] == 0 for reader in readers):
-            raise ValueError(
-                f"{name} is {arguments[name]!r}, but nothing reads it: 0 is given for {' and '.join(readers)}. Leave "
-                f"{name} out, or give a weight that is not 0."
-            )
-
-
-def _queue_lengths(
-    asked: tuple[int | None, int | None], used: tuple[bool, bool], classes: int, channels: int
-) -> list[int | None]:
+def _queue_lengths(used: tuple[bool, bool], classes: int, channels: int) -> list[int | None]:
     """Lengths of the queues of pixels and of class means; None for a queue that isn't used."""
     published = [length * is_used for length, is_used in zip(PUBLISHED_LENGTHS, used, strict=True)]
     share = min(1.0, LARGEST_MEMORY / (sum(published) * classes * channels * 4))
-    lengths = []
-    for argument, length, full in zip(("pixel_queue", "region_queue"), asked, published, strict=True):
-        if length is None and full:
-            length = int(full * share)
-            if length < full:
-                logger.warning(
-                    f"cirkd: {argument} is {length} instead of the published {full}, so that the queues of {classes} "
-                    f"classes of {channels} channels fit into {LARGEST_MEMORY >> 20} MiB. Give {argument} for another."
-                )
-        lengths.append(length)
-    return lengths
+    lengths = [int(length * share) for length in published]
+    for length, full, kind in zip(lengths, published, ("pixels", "class means"), strict=True):
+        if length < full:
+            logger.warning(
+                f"cirkd keeps {length} {kind} of each class instead of the published {full}, so that the queues of "
+                f"{classes} classes of {channels} channels fit into {LARGEST_MEMORY >> 20} MiB."
+            )
+    return [length or None for length in lengths]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from hf_segkd.losses.class_covariance import sort_by_class
+from hf_segkd.losses.distributed import gather_rows
 from hf_segkd.losses.ifvd import class_sums
+
+# Pixels of each class that an image puts into the queue, at most (authors' code).
+PIXELS_PER_IMAGE = 16
+# Of the random draws, with the number of updates.
+SEED = 0
 
 
 def key_divergence(
@@ -29,6 +34,12 @@ def key_divergence(
         keys: (q, c).
         temperature: tau, positive.
         kd_temperature: T, positive.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])  # one pixel
+        >>> round(key_divergence(student, teacher, keys=torch.eye(2)).item(), 2)  # the other key is 10 = 1 / tau away
+        10.0
     """
     return _KeyDivergence.apply(student, teacher, keys, temperature, kd_temperature)
 
@@ -84,13 +95,6 @@ class ClassQueues(nn.Module):
         self.register_buffer("row", torch.full((num_classes,), -1))
         self.register_buffer("filled", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("position", torch.zeros(num_classes, dtype=torch.int64))
-
-    def fill_with_noise(self, rng: np.random.Generator) -> None:
-        """Fill the queues of all classes with random unit vectors."""
-        self._make_room(range(len(self.row)))
-        noise = torch.from_numpy(rng.standard_normal(self.vectors.shape, dtype=np.float32))
-        self.vectors.copy_(F.normalize(noise, dim=2))
-        self.filled.fill_(self.vectors.shape[1])
 
     def push(self, vectors: Tensor, groups: Sequence[tuple[int, int]]) -> None:
         """Add vectors in groups.
@@ -157,44 +161,27 @@ class CIRKDMemory(nn.Module):
     """The teacher's vectors of earlier images: some pixels and the mean of each class of each image.
 
     All processes hold the same state: the vectors that enter the queues are gathered first, and random draws depend on
-    the seed and on a counter of updates alone. So DDP may leave it out of its broadcast of buffers (and must: they are
-    replaced when classes appear), and a run that is resumed from the state goes on as it would have. All of it is
-    buffers, (pixel + region length) * c floats for each class that any process has seen.
+    a counter of updates. So DDP may leave it out of its broadcast of buffers (and must: they are replaced when classes
+    appear), and a run that is resumed from the state goes on as it would have. All of it is buffers, (pixel + region
+    length) * c floats for each class that any process has seen.
+
+    The authors' code draws the pixels of a class among the first pixels of the image, of whatever class they be, and
+    starts with queues full of random vectors; both is mended here.
 
     Args:
         num_classes: k.
         channels: c.
         pixel_queue: Pixels kept of each class; None for no queue.
         region_queue: Class means kept of each class; None for no queue.
-        pixels_per_image: Pixels of each class that an image puts into the queue, at most.
-        variant: `corrected`, or `published` as in the authors' code: the pixels of a class are drawn among the first
-            pixels of the image, as many as the class has, of whatever class they be; and the queues start full of
-            random unit vectors, of all classes, which serve as keys until they are replaced.
-        seed: Of the random draws.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        channels: int,
-        pixel_queue: int | None,
-        region_queue: int | None,
-        pixels_per_image: int = 16,
-        variant: Literal["corrected", "published"] = "corrected",
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, num_classes: int, channels: int, pixel_queue: int | None, region_queue: int | None) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.pixels_per_image = pixels_per_image
-        self.published = variant == "published"
-        self.seed = seed
+        self.pixels_per_image = min(PIXELS_PER_IMAGE, pixel_queue or PIXELS_PER_IMAGE)
         self.pixels = None if pixel_queue is None else ClassQueues(num_classes, pixel_queue, channels)
         self.regions = None if region_queue is None else ClassQueues(num_classes, region_queue, channels)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        if self.published:
-            rng = np.random.default_rng(seed)
-            for queues in self.children():
-                queues.fill_with_noise(rng)
 
     @torch.no_grad()
     def update(self, rows: Tensor, labels: Tensor) -> None:
@@ -224,10 +211,9 @@ class CIRKDMemory(nn.Module):
         order, sizes = sort_by_class(group, images * (self.num_classes + 1))
         chosen = {}
         for g, members in enumerate(order.split(sizes.tolist())):
-            image, y = divmod(g, self.num_classes + 1)
-            if y < self.num_classes and len(members):
+            if g % (self.num_classes + 1) < self.num_classes and len(members):
                 drawn = torch.from_numpy(rng.permutation(len(members))[: self.pixels_per_image])
-                chosen[g] = image * (len(group) // images) + drawn if self.published else members[drawn]
+                chosen[g] = members[drawn]
         return chosen
 
     def draw(self, pixel_keys: int, region_keys: int) -> tuple[Tensor | None, Tensor | None]:
@@ -238,18 +224,4 @@ class CIRKDMemory(nn.Module):
         return pixels, regions
 
     def _rng(self, purpose: int) -> np.random.Generator:
-        return np.random.default_rng((self.seed, int(self.updates), purpose))
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all processes in the order of their ranks; each may have another number of them."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return rows
-    own = torch.tensor([len(rows)], device=rows.device)
-    numbers = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(numbers, own)
-    longest = int(torch.cat(numbers).max())
-    padded = torch.cat((rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])))
-    parts = [torch.empty_like(padded) for _ in numbers]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)])
+        return np.random.default_rng((SEED, int(self.updates), purpose))

@@ -6,7 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
+
+from hf_segkd.losses.distributed import all_reduce_sum
 
 
 def merge_moments(
@@ -56,8 +57,6 @@ class ClassCovariance(nn.Module):
         num_classes: k.
         channels: c.
         kind: `full` matrices, (k, c, c), or their `diagonal`, (k, c).
-        sync: All-reduce the sums over torch.distributed where it is initialised. Off, each process keeps the
-            statistics of its own pixels, as ISDA's code does, and the state then differs between them.
 
     Attributes:
         count: (k,) int64; float32 would stop counting at 2^24 pixels.
@@ -70,10 +69,8 @@ class ClassCovariance(nn.Module):
         num_classes: int,
         channels: int,
         kind: Literal["full", "diagonal"] = "full",
-        sync: bool = True,
     ) -> None:
         super().__init__()
-        self.sync = sync
         shape = (num_classes, channels, channels) if kind == "full" else (num_classes, channels)
         self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("mean", torch.zeros(num_classes, channels))
@@ -95,7 +92,7 @@ class ClassCovariance(nn.Module):
         rows = rows.detach().to(self.mean.dtype)
         labels = labels.masked_fill(~rows.isfinite().all(dim=1), -1)
         order, local_count = sort_by_class(labels, len(self.count))
-        batch_count = self._all_reduce(local_count.clone())
+        batch_count = all_reduce_sum(local_count.clone())
         local, batch, seen = torch.stack((local_count, batch_count, self.count)).tolist()
         present = [y for y, pixels in enumerate(batch) if pixels]
         if not present:
@@ -106,7 +103,7 @@ class ClassCovariance(nn.Module):
         batch_count, count, centre = batch_count[classes], self.count[classes], self.mean[classes]
         if not all(seen[y] for y in present):
             # Shifting a class's first pixels by their own mean keeps fp32 exact where the mean is large.
-            sums = self._all_reduce(torch.stack([segment.sum(0) for segment in segments]))
+            sums = all_reduce_sum(torch.stack([segment.sum(0) for segment in segments]))
             centre = torch.where(count[:, None] == 0, sums / batch_count[:, None], centre)
         first_moment, second_moment = self._moments(segments, centre)
         merged = merge_moments(count, centre, self.covariance[classes], batch_count, first_moment, second_moment)
@@ -121,13 +118,7 @@ class ClassCovariance(nn.Module):
             first.append(deviation.sum(0))
             full = self.covariance.dim() == 3
             second.append(deviation.T @ deviation if full else deviation.square().sum(0))
-        return self._all_reduce(torch.stack(first)), self._all_reduce(torch.stack(second))
-
-    def _all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
-        if self.sync and dist.is_available() and dist.is_initialized():
-            dist.all_reduce(tensor)
-        return tensor
+        return all_reduce_sum(torch.stack(first)), all_reduce_sum(torch.stack(second))
 
 
 def sort_by_class(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from hf_segkd.losses.base import AbstractDistillationLoss
+from hf_segkd.losses.base import AbstractDistillationLoss, TrainingRequest
 from hf_segkd.types import Features, NetworkSpec
 
 logger = logging.get_logger(__name__)
@@ -17,9 +18,9 @@ KD_TERMS = ("kd", "cirkd_kd", "skds_pixel")
 
 
 class CombinedLoss(AbstractDistillationLoss):
-    """The terms of several losses side by side, each with the weights it has alone.
+    """The terms of several losses side by side, each with its own weight.
 
-    KD on the logits, which `cirkd` and `skds` have too, counts as often as the losses bring it, with a warning.
+    KD on the logits, which `cirkd` and `skds` have too, counts as often as the losses have it, with a warning.
 
     Args:
         student: What the student offers.
@@ -32,14 +33,7 @@ class CombinedLoss(AbstractDistillationLoss):
     """
 
     def __init__(self, student: NetworkSpec, teacher: NetworkSpec, losses: Sequence[AbstractDistillationLoss]) -> None:
-        names = [loss.name for loss in losses]
-        for setting in ("connector_epochs", "divide_by_batch"):
-            values = {loss.name: getattr(loss, setting) for loss in losses}
-            if len(set(values.values())) > 1:
-                raise ValueError(
-                    f"{', '.join(names)} can't be combined: {setting} is one for all, but got {values}. Set it alike "
-                    "in the arguments of each, or leave a preset that sets it."
-                )
+        names, request = [loss.name for loss in losses], _common_request(losses)
         terms = [term for loss in losses for term in loss.weights]
         if len(set(terms)) < len(terms):
             raise ValueError(f"{', '.join(names)} can't be combined: their terms {terms} must have different names.")
@@ -51,6 +45,7 @@ class CombinedLoss(AbstractDistillationLoss):
             weights={term: weight for loss in losses for term, weight in loss.weights.items()},
         )
         self.name = ",".join(names)
+        self.request = request
         repeated = [
             f"{term} (weight {weight:g})" for term, weight in self.weights.items() if term in KD_TERMS and weight
         ]
@@ -63,10 +58,6 @@ class CombinedLoss(AbstractDistillationLoss):
         self.needs_labels = any(loss.needs_labels for loss in losses)
         self.couples_images = any(loss.couples_images for loss in losses)
         self.uses_classifier_weight = any(loss.uses_classifier_weight for loss in losses)
-        self.connector_epochs = losses[0].connector_epochs
-        self.divide_by_batch = losses[0].divide_by_batch
-        wishes = {loss.teacher_batch_statistics for loss in losses}
-        self.teacher_batch_statistics = wishes.pop() if len(wishes) == 1 else None
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """The terms of all losses."""
@@ -84,6 +75,24 @@ class CombinedLoss(AbstractDistillationLoss):
         """See the base class."""
         for loss in self.losses:
             loss.set_progress(progress)
+
+
+def _common_request(losses: Sequence[AbstractDistillationLoss]) -> TrainingRequest:
+    """What all of them ask for; None for the teacher's batch norms where they differ: the user must decide."""
+    requests = [asdict(loss.request) for loss in losses]
+    common = {}
+    for setting, value in requests[0].items():
+        if all(request[setting] == value for request in requests):
+            common[setting] = value
+        elif setting == "teacher_batch_statistics":
+            common[setting] = None
+        else:
+            values = {loss.name: request[setting] for loss, request in zip(losses, requests, strict=True)}
+            raise ValueError(
+                f"{', '.join(values)} can't be combined: {setting} is one for all, but got {values}. Set it alike in "
+                "the arguments of each, or leave a preset that sets it."
+            )
+    return TrainingRequest(**common)
 
 
 def _union(taps: Iterator[tuple[str, ...]]) -> tuple[str, ...]:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import align
-from hf_segkd.losses.base import (
-    AbstractDistillationLoss,
-    require_choice,
-    require_positive,
-    require_same_num_labels,
-)
+from hf_segkd.losses.base import AbstractDistillationLoss, Presets, require_positive, require_same_num_labels
 from hf_segkd.types import Features, NetworkSpec, Paper
 
-# Temperature and weight on logits, of the authors' two repositories.
-CWD_PRESETS = {
-    "paper": (4.0, 3.0),  # TorchDistiller, Cityscapes (README: `exp_cwd.sh channel kl 3 4`)
-    "mm_city": (1.0, 5.0),  # mmsegmentation-distiller, Cityscapes
-    "mm_ade": (1.0, 10.0),  # mmsegmentation-distiller, ADE20K
+# On logits, of the authors' two repositories: TorchDistiller's on Cityscapes (README: `exp_cwd.sh channel kl 3 4`),
+# mmsegmentation-distiller's on Cityscapes and on ADE20K.
+CWD_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"temperature": 4.0, "weight": 3.0},
+    "mm_city": {"temperature": 1.0, "weight": 5.0},
+    "mm_ade": {"temperature": 1.0, "weight": 10.0},
 }
 
 
@@ -40,6 +36,13 @@ def channel_wise_divergence(
         temperature: T, positive; higher spreads the mass over more positions.
         subtract_entropy: False leaves the teacher's entropy in: the cross-entropy of mmsegmentation-distiller, with
             the same gradient, which is not 0 for equal maps.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
+        >>> teacher[..., 0, 0] = 100.0  # all the mass at one of four positions: log 4
+        >>> round(channel_wise_divergence(student, teacher, temperature=1.0).item(), 4)
+        1.3863
     """
     images, channels = student_map.shape[:2]
     log_student = F.log_softmax(student_map.flatten(2) / temperature, dim=-1)  # (b, c, h*w)
@@ -58,30 +61,34 @@ class CWDLoss(AbstractDistillationLoss):
     without bias, trained with the student, takes the student's map to the teacher's channels, as in CIRKD's code.
     Ignored pixels count, as in all public versions.
 
+    Presets set weight and temperature for logits: `paper` is TorchDistiller's setting on Cityscapes, `mm_city` and
+    `mm_ade` are mmsegmentation-distiller's on Cityscapes and ADE20K (where the teacher's entropy is left in: the
+    gradient is the same).
+
     Args:
         student: What the student offers.
         teacher: What the teacher offers.
-        preset: Defaults of `temperature` and `weight` on logits: `paper` 4 and 3 (TorchDistiller,
-            Cityscapes), `mm_city` 1 and 5, `mm_ade` 1 and 10 (mmsegmentation-distiller, Cityscapes and
-            ADE20K).
-        weight: Weight of the term. On features CIRKD uses 50 with temperature 4 and `divide_by="student"`,
-            TorchDistiller's logs 35 to 40 with temperatures of 1 to 10 and `projector_activation`.
-        temperature: T, positive.
-        subtract_entropy: See `channel_wise_divergence`; mmsegmentation-distiller does not.
-        divide_by: The channels that the mean is over where a projector changes their number: those that are
-            compared, the `teacher`'s (default), or the `student`'s, as CIRKD and mmsegmentation-distiller have it: the
-            value is then larger by the ratio of the widths.
-        projector_bias: Whether the projector has a bias, as in mmsegmentation-distiller.
-        projector_activation: Whether batch norm and ReLU follow the projector, as in TorchDistiller (the leaky ReLU of
-            its InPlaceABN is undone by the ReLU behind it).
-        tap: The map to compare.
+        weight: Weight of the term; 3 is TorchDistiller's on logits, with temperature 4. On features CIRKD uses 50 with
+            temperature 4, over the student's channels: times teacher's over student's channels here.
+        temperature: T, positive; 4 is TorchDistiller's.
+        tap: The map to compare: `logits` (both repositories) or a feature map.
 
     Raises:
-        ValueError: If the tap is missing, the class counts differ (on logits), or a value is out of range.
+        ValueError: If the feature is missing, the class counts differ (on logits), or a value is out of range.
+
+    Example:
+        >>> from hf_segkd.losses import NetworkSpec, create_loss
+        >>> student = NetworkSpec({"decoder": 64, "logits": 19}, num_labels=19)
+        >>> teacher = NetworkSpec({"decoder": 256, "logits": 19}, num_labels=19)
+        >>> create_loss("cwd", student, teacher, preset="mm_ade").weights
+        {'cwd': 10.0}
+        >>> create_loss("cwd", student, teacher, tap="decoder", weight=50).projector
+        Conv2d(64, 256, kernel_size=(1, 1), stride=(1, 1), bias=False)
     """
 
     name: ClassVar[str] = "cwd"
     matches: ClassVar[str] = "where each class is, a softmax over pixels"
+    presets: ClassVar[Presets] = {"preset": CWD_PRESETS}
     paper: ClassVar[Paper] = Paper(
         title="Channel-wise Knowledge Distillation for Dense Prediction",
         venue="ICCV 2021",
@@ -101,40 +108,21 @@ class CWDLoss(AbstractDistillationLoss):
         student: NetworkSpec,
         teacher: NetworkSpec,
         *,
-        preset: Literal["paper", "mm_city", "mm_ade"] = "paper",
-        weight: float | None = None,
-        temperature: float | None = None,
-        subtract_entropy: bool = True,
-        divide_by: Literal["teacher", "student"] = "teacher",
-        projector_bias: bool = False,
-        projector_activation: bool = False,
+        weight: float = 3.0,
+        temperature: float = 4.0,
         tap: str = "logits",
     ) -> None:
-        require_choice("preset", preset, tuple(CWD_PRESETS))
-        require_choice("divide_by", divide_by, ("teacher", "student"))
-        preset_temperature, preset_weight = CWD_PRESETS[preset]
-        weight = preset_weight if weight is None else weight
         super().__init__(student, teacher, student_taps=(tap,), teacher_taps=(tap,), weights={"cwd": weight})
         if tap == "logits":
             require_same_num_labels(self.name, student, teacher)
+        require_positive("temperature", temperature)
         self.tap = tap
-        self.temperature = preset_temperature if temperature is None else temperature
-        require_positive("temperature", self.temperature)
-        student_channels, teacher_channels = student.channels[tap], teacher.channels[tap]
-        self.subtract_entropy = subtract_entropy
-        self.scale = teacher_channels / student_channels if divide_by == "student" else 1.0
-        self.projector: nn.Module = nn.Identity()
-        if student_channels != teacher_channels:
-            self.projector = nn.Conv2d(student_channels, teacher_channels, 1, bias=projector_bias)
-            if projector_activation:
-                self.projector = nn.Sequential(self.projector, nn.BatchNorm2d(teacher_channels), nn.ReLU())
-        elif projector_bias or projector_activation:
-            option = "projector_bias" if projector_bias else "projector_activation"
-            raise ValueError(f"{option}: {tap} is equally wide in both networks, so there is no projector.")
+        self.temperature = temperature
+        widths = student.channels[tap], teacher.channels[tap]
+        self.projector = nn.Identity() if widths[0] == widths[1] else nn.Conv2d(*widths, 1, bias=False)
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class and `channel_wise_divergence`; the labels are not read."""
         student_map = self.projector(student[self.tap])
         teacher_map = align(teacher[self.tap], student_map)
-        divergence = channel_wise_divergence(student_map, teacher_map, self.temperature, self.subtract_entropy)
-        return {"cwd": self.scale * divergence}
+        return {"cwd": channel_wise_divergence(student_map, teacher_map, self.temperature)}

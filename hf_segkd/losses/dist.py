@@ -19,6 +19,8 @@ from hf_segkd.types import Features, NetworkSpec, Paper
 
 # A vector whose deviations from its mean are less than this fraction of it is constant up to fp32's rounding.
 CONSTANT = 1e-6
+# Of the auxiliary heads' term, beside the terms on the logits (authors' segmentation code).
+AUXILIARY_SHARE = 0.4
 
 
 def pearson_correlation(student: Tensor, teacher: Tensor, dim: tuple[int, ...]) -> Tensor:
@@ -48,6 +50,13 @@ def correlation_distances(
         student_logits: (b, k, h, w).
         teacher_logits: (b, k, h, w).
         temperature: T, positive.
+
+    Example:
+        >>> import torch
+        >>> teacher = torch.tensor([2.0, 0.0, -2.0]).reshape(1, 3, 1, 1) * torch.arange(4.0).reshape(1, 1, 2, 2)
+        >>> inter, intra = correlation_distances(teacher.flip(1), teacher)  # classes in the opposite order
+        >>> round(inter.item(), 2), round(intra.item(), 2)
+        (1.43, 1.33)
     """
     student, teacher = (student_logits / temperature).softmax(1), (teacher_logits / temperature).softmax(1)
     inter = 1.0 - pearson_correlation(student, teacher, (1,)).mean()
@@ -64,19 +73,23 @@ class DISTLoss(AbstractDistillationLoss):
     Args:
         student: What the student offers.
         teacher: What the teacher offers.
-        weight: Factor of all terms; 1 in the authors' segmentation code.
-        beta: Weight of the inter-class term; 1 in the authors' segmentation code.
-        gamma: Weight of the intra-class term; 1 in the authors' segmentation code.
+        weight: Weight of each of the two terms; 1 in the authors' segmentation code, as beta = gamma there.
         temperature: T, positive. The segmentation code has none, that is 1.
         variant: `paper`, or `mmrazor` for the terms times T^2, as mmrazor and the authors' classification code have
             it. The correlation doesn't change with the scale of the probabilities, so there is nothing to make up for.
         auxiliary_tap: The logits of auxiliary heads, of the same classes in the same order in both networks, on which
-            the same loss is the term `dist_auxiliary`; a class map does not reach them. None (default) has no such
-            term: hf_segkd's networks offer no such tap, of a `ForeignNetwork` it can be named.
-        auxiliary_weight: Factor of that term; 0.4 in the authors' segmentation code.
+            the same loss is the term `dist_auxiliary`, with 0.4 times the weight (authors' segmentation code); a class
+            map does not reach them. None has no such term: hf_segkd's networks offer no such feature, of a
+            `FeatureNetwork` it can be named.
 
     Raises:
-        ValueError: If the class counts differ, a tap is missing, or a value is out of range.
+        ValueError: If the class counts differ, a feature is missing, or a value is out of range.
+
+    Example:
+        >>> from hf_segkd.losses import NetworkSpec, create_loss
+        >>> spec = NetworkSpec({"logits": 19, "auxiliary": 19}, num_labels=19)
+        >>> create_loss("dist", spec, spec, weight=2.0, auxiliary_tap="auxiliary").weights
+        {'dist_inter': 2.0, 'dist_intra': 2.0, 'dist_auxiliary': 0.8}
     """
 
     name: ClassVar[str] = "dist"
@@ -103,20 +116,15 @@ class DISTLoss(AbstractDistillationLoss):
         teacher: NetworkSpec,
         *,
         weight: float = 1.0,
-        beta: float = 1.0,
-        gamma: float = 1.0,
         temperature: float = 1.0,
         variant: Literal["paper", "mmrazor"] = "paper",
         auxiliary_tap: str | None = None,
-        auxiliary_weight: float = 0.4,
     ) -> None:
-        factors = {"weight": weight, "beta": beta, "gamma": gamma, "auxiliary_weight": auxiliary_weight}
-        for argument, value in factors.items():
-            require_weight(argument, value)
-        taps, weights = ("logits",), {"dist_inter": weight * beta, "dist_intra": weight * gamma}
+        require_weight("weight", weight)
+        taps, weights = ("logits",), {"dist_inter": weight, "dist_intra": weight}
         if auxiliary_tap is not None:
             taps += (auxiliary_tap,)
-            weights["dist_auxiliary"] = weight * auxiliary_weight
+            weights["dist_auxiliary"] = weight * AUXILIARY_SHARE
         super().__init__(student, teacher, student_taps=taps, teacher_taps=taps, weights=weights)
         require_same_num_labels(self.name, student, teacher)
         require_positive("temperature", temperature)
@@ -128,8 +136,6 @@ class DISTLoss(AbstractDistillationLoss):
                     f"auxiliary_tap must be logits of the {student.num_labels} classes, but {auxiliary_tap} has "
                     f"{channels[0]} channels in the student and {channels[1]} in the teacher."
                 )
-        self.beta = beta
-        self.gamma = gamma
         self.temperature = temperature
         self.factor = temperature**2 if variant == "mmrazor" else 1.0
         self.auxiliary_tap = auxiliary_tap
@@ -140,7 +146,7 @@ class DISTLoss(AbstractDistillationLoss):
         terms = {"dist_inter": inter, "dist_intra": intra}
         if self.auxiliary_tap is not None:
             inter, intra = self._distances(student, teacher, self.auxiliary_tap)
-            terms["dist_auxiliary"] = self.beta * inter + self.gamma * intra
+            terms["dist_auxiliary"] = inter + intra
         return terms
 
     def _distances(self, student: Features, teacher: Features, tap: str) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,13 @@ def augmented_channel_wise_divergence(
         detach_weight: No gradient in the classifier weight through the variance.
         subtract_entropy: Subtract the teacher's entropy, so that lambda = 0 gives a KL divergence. The
             paper's form is the cross-entropy; the gradient is the same.
+
+    Example:
+        >>> import torch
+        >>> logits, labels = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long)
+        >>> weight, covariance = torch.eye(2), torch.ones(2, 2)  # features of variance 1, 2 channels
+        >>> [augmented_channel_wise_divergence(logits, logits, labels, weight, covariance, s).item() for s in (0, 1)]
+        [0.0, 1.0]
     """
     images, num_classes = student_logits.shape[:2]
     table = _variance_of_present_classes(labels, classifier_weight, covariance, detach_weight)
@@ -150,6 +157,14 @@ def augmented_pixel_wise_divergence(
         detach_weight: No gradient in the classifier weight through the variance.
         subtract_entropy: Subtract the teacher's entropy, so that lambda = 0 gives a KL divergence. The
             paper's form is the cross-entropy; the gradient is the same.
+
+    Example:
+        >>> import torch
+        >>> logits, labels = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long)
+        >>> weight, covariance = torch.eye(2), torch.ones(2, 2)  # features of variance 1, 2 channels
+        >>> loss = augmented_pixel_wise_divergence(logits, logits, labels, weight, covariance, strength=1.0)
+        >>> round(loss.item(), 4)  # log((1 + e) / 2): the difference of the two logits has the variance 2
+        0.6201
     """
     num_classes = student_logits.shape[1]
     log_student = F.log_softmax(student_logits / temperature, dim=1)

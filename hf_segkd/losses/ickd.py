@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import Connector
-from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_same_num_labels, require_whole
+from hf_segkd.losses.base import AbstractDistillationLoss, Presets, require_choice, require_same_num_labels
 from hf_segkd.losses.gram import gram_matrix, unit_rows
 from hf_segkd.types import Features, NetworkSpec, Paper
 
 Variant = Literal["cifar", "imagenet"]
-
-# Weights of the authors' two programs.
-WEIGHTS = {"cifar": 2.5, "imagenet": 500.0}
 
 
 def split_patches(x: Tensor, patches: tuple[int, int]) -> Tensor:
@@ -39,7 +36,15 @@ def split_patches(x: Tensor, patches: tuple[int, int]) -> Tensor:
 
 
 def channel_correlation(x: Tensor) -> Tensor:
-    """Inner products of all pairs of channels, each row of products scaled to length 1: (b, c, p) -> (b, c, c)."""
+    """Inner products of all pairs of channels, each row of products scaled to length 1: (b, c, p) -> (b, c, c).
+
+    Example:
+        >>> import torch
+        >>> channel_correlation(torch.tensor([[[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]]]))[0]
+        tensor([[0.3162, 0.9487, 0.0000],
+                [0.3162, 0.9487, 0.0000],
+                [0.0000, 0.0000, 1.0000]])
+    """
     return unit_rows(gram_matrix(x))
 
 
@@ -52,7 +57,14 @@ def inter_channel_distance(student_map: Tensor, teacher_map: Tensor, patches: tu
     Args:
         student_map: (b, c, h, w).
         teacher_map: (b, c, h', w'); positions are summed over, so their number may differ.
-        patches: Their number n along the height and m along the width.
+        patches: Their number n along the height and m along the width ("ICKD-S"). On Pascal VOC the authors report
+            74.14, 74.97, 74.74 and 75.01 % mIoU for 1, 4, 16 and 32 squared patches.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.eye(2).reshape(1, 2, 1, 2), torch.ones(1, 2, 4, 4)  # unlike and alike channels
+        >>> round(inter_channel_distance(student, teacher).item(), 4)  # 2 - sqrt(2)
+        0.5858
     """
     student_patches, teacher_patches = split_patches(student_map, patches), split_patches(teacher_map, patches)
     difference = channel_correlation(student_patches) - channel_correlation(teacher_patches)
@@ -66,26 +78,32 @@ class ICKDLoss(AbstractDistillationLoss):
     authors' code makes one for the teacher as well, and never uses it). On `logits` classes stand for channels and
     nothing is embedded, as in AICSD. Ignored pixels count, as in all public versions.
 
-    Which map and weight the authors took for segmentation is not public. On Pascal VOC they report 74.14, 74.97, 74.74
-    and 75.01 % mIoU for 1, 4, 16 and 32 squared patches. Each patch of each image costs three c x c matrices.
+    Which map and weight the authors took for segmentation is not public.
 
     Args:
         student: What the student offers.
         teacher: What the teacher offers.
-        variant: `cifar` or `imagenet`, after the authors' two programs: the latter divides by the number of images
-            once more, so that the term falls as the batch grows.
-        weight: Weight of the term; by default that of the variant's program, 2.5 or 500, made for classification.
-        patches: Number of patches along the height and along the width ("ICKD-S"); the distance is averaged over them.
-        embed: Whether the student's map is embedded; None (default): all but `logits`.
-        tap: The map to compare.
+        variant: After which of the authors' two programs: `cifar`, or `imagenet`, which embeds by a 3x3 convolution and
+            divides by the number of images once more, so that the term falls as the batch grows.
+        weight: Weight of the term. 2.5 is that of the authors' CIFAR program; `variant="imagenet"` sets 500, that of
+            the other. Both are made for classification.
+        embed: Whether the student's map is embedded; `logits` never are (AICSD).
+        tap: The map to compare; chosen here, AICSD compares `logits`.
 
     Raises:
-        ValueError: If the tap is missing, a value is out of range, a map is smaller than `patches`, or widths
-            differ without embedding.
+        ValueError: If the feature is missing, a value is out of range, or widths differ without embedding.
+
+    Example:
+        >>> from hf_segkd.losses import NetworkSpec, create_loss
+        >>> student, teacher = NetworkSpec({"decoder": 64}, 19), NetworkSpec({"decoder": 256}, 19)
+        >>> loss = create_loss("ickd", student, teacher, variant="imagenet")
+        >>> loss.weights, tuple(loss.embed[0].weight.shape)
+        ({'ickd': 500.0}, (256, 64, 3, 3))
     """
 
     name: ClassVar[str] = "ickd"
     matches: ClassVar[str] = "which channels resemble each other"
+    presets: ClassVar[Presets] = {"variant": {"cifar": {}, "imagenet": {"weight": 500.0}}}
     paper: ClassVar[Paper] = Paper(
         title="Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation",
         venue="ICCV 2021",
@@ -107,26 +125,19 @@ class ICKDLoss(AbstractDistillationLoss):
         teacher: NetworkSpec,
         *,
         variant: Variant = "cifar",
-        weight: float | None = None,
-        patches: tuple[int, int] = (1, 1),
-        embed: bool | None = None,
+        weight: float = 2.5,
+        embed: bool = True,
         tap: str = "decoder",
     ) -> None:
-        require_choice("variant", variant, tuple(WEIGHTS))
-        weight = WEIGHTS[variant] if weight is None else weight
+        require_choice("variant", variant, get_args(Variant))
         super().__init__(student, teacher, student_taps=(tap,), teacher_taps=(tap,), weights={"ickd": weight})
-        if not isinstance(patches, (tuple, list)) or len(patches) != 2:
-            raise ValueError(f"patches is {patches}; it must be two whole numbers from 1, such as (4, 4).")
-        for count in patches:
-            require_whole("patches", count, 1)
-        self.patches = tuple(patches)
         self.variant = variant
         self.tap = tap
         if tap == "logits":
             require_same_num_labels(self.name, student, teacher)
         student_channels, teacher_channels = student.channels[tap], teacher.channels[tap]
         self.embed: nn.Module = nn.Identity()
-        if embed or (embed is None and tap != "logits"):
+        if embed and tap != "logits":
             self.embed = Connector(student_channels, teacher_channels, kernel_size=3 if variant == "imagenet" else 1)
         elif student_channels != teacher_channels:
             raise ValueError(
@@ -136,5 +147,5 @@ class ICKDLoss(AbstractDistillationLoss):
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class and `inter_channel_distance`; the labels are not read."""
-        distance = inter_channel_distance(self.embed(student[self.tap]), teacher[self.tap], self.patches)
+        distance = inter_channel_distance(self.embed(student[self.tap]), teacher[self.tap])
         return {"ickd": distance / len(labels) if self.variant == "imagenet" else distance}

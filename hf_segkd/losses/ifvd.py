@@ -24,6 +24,12 @@ def intra_class_variation(features: Tensor, labels: Tensor, num_classes: int) ->
 
     Returns:
         (b, h, w), -1 to 1; 0 where a pixel or its mean is zero.
+
+    Example:
+        >>> import torch
+        >>> features = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]]).reshape(1, 2, 1, 3)
+        >>> intra_class_variation(features, torch.tensor([[[0, 0, 1]]]), num_classes=2)
+        tensor([[[0.7071, 0.7071, 1.0000]]])
     """
     rows = pixel_rows(features)
     sums, group = class_sums(rows, labels, num_classes)
@@ -53,7 +59,8 @@ class IFVDLoss(AbstractDistillationLoss):
     """Intra-class Feature Variation Distillation for Semantic Segmentation.
 
     The mean over the pixels of the squared difference between the student's and the teacher's cosine of a pixel with
-    the mean of its class in its image. Widths may differ: only cosines are compared.
+    the mean of its class in its image. Widths may differ: only cosines are compared. Pixels of no class count in the
+    mean with an error of 0, as in the authors' code.
 
     The published training adds KD and an adversarial term of SKDS; on its own the loss is reported to do harm. Combine
     it: `--method ifvd,kd`.
@@ -63,12 +70,16 @@ class IFVDLoss(AbstractDistillationLoss):
         teacher: What the teacher offers.
         weight: Weight of the term. 50 is the paper's; the authors' code has 200, CIRKD's 20 (beside KD of
             weight 1).
-        tap: The map to compare.
-        drop_ignored: Average over the labelled pixels alone. By default the pixels of no class count in the mean, with
-            an error of 0, as in the authors' code.
+        tap: The map to compare, the one before the classifier in the authors' code.
 
     Raises:
-        ValueError: If the tap is missing or the weight is negative.
+        ValueError: If the feature is missing or the weight is negative.
+
+    Example:
+        >>> from hf_segkd.losses import NetworkSpec, create_loss
+        >>> student, teacher = NetworkSpec({"decoder": 64}, 19), NetworkSpec({"decoder": 256}, 19)
+        >>> create_loss("ifvd", student, teacher, weight=200.0).weights
+        {'ifvd': 200.0}
     """
 
     name: ClassVar[str] = "ifvd"
@@ -95,11 +106,9 @@ class IFVDLoss(AbstractDistillationLoss):
         *,
         weight: float = 50.0,
         tap: str = "decoder",
-        drop_ignored: bool = False,
     ) -> None:
         super().__init__(student, teacher, student_taps=(tap,), teacher_taps=(tap,), weights={"ifvd": weight})
         self.tap = tap
-        self.drop_ignored = drop_ignored
         self.num_classes = student.num_labels
         self.ignore_index = student.ignore_index
 
@@ -111,6 +120,4 @@ class IFVDLoss(AbstractDistillationLoss):
         student_cosines = intra_class_variation(student_map, labels, self.num_classes)
         teacher_cosines = intra_class_variation(teacher_map, labels, self.num_classes)
         valid = (labels >= 0) & (labels < self.num_classes)
-        error = ((student_cosines - teacher_cosines).square() * valid).sum()
-        pixels = valid.sum().clamp_min(1) if self.drop_ignored else valid.numel()
-        return {"ifvd": error / pixels}
+        return {"ifvd": ((student_cosines - teacher_cosines).square() * valid).sum() / valid.numel()}

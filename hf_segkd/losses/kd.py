@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,6 +40,13 @@ def pixel_wise_divergence(
         valid: (b, h, w) bool, the pixels to count; None counts all. Without any, the result is 0 with a
             graph.
         reduction: What the sum is divided by: the M pixels, the M k elements, or the b images.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4)
+        >>> teacher[:, 0] = 100.0  # sure of the first of two classes, the student undecided: log 2
+        >>> round(pixel_wise_divergence(student, teacher).item(), 4)
+        0.6931
     """
     images, classes = student_logits.shape[:2]
     log_student = F.log_softmax(student_logits / temperature, dim=1)
@@ -63,16 +70,22 @@ class KDLoss(AbstractDistillationLoss):
     Args:
         student: What the student offers.
         teacher: What the teacher offers.
-        weight: Weight of the term, relative to a cross-entropy averaged over the pixels.
-        temperature: T, positive.
+        weight: Weight of the term, relative to a cross-entropy averaged over the pixels; 1 is CIRKD's.
+        temperature: T, positive; 1 is CIRKD's.
         reduction: `pixel_mean` (CIRKD), `element_mean` over pixels and classes (PyTorch's default: IFVD,
             TorchDistiller, AICSD) or `image_mean`, the sum over the pixels (RepDistiller's code, which was made for one
             vector per image). SKDS sums over the images and divides by h w: `create_loss("skds", preset="official")`.
-        drop_ignored: Leave out the pixels labelled with the ignore index. No public version does (default
-            False).
+        drop_ignored: Leave out the pixels labelled with the ignore index; no public version does.
 
     Raises:
         ValueError: If the class counts differ, `logits` is missing, or a value is out of range.
+
+    Example:
+        >>> from hf_segkd.losses import NetworkSpec, create_loss
+        >>> spec = NetworkSpec({"logits": 19}, num_labels=19)
+        >>> loss = create_loss("kd", spec, spec, temperature=4.0, drop_ignored=True)
+        >>> loss.weights, loss.needs_labels
+        ({'kd': 1.0}, True)
     """
 
     name: ClassVar[str] = "kd"
@@ -103,7 +116,7 @@ class KDLoss(AbstractDistillationLoss):
         super().__init__(student, teacher, student_taps=("logits",), teacher_taps=("logits",), weights={"kd": weight})
         require_same_num_labels(self.name, student, teacher)
         require_positive("temperature", temperature)
-        require_choice("reduction", reduction, ("pixel_mean", "element_mean", "image_mean"))
+        require_choice("reduction", reduction, get_args(Reduction))
         self.temperature = temperature
         self.reduction: Reduction = reduction
         self.drop_ignored = drop_ignored

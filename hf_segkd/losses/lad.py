@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import align
 from hf_segkd.losses.attnfd import Norm, normalized_distance
-from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_same_num_labels, require_whole
+from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_same_num_labels
 from hf_segkd.losses.dist import pearson_correlation
 from hf_segkd.types import Features, NetworkSpec, Paper
 
@@ -30,6 +30,12 @@ def angular_distance(student_map: Tensor, teacher_map: Tensor, vector: Vector = 
             distance of standardised channels the same), `sample` the (c, h, w) of an image, `patch` the (c, p, p) of a
             patch of positions.
         patch_size: p; patches don't overlap, and those at the right and bottom border may be smaller.
+
+    Example:
+        >>> import torch
+        >>> student = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1)
+        >>> [angular_distance(student, torch.tensor(t).reshape(1, 2, 1, 1)).item() for t in ([7.0, 0.0], [0.0, 7.0])]
+        [0.0, 2.0]
     """
     if vector == "centred_channel":
         return 2.0 * (1.0 - pearson_correlation(student_map, teacher_map, (2, 3)).mean())
@@ -48,7 +54,7 @@ class LADLoss(AbstractDistillationLoss):
     r"""Rethinking Knowledge Distillation with Raw Features for Semantic Segmentation: the angular part.
 
     A derivation, as there is no public code. The abstract says that the squared error between raw features mixes
-    magnitude and angle, that the angle is what helps, and that the method distils it alone. Of
+    magnitude and angle, that the angle is what helps, and that the method distils only the angle. Of
     $\| s - t \|^2 = (\|s\| - \|t\|)^2 + 2 \|s\| \|t\| (1 - \cos)$ that leaves $2 (1 - \cos)$. What the vectors are,
     the map, the projector and the weight are choices made here; `centred_channel` is the authors' earlier NFD, the
     squared distance of standardised channels.
@@ -60,12 +66,19 @@ class LADLoss(AbstractDistillationLoss):
         student: What the student offers.
         teacher: What the teacher offers.
         weight: Weight of the term; chosen here.
-        vector: See `angular_distance`.
-        patch_size: See `angular_distance`; only with `patch`, and 4 by default.
-        tap: The map to compare.
+        vector: What has a direction: `pixel` (chosen here) the channels of a position, `channel` the positions of a
+            channel, `centred_channel` these less their mean (NFD, by the same authors), `sample` a whole map, `patch`
+            4x4 positions.
+        tap: The map to compare; chosen here.
 
     Raises:
-        ValueError: If the tap is missing, the class counts differ (on logits), or a value is out of range.
+        ValueError: If the feature is missing, the class counts differ (on logits), or a value is out of range.
+
+    Example:
+        >>> from hf_segkd.losses import NetworkSpec, create_loss
+        >>> student, teacher = NetworkSpec({"decoder": 64}, 19), NetworkSpec({"decoder": 256}, 19)
+        >>> create_loss("lad", student, teacher, vector="centred_channel").projector
+        Conv2d(64, 256, kernel_size=(1, 1), stride=(1, 1), bias=False)
     """
 
     name: ClassVar[str] = "lad"
@@ -91,27 +104,19 @@ class LADLoss(AbstractDistillationLoss):
         *,
         weight: float = 1.0,
         vector: Vector = "pixel",
-        patch_size: int | None = None,
         tap: str = "decoder",
     ) -> None:
         super().__init__(student, teacher, student_taps=(tap,), teacher_taps=(tap,), weights={"lad": weight})
         require_choice("vector", vector, get_args(Vector))
-        if patch_size is not None and vector != "patch":
-            raise ValueError(f"patch_size is for vector='patch'; vector is {vector!r}.")
-        patch_size = 4 if patch_size is None else patch_size
-        require_whole("patch_size", patch_size, 1)
-        self.vector = vector
-        self.patch_size = patch_size
+        self.vector: Vector = vector
         self.tap = tap
         if tap == "logits":
             require_same_num_labels(self.name, student, teacher)
-        student_channels, teacher_channels = student.channels[tap], teacher.channels[tap]
-        self.projector: nn.Module = nn.Identity()
-        if student_channels != teacher_channels:
-            self.projector = nn.Conv2d(student_channels, teacher_channels, 1, bias=False)
+        widths = student.channels[tap], teacher.channels[tap]
+        self.projector = nn.Identity() if widths[0] == widths[1] else nn.Conv2d(*widths, 1, bias=False)
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class and `angular_distance`; the labels are not read."""
         student_map = self.projector(student[self.tap])
         teacher_map = align(teacher[self.tap], student_map)
-        return {"lad": angular_distance(student_map, teacher_map, self.vector, self.patch_size)}
+        return {"lad": angular_distance(student_map, teacher_map, self.vector)}

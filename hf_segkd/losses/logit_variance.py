@@ -22,6 +22,12 @@ def logit_variances(weight: Tensor, covariance: Tensor, detach_weight: bool = Fa
 
     Returns:
         (y, k), not negative.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.tensor([[1.0, 0.0], [1.0, 2.0]])  # two classes, two channels
+        >>> logit_variances(weight, covariance=torch.tensor([[3.0, 1.0]]))  # of one class, on the diagonal
+        tensor([[3., 7.]])
     """
     weight, products = _prepare(weight, covariance, detach_weight)
     return torch.einsum("ka,yka->yk", 2.0 * weight - weight.detach(), products).clamp_min(0.0)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from hf_segkd.losses.adapters import Connector, align
 from hf_segkd.losses.base import (
     AbstractDistillationLoss,
+    Presets,
+    TrainingRequest,
     require_choice,
     require_positive,
-    require_whole,
     usual_taps,
 )
+from hf_segkd.losses.distributed import all_reduce_sum
 from hf_segkd.types import Features, NetworkSpec, Paper
 
 # The code's: a stage counts half as much as the next; the decoder's map has 16 times the positions of the encoder's.
@@ -28,6 +29,11 @@ DIVISORS = {
     "stage4_pre": 1.0,
     "encoder_pre": 1.0,
     "decoder_pre": 16.0,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "official": {"divide_by_batch": True, "teacher_batch_statistics": True, "connector_epochs": 1},
 }
 
 
@@ -42,6 +48,12 @@ def partial_l2_distance(student_map: Tensor, teacher_map: Tensor, margin: Tensor
         student_map: s, before the ReLU, (b, c, h, w).
         teacher_map: t, before the ReLU, (b, c, h, w).
         margin: m, (c,), not positive; -inf leaves t as it is.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[-1.0, 2.0, 0.0]]), torch.tensor([[-3.0, -3.0, 1.0]])
+        >>> partial_l2_distance(student.view(1, 1, 1, 3), teacher.view(1, 1, 1, 3), torch.tensor([-0.5])).item()
+        7.25
     """
     target = torch.maximum(teacher_map, margin[:, None, None])
     matters = (student_map > target) | (target > 0)
@@ -58,6 +70,11 @@ def margin_of_norm(weight: Tensor, bias: Tensor) -> Tensor:
     Args:
         weight: gamma, (c,).
         bias: beta, (c,).
+
+    Example:
+        >>> import torch
+        >>> margin_of_norm(torch.tensor([1.0]), torch.tensor([0.0]))  # - sqrt(2 / pi)
+        tensor([-0.7979])
     """
     deviation, bias = weight.double().abs(), bias.double()
     ratio = bias / deviation  # -inf, nan or inf where gamma is 0; the last two fail the comparison below
@@ -99,10 +116,7 @@ class TeacherMargin(nn.Module):
     def _update(self, teacher_map: Tensor) -> None:
         negative = (teacher_map < 0) & teacher_map.isfinite()  # an overflow in fp16 would spoil the mean for ever
         sums = torch.where(negative, teacher_map, 0.0).sum((0, 2, 3))
-        sums_and_counts = torch.stack((sums, negative.sum((0, 2, 3)).to(sums)))
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums_and_counts)
-        sums, counts = sums_and_counts
+        sums, counts = all_reduce_sum(torch.stack((sums, negative.sum((0, 2, 3)).to(sums))))
         self.count += counts.long()
         self.value += (sums - counts * self.value) / self.count.clamp_min(1)
 
@@ -118,36 +132,47 @@ class OFDLoss(AbstractDistillationLoss):
     is divided by b too; beside a mean cross-entropy that is 1e-5 times the sum. So, as there, the term's share grows
     with the batch of a process (theirs: 6 images) and with the crop (513 x 513).
 
-    Presets, which explicit arguments override:
+    Presets:
 
     - `default`: the above, the teacher in evaluation mode.
     - `official`: both terms divided by b; the teacher normalises by each batch's statistics (the authors found it
-      better: Table 8, issue 37), its running ones untouched, unless `--teacher_batch_norm eval`; connectors alone are
-      trained in epoch 0. Not copied: live dropout in the teacher's decoder, no dropout after the ASPP, the connectors'
-      lower rate and own momentum in epoch 0, and MobileNetV2's first three taps, which are the expansions that follow
-      ours.
+      better: Table 8, issue 37), its running ones untouched, unless `--teacher_batch_norm eval`; only the connectors
+      are trained in epoch 0. Not copied: live dropout in the teacher's decoder, no dropout after the ASPP, the
+      connectors' lower rate and own momentum in epoch 0, and MobileNetV2's first three maps, which are the expansions
+      that follow ours.
 
     Args:
         student: What the student offers.
         teacher: What the teacher offers.
-        preset: `default` or `official`.
-        weight: Weight of the term.
-        divisors: Tap -> what its sum is divided by; both networks must offer the taps. `DIVISORS` by default, but for
-            the encoder's where a network has none apart from the decoder (PSPNet, ISANet).
-        margins: `teacher`, those of its batch norm at each tap (`margin_of_norm`), estimated where there is none
-            (`TeacherMargin`); or `none`, the distance to the teacher's map itself, as in MMRazor (docs/methods.md).
-        connectors: False compares the student's maps as they are, where the widths are the teacher's.
-        divide_by_batch: Divide the term, and in the trainer the cross-entropy, by the number of images.
-        connector_epochs: In the first so many epochs only the connectors learn, afterwards everything.
+        weight: Weight of the term; 1e-5 is the code's.
+        divisors: Feature -> what its sum is divided by; both networks must offer the features. The default is the
+            code's; of it the encoder's is left out, with a warning, where a network has none apart from the decoder
+            (PSPNet, ISANet).
+        margins: `teacher`, those of its batch norm at each feature (paper and code; `margin_of_norm`), estimated where
+            there is none (`TeacherMargin`); or `none`, the distance to the teacher's map itself, as in MMRazor.
+        connectors: False compares the student's maps as they are, where the widths are the teacher's, as in MMRazor.
+        divide_by_batch: Divide the term, and in the trainer the cross-entropy, by the number of images, as the code
+            does.
+        connector_epochs: In the first so many epochs only the connectors learn (code: 1), afterwards everything.
+        teacher_batch_statistics: Whether the teacher normalises by each batch's statistics, as in the code;
+            `--teacher_batch_norm` wins over it.
 
     Raises:
-        ValueError: If a tap is missing in a network, a value is out of range, or there are no connectors though the
-            widths differ or `connector_epochs` speaks of them.
+        ValueError: If a feature is missing in a network, a value is out of range, or there are no connectors though the
+            widths differ or `connector_epochs` needs them.
+
+    Example:
+        >>> from hf_segkd.losses import NetworkSpec, create_loss
+        >>> student, teacher = NetworkSpec({"decoder_pre": 128}, 19), NetworkSpec({"decoder_pre": 256}, 19)
+        >>> loss = create_loss("ofd", student, teacher, divisors={"decoder_pre": 16}, preset="official")
+        >>> loss.request
+        TrainingRequest(connector_epochs=1, divide_by_batch=True, teacher_batch_statistics=True)
     """
 
     name: ClassVar[str] = "ofd"
     matches: ClassVar[str] = "feature maps before the ReLU, where the teacher is positive or the student too high"
     couples_images: ClassVar[bool] = True
+    presets: ClassVar[Presets] = {"preset": PRESETS}
     paper: ClassVar[Paper] = Paper(
         title="A Comprehensive Overhaul of Feature Distillation",
         venue="ICCV 2019",
@@ -167,31 +192,28 @@ class OFDLoss(AbstractDistillationLoss):
         student: NetworkSpec,
         teacher: NetworkSpec,
         *,
-        preset: Literal["default", "official"] = "default",
         weight: float = 1e-5,
-        divisors: Mapping[str, float] | None = None,
+        divisors: Mapping[str, float] = DIVISORS,
         margins: Literal["teacher", "none"] = "teacher",
         connectors: bool = True,
-        divide_by_batch: bool | None = None,
-        connector_epochs: int | None = None,
+        divide_by_batch: bool = False,
+        connector_epochs: int = 0,
+        teacher_batch_statistics: bool = False,
     ) -> None:
-        require_choice("preset", preset, ("default", "official"))
         require_choice("margins", margins, ("teacher", "none"))
-        official = preset == "official"
-        if divisors is None:
-            divisors = {tap: DIVISORS[tap] for tap in usual_taps(self.name, tuple(DIVISORS), student, teacher)}
+        if divisors == DIVISORS:
+            divisors = {tap: divisors[tap] for tap in usual_taps(self.name, tuple(divisors), student, teacher)}
         if not isinstance(divisors, Mapping) or not divisors:
-            raise ValueError(f"divisors is {divisors!r}; ofd needs taps, each with its divisor: {{'decoder_pre': 16}}.")
+            raise ValueError(
+                f"divisors is {divisors!r}; ofd needs features, each with its divisor: {{'decoder_pre': 16}}."
+            )
         for tap, divisor in divisors.items():
             require_positive(f"The divisor of {tap}", divisor)
         taps = tuple(divisors)
         super().__init__(student, teacher, student_taps=taps, teacher_taps=taps, weights={"ofd": weight})
         self.divisors = dict(divisors)
-        self.divide_by_batch = official if divide_by_batch is None else divide_by_batch
-        self.teacher_batch_statistics = official
-        self.connector_epochs = int(official) if connector_epochs is None else connector_epochs
-        require_whole("connector_epochs", self.connector_epochs)
-        if not connectors and self.connector_epochs:
+        self.request = TrainingRequest(connector_epochs, divide_by_batch, teacher_batch_statistics)
+        if not connectors and connector_epochs:
             raise ValueError("connectors is false, so connector_epochs, in which they learn alone, must be 0.")
         self.connectors, self.margins = nn.ModuleList(), nn.ModuleList()
         for tap in taps:
@@ -215,8 +237,4 @@ class OFDLoss(AbstractDistillationLoss):
             target = align(teacher[tap], connected)
             distances.append(partial_l2_distance(connected, target, margin(teacher[tap])) / divisor)
         distance = torch.stack(distances).sum()
-        return {"ofd": distance / labels.shape[0] if self.divide_by_batch else distance}
-
-    def finished_parameters(self) -> Iterator[nn.Parameter]:
-        """None: the connectors go on learning beside the student."""
-        return iter(())
+        return {"ofd": distance / labels.shape[0] if self.request.divide_by_batch else distance}

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import ZERO_NORM, align
 from hf_segkd.losses.adversary import Adversary, Objective
-from hf_segkd.losses.base import AbstractDistillationLoss, require_choice, require_positive, require_same_num_labels
+from hf_segkd.losses.base import AbstractDistillationLoss, Presets, require_choice, require_same_num_labels
 from hf_segkd.losses.kd import pixel_wise_divergence
 from hf_segkd.types import Features, NetworkSpec, Paper
+
+Variant = Literal["official", "cirkd"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "official": {"reduction": "sum"},
+    "cirkd": {
+        "weight": 1.0,
+        "pair_weight": 10.0,
+        "adversarial_weight": 0.001,
+        "variant": "cirkd",
+        "objective": "hinge",
+    },
+}
 
 
 def summed_cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -23,6 +36,12 @@ def summed_cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tens
     Args:
         student_logits: (b, k, h, w).
         teacher_logits: (b, k, h, w).
+
+    Example:
+        >>> import torch
+        >>> logits = torch.zeros(2, 3, 4, 4)  # two images, three equally likely classes: 2 log 3
+        >>> round(summed_cross_entropy(logits, logits).item(), 4)
+        2.1972
     """
     height, width = student_logits.shape[2:]
     return -(teacher_logits.softmax(1) * student_logits.log_softmax(1)).sum() / (height * width)
@@ -31,7 +50,7 @@ def summed_cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tens
 def pair_wise_distance(
     student_map: Tensor,
     teacher_map: Tensor,
-    variant: Literal["official", "cirkd"] = "official",
+    variant: Variant = "official",
     pool_scale: float = 0.5,
 ) -> Tensor:
     r"""Mean of $(a^t_{ij} - a^s_{ij})^2$ over the images and all pairs of nodes, a node with itself included.
@@ -44,7 +63,14 @@ def pair_wise_distance(
         variant: `official` pools regions of `pool_scale` times the map, so that 4 nodes are left, or up to 9 where the
             sides are odd, and treats the norms as constants of the gradient. `cirkd` pools 2x2 pixels (n = h w / 4
             nodes, matrices of n x n) and differentiates the norms.
-        pool_scale: Side of a region in sides of the map, for `official`.
+        pool_scale: Side of a region in sides of the map, for `official`; below 1. 0.5 is that of the run script.
+
+    Example:
+        >>> import torch
+        >>> student = torch.ones(1, 2, 4, 4)  # all nodes point the same way
+        >>> teacher = torch.cat((torch.ones(1, 1, 4, 2), -torch.ones(1, 1, 4, 2)), dim=3)  # half of them opposite
+        >>> round(pair_wise_distance(student, teacher).item(), 4)  # 8 of 16 pairs are off by 2
+        2.0
     """
     kernel: tuple[int, ...] = (2, 2)
     if variant == "official":
@@ -66,59 +92,52 @@ def _cosines(nodes: Tensor, detach_norm: bool) -> Tensor:
     return unit.transpose(1, 2) @ unit
 
 
-class Setting(NamedTuple):
-    """What a repository trains with."""
-
-    weight: float
-    pair_weight: float
-    adversarial_weight: float
-    pixel_wise: Callable[[Tensor, Tensor], Tensor]
-    pair_variant: Literal["official", "cirkd"]
-    objective: Objective
-    optimizer: Literal["sgd", "adam"]
-
-
-PRESETS = {
-    "default": Setting(10.0, 0.5, 0.1, pixel_wise_divergence, "official", "wgan-gp", "sgd"),
-    "official": Setting(10.0, 0.5, 0.1, summed_cross_entropy, "official", "wgan-gp", "sgd"),
-    "cirkd": Setting(1.0, 10.0, 0.001, pixel_wise_divergence, "cirkd", "hinge", "adam"),
-}
-
-
 class SKDSLoss(AbstractDistillationLoss):
     """Structured Knowledge Distillation for Semantic Segmentation.
 
     Three terms; one whose weight is 0 is left out, with all it costs:
 
-    - `skds_pixel`: `pixel_wise_divergence` at temperature 1; with `official` the authors' `summed_cross_entropy`,
-      which grows with the batch of a process (they have 8 images, so that 10 is 80 times the mean).
+    - `skds_pixel`: KD at temperature 1, `pixel_wise_divergence` or the authors' `summed_cross_entropy`.
     - `skds_pair`: `pair_wise_distance`.
     - `skds_adversarial`: minus the score a discriminator gives to the student's logits; may be negative. The
       discriminator learns beside the student, and the log has its `discriminator_loss`: see `Adversary`, and
       `Discriminator` for logits of less than 64x64.
 
+    Presets:
+
+    - `default`: the authors' run script, but for the pixel-wise term, which is the paper's mean.
+    - `official`: the authors' run script. Its pixel-wise term grows with the batch of a process (they have 8 images,
+      so that 10 is 80 times the mean) and wants a low learning rate.
+    - `cirkd`: CIRKD's code of SKDS.
+
     Args:
         student: What the student offers.
         teacher: What the teacher offers.
-        preset: `default` and `official` follow the authors' code, with WGAN-GP and SGD, `cirkd` CIRKD's, with its
-            pair-wise term, hinge and Adam.
-        weight: Weight of the pixel-wise term: 10 (paper, whose formula is a mean over the pixels, and `official`,
-            whose sum wants a low learning rate) or 1 (`cirkd`).
-        pair_weight: 0.5 (the authors' run script; the paper says 10) or 10 (`cirkd`).
-        adversarial_weight: 0.1 (run script and paper) or 0.001 (`cirkd`).
+        weight: Weight of the pixel-wise term; 10 is the paper's and the run script's.
+        pair_weight: Weight of the pair-wise term; 0.5 is the run script's, the paper says 10.
+        adversarial_weight: Weight of the adversarial term; 0.1 is the paper's and the run script's.
         tap: The map of the pair-wise term, the one before the classifier in both codes.
-        pool_scale: See `pair_wise_distance`; 0.5 by default (run script), not for `cirkd`.
-        objective: `wgan-gp` or `hinge`; the preset's by default.
-        discriminator_learning_rate: 4e-4 by default, as in both codes.
+        reduction: Of the pixel-wise term: `mean` over the pixels (paper), or their `sum` over h w, as in the
+            authors' code.
+        variant: Whose pair-wise term and whose optimizer of the discriminator: `official` (regions of half the map,
+            SGD whose rate decays) or `cirkd` (2x2 pixels, Adam); see `pair_wise_distance` and `Adversary`.
+        objective: Of the discriminator: `wgan-gp` (paper and authors' code) or `hinge` (CIRKD's code).
 
     Raises:
-        ValueError: If logits are compared and the class counts differ, a tap is missing, a value is out of range or
-            belongs to a term that is left out.
+        ValueError: If logits are compared and the class counts differ, a feature is missing, or a value is out of
+            range.
+
+    Example:
+        >>> from hf_segkd.losses import NetworkSpec, create_loss
+        >>> spec = NetworkSpec({"decoder": 64, "logits": 19}, num_labels=19)
+        >>> create_loss("skds", spec, spec, preset="cirkd", adversarial_weight=0).weights
+        {'skds_pixel': 1.0, 'skds_pair': 10.0}
     """
 
     name: ClassVar[str] = "skds"
     matches: ClassVar[str] = "class probabilities, similarities of regions, a discriminator's score"
     couples_images: ClassVar[bool] = True
+    presets: ClassVar[Presets] = {"preset": PRESETS}
     paper: ClassVar[Paper] = Paper(
         title="Structured Knowledge Distillation for Semantic Segmentation",
         venue="CVPR 2019",
@@ -138,22 +157,18 @@ class SKDSLoss(AbstractDistillationLoss):
         student: NetworkSpec,
         teacher: NetworkSpec,
         *,
-        preset: Literal["default", "official", "cirkd"] = "default",
-        weight: float | None = None,
-        pair_weight: float | None = None,
-        adversarial_weight: float | None = None,
+        weight: float = 10.0,
+        pair_weight: float = 0.5,
+        adversarial_weight: float = 0.1,
         tap: str = "decoder",
-        pool_scale: float | None = None,
-        objective: Objective | None = None,
-        discriminator_learning_rate: float | None = None,
+        reduction: Literal["mean", "sum"] = "mean",
+        variant: Variant = "official",
+        objective: Objective = "wgan-gp",
     ) -> None:
-        require_choice("preset", preset, tuple(PRESETS))
-        setting = PRESETS[preset]
-        weights = {
-            "skds_pixel": setting.weight if weight is None else weight,
-            "skds_pair": setting.pair_weight if pair_weight is None else pair_weight,
-            "skds_adversarial": setting.adversarial_weight if adversarial_weight is None else adversarial_weight,
-        }
+        require_choice("reduction", reduction, ("mean", "sum"))
+        require_choice("variant", variant, get_args(Variant))
+        require_choice("objective", objective, get_args(Objective))
+        weights = {"skds_pixel": weight, "skds_pair": pair_weight, "skds_adversarial": adversarial_weight}
         weights = {term: value for term, value in weights.items() if value != 0}
         taps = ("logits",) if "skds_pixel" in weights or "skds_adversarial" in weights else ()
         if "skds_pair" in weights:
@@ -161,20 +176,12 @@ class SKDSLoss(AbstractDistillationLoss):
         super().__init__(student, teacher, student_taps=taps, teacher_taps=taps, weights=weights)
         if "logits" in taps:
             require_same_num_labels(self.name, student, teacher)
-        if pool_scale is not None and (setting.pair_variant == "cirkd" or "skds_pair" not in weights):
-            raise ValueError("pool_scale is for the authors' pair-wise term: not for preset cirkd or pair_weight 0.")
-        if "skds_adversarial" not in weights and (objective, discriminator_learning_rate) != (None, None):
-            raise ValueError("objective and discriminator_learning_rate need an adversarial_weight above 0.")
-        self.pool_scale = 0.5 if pool_scale is None else pool_scale
-        require_positive("pool_scale", self.pool_scale)
-        if self.pool_scale >= 1:
-            raise ValueError(f"pool_scale is {pool_scale}; it must be below 1: a lone node has no pairs.")
-        self.pixel_wise = setting.pixel_wise
-        self.pair_variant = setting.pair_variant
+        self.pixel_wise = summed_cross_entropy if reduction == "sum" else pixel_wise_divergence
+        self.variant: Variant = variant
         self.tap = tap
         if "skds_adversarial" in weights:
-            rate = 4e-4 if discriminator_learning_rate is None else discriminator_learning_rate
-            self.adversary = Adversary(student.num_labels, objective or setting.objective, setting.optimizer, rate)
+            optimizer: Literal["sgd", "adam"] = "adam" if variant == "cirkd" else "sgd"
+            self.adversary = Adversary(student.num_labels, objective, optimizer)
 
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class and this one; the labels are not read."""
@@ -187,7 +194,7 @@ class SKDSLoss(AbstractDistillationLoss):
         if "skds_pair" in self.weights:
             student_map = student[self.tap]
             teacher_map = align(teacher[self.tap], student_map)
-            terms["skds_pair"] = pair_wise_distance(student_map, teacher_map, self.pair_variant, self.pool_scale)
+            terms["skds_pair"] = pair_wise_distance(student_map, teacher_map, self.variant)
         if "skds_adversarial" in self.weights:
             terms["skds_adversarial"] = self.adversary(logits, teacher_logits)
         return terms

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
-from torch import distributed as dist
 from transformers.utils import logging
 
 from hf_segkd.losses.base import AbstractDistillationLoss
+from hf_segkd.losses.distributed import gather_images, world_size
 from hf_segkd.losses.gram import gram_matrix, unit_rows
 from hf_segkd.types import Features, NetworkSpec, Paper
 
@@ -17,7 +16,14 @@ logger = logging.get_logger(__name__)
 
 
 def similarity_matrix(maps: Tensor) -> Tensor:
-    """Inner products of all pairs of images, each row of products scaled to length 1: (b, c, h, w) -> (b, b)."""
+    """Inner products of all pairs of images, each row of products scaled to length 1: (b, c, h, w) -> (b, b).
+
+    Example:
+        >>> import torch
+        >>> similarity_matrix(torch.tensor([[1.0, 0.0], [0.0, 2.0]]).reshape(2, 1, 1, 2))
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
     channels = maps.flatten(2).transpose(0, 1)  # (c, b, h*w)
     # One product over a whole map adds up in sequence on CPUs, and its gradient is off by 1e-3 in fp32.
     return unit_rows(gram_matrix(channels).sum(0))
@@ -29,16 +35,14 @@ def similarity_distance(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
     Args:
         student_maps: (b, c, h, w).
         teacher_maps: (b, c', h', w').
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.eye(2).reshape(2, 1, 1, 2), torch.ones(2, 3, 4, 4)  # unlike and alike images
+        >>> round(similarity_distance(student, teacher).item(), 4)
+        0.2929
     """
     return (similarity_matrix(student_maps) - similarity_matrix(teacher_maps)).square().mean()
-
-
-def gather_images(maps: Tensor) -> Tensor:
-    """The maps (b, c, h, w) of all processes, in the order of their ranks; gradient reaches the own ones alone."""
-    parts = [torch.empty_like(maps, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, maps.detach().contiguous())
-    parts[dist.get_rank()] = maps
-    return torch.cat(parts)
 
 
 class SPLoss(AbstractDistillationLoss):
@@ -55,10 +59,16 @@ class SPLoss(AbstractDistillationLoss):
         weight: Weight of the term. 3000 is RepDistiller's, for batches of 64 small images; no weight for
             segmentation is published. The value falls as 1 / b, so 3000 b / 64 is that weight's equal for b images.
         gather: Compare the images of all processes; False compares those of each process, as all public code does.
-        tap: The map to compare.
+        tap: The map to compare; RepDistiller's is its networks' last one.
 
     Raises:
-        ValueError: If the tap is missing or the weight is negative.
+        ValueError: If the feature is missing or the weight is negative.
+
+    Example:
+        >>> from hf_segkd.losses import NetworkSpec, create_loss
+        >>> student, teacher = NetworkSpec({"decoder": 64}, 19), NetworkSpec({"decoder": 256}, 19)
+        >>> create_loss("sp", student, teacher, weight=3000 * 16 / 64).weights  # RepDistiller's for 16 images
+        {'sp': 750.0}
     """
 
     name: ClassVar[str] = "sp"
@@ -94,8 +104,7 @@ class SPLoss(AbstractDistillationLoss):
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
         """See the base class and `similarity_distance`; the labels are not read."""
         student_maps, teacher_maps = student[self.tap], teacher[self.tap]
-        distributed = self.gather and dist.is_available() and dist.is_initialized()
-        processes = dist.get_world_size() if distributed else 1
+        processes = world_size() if self.gather else 1
         if processes > 1:
             student_maps, teacher_maps = gather_images(student_maps), gather_images(teacher_maps)
         if len(student_maps) == 1:

@@ -13,6 +13,7 @@ _HOME = {
     "HRNetForSemanticSegmentation": "modeling_hrnet",
     "ISANetConfig": "configuration_isanet",
     "ISANetForSemanticSegmentation": "modeling_isanet",
+    "MultiBandImageProcessor": "image_processing_multiband",
     "PSPNetConfig": "configuration_pspnet",
     "PSPNetForSemanticSegmentation": "modeling_pspnet",
     "SegKDBackboneOutput": "modeling_backbone_base",

@@ -62,17 +62,19 @@ def register_models() -> None:
 
 
 def register_image_processors() -> None:
-    """Registers transformers' own `SegformerImageProcessor` with `AutoImageProcessor`.
+    """Registers transformers' own `SegformerImageProcessor` with `AutoImageProcessor`, and `MultiBandImageProcessor`.
 
-    It fits these networks as it is: resize, normalise, and masks from `logits`.
+    The first fits these networks as it is: resize, normalise, and masks from `logits`. The second is found by its name.
     """
     from transformers import SegformerImageProcessor, SegformerImageProcessorPil
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+    from .configuration_backbones import SegKDBackboneConfig
     from .configuration_deeplabv3plus import DeepLabV3PlusConfig
     from .configuration_hrnet import HRNetConfig
     from .configuration_isanet import ISANetConfig
     from .configuration_pspnet import PSPNetConfig
+    from .image_processing_multiband import MultiBandImageProcessor
 
     for config_class in (DeepLabV3PlusConfig, HRNetConfig, PSPNetConfig, ISANetConfig):
         AutoImageProcessor.register(
@@ -80,3 +82,10 @@ def register_image_processors() -> None:
             image_processor_classes={"torchvision": SegformerImageProcessor, "pil": SegformerImageProcessorPil},
             exist_ok=True,
         )
+    # By its name in preprocessor_config.json a class is found among those registered for any configuration: one that
+    # no network has leaves the choice for networks without such a name alone.
+    AutoImageProcessor.register(
+        SegKDBackboneConfig,
+        image_processor_classes={"torchvision": MultiBandImageProcessor, "pil": MultiBandImageProcessor},
+        exist_ok=True,
+    )

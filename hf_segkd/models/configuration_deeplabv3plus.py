@@ -73,12 +73,19 @@ class DeepLabV3PlusConfig(SegKDAuxiliaryHeadConfig):
             AttnFD, True in mmsegmentation.
         auxiliary_channels: Its channels, 256 (64 on ResNet-18 and -34) in mmsegmentation.
         auxiliary_loss_weight: Weight of its cross-entropy, 0.4 in mmsegmentation.
+        num_channels: Channels of the images, 3 by default; with `backbone_config` those that it says.
         align_corners: How every map is resized, the logits included: True in the AttnFD code, False in mmsegmentation.
         semantic_loss_ignore_index: Label of the pixels that have no class.
 
     Raises:
         ValueError: If a value is out of range, a keyword is unknown, `num_labels` is below 2, or a backbone is spelt
             both by name and by `backbone_config` and the two differ.
+
+    Example:
+        >>> from hf_segkd import DeepLabV3PlusConfig
+        >>> config = DeepLabV3PlusConfig(backbone="mobilenet_v2", depth_multiplier=0.35, num_labels=19)
+        >>> config.output_stride, config.atrous_rates
+        (16, [6, 12, 18])
     """
 
     model_type = "segkd-deeplabv3plus"

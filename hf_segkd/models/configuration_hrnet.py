@@ -25,6 +25,7 @@ class HRNetConfig(SegKDSegmentationConfig):
     Args:
         backbone: "hrnet_w18_small" (default), "hrnet_w18" or "hrnet_w48".
         backbone_config: Any other HRNet, a `SegKDHRNetBackboneConfig` or its dict.
+        num_channels: Channels of the images, 3 by default; with `backbone_config` those that it says.
         align_corners: How the branches are resized to stride 4, and the logits to the image. The exchanges between
             the branches always resize with False, as in every implementation.
         semantic_loss_ignore_index: Label of the pixels that have no class.
@@ -32,6 +33,11 @@ class HRNetConfig(SegKDSegmentationConfig):
     Raises:
         ValueError: If a keyword or the name is unknown, `num_labels` is below 2, or the backbone is given both by name
             and by `backbone_config` and the two differ.
+
+    Example:
+        >>> from hf_segkd import HRNetConfig
+        >>> HRNetConfig(backbone="hrnet_w18_small", num_labels=19).backbone_config.model_type
+        'segkd-hrnet-backbone'
     """
 
     model_type = "segkd-hrnet"

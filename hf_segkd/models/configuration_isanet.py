@@ -27,12 +27,18 @@ class ISANetConfig(SegKDAuxiliaryHeadConfig):
         use_auxiliary_head: Whether the auxiliary head takes part in training.
         auxiliary_channels: Its channels, 256, and 64 on ResNet-18 and -34.
         auxiliary_loss_weight: Weight of its cross-entropy.
+        num_channels: Channels of the images, 3 by default; with `backbone_config` those that it says.
         align_corners: How the logits are resized: False by default.
         semantic_loss_ignore_index: Label of the pixels that have no class.
 
     Raises:
         ValueError: If a value is out of range, a keyword is unknown, `num_labels` is below 2, or a backbone is spelt
             both by name and by `backbone_config` and the two differ.
+
+    Example:
+        >>> from hf_segkd import ISANetConfig
+        >>> ISANetConfig(backbone="resnet18", num_labels=19).num_labels
+        19
     """
 
     model_type = "segkd-isanet"

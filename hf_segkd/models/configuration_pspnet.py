@@ -25,12 +25,18 @@ class PSPNetConfig(SegKDAuxiliaryHeadConfig):
         use_auxiliary_head: Whether the auxiliary head takes part in training.
         auxiliary_channels: Its channels, 256, and 64 on ResNet-18 and -34.
         auxiliary_loss_weight: Weight of its cross-entropy.
+        num_channels: Channels of the images, 3 by default; with `backbone_config` those that it says.
         align_corners: How every map is resized, the logits included: False by default.
         semantic_loss_ignore_index: Label of the pixels that have no class.
 
     Raises:
         ValueError: If a value is out of range, a keyword is unknown, `num_labels` is below 2, or a backbone is spelt
             both by name and by `backbone_config` and the two differ.
+
+    Example:
+        >>> from hf_segkd import PSPNetConfig
+        >>> PSPNetConfig(backbone="resnet18", num_labels=150).channels
+        128
     """
 
     model_type = "segkd-pspnet"

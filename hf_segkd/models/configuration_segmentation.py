@@ -21,6 +21,7 @@ class SegKDSegmentationConfig(SegKDConfig):
 
     shorthand = ("backbone",)
     decisive = ()
+    extra_keywords = ("num_channels",)
     sub_configs = {"backbone_config": PreTrainedConfig}  # noqa: RUF012  read as a class attribute by transformers
     keys_to_ignore_at_inference = ["features"]  # noqa: RUF012  keeps Trainer from gathering them
 
@@ -30,9 +31,13 @@ class SegKDSegmentationConfig(SegKDConfig):
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs: Any) -> None:
+        num_channels = kwargs.pop("num_channels", None)
+        if num_channels is not None and not (isinstance(num_channels, int) and num_channels >= 1):
+            raise ValueError(f"num_channels must be the number of channels of images, from 1, got {num_channels!r}.")
         if isinstance(self.backbone_config, dict):
-            self.backbone_config = self.backbone_from_dict(self.backbone_config)
-        self._resolve_backbone()
+            given = {} if num_channels is None else {"num_channels": num_channels}
+            self.backbone_config = self.backbone_from_dict({**given, **self.backbone_config})
+        self._resolve_backbone(num_channels)
         for name, value in self.defaults().items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -43,6 +48,11 @@ class SegKDSegmentationConfig(SegKDConfig):
                 f"num_labels must be at least 2, got {self.num_labels}: the loss is a softmax cross-entropy, so "
                 "a single foreground class needs a background class beside it."
             )
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images, which are the backbone's."""
+        return getattr(self.backbone_config, "num_channels", 3)
 
     def defaults(self) -> dict[str, Any]:
         """Values of the fields that were left at None, which depend on the backbone."""
@@ -73,7 +83,7 @@ class SegKDSegmentationConfig(SegKDConfig):
             if name.endswith("dropout") and not 0 <= value < 1:
                 raise ValueError(f"{name} must be a probability in [0, 1), got {value}.")
 
-    def _resolve_backbone(self) -> None:
+    def _resolve_backbone(self, num_channels: int | None) -> None:
         given = {name: getattr(self, name) for name in self.shorthand if getattr(self, name) is not None}
         if self.backbone_config is not None and self.backbone is None:
             if given:
@@ -81,10 +91,12 @@ class SegKDSegmentationConfig(SegKDConfig):
                     f"{', '.join(given)} belong to a backbone given by name, but backbone_config is given: "
                     "set its own strides and dilations."
                 )
+            self._check_channels(num_channels)
             return
         usual = self.backbone_shorthand()
         given = {**usual, **given}
         built = self.backbone_from_shorthand(**given)
+        built.num_channels = num_channels or getattr(self.backbone_config, "num_channels", built.num_channels)
         if self.backbone_config is not None and geometry(self.backbone_config) != geometry(built):
             raise ValueError(
                 f"backbone={given['backbone']!r} (with {given}) and backbone_config describe different networks; give "
@@ -92,12 +104,21 @@ class SegKDSegmentationConfig(SegKDConfig):
             )
         self.__dict__.update({name: given[name] for name in usual})  # past the guard of __setattr__
         self.backbone_config = self.backbone_config or built
+        self._check_channels(num_channels)
+
+    def _check_channels(self, num_channels: int | None) -> None:
+        if num_channels not in (None, self.num_channels):
+            raise ValueError(
+                f"num_channels={num_channels} and backbone_config, which has {self.num_channels}, differ; give one."
+            )
 
     def __setattr__(self, key: str, value: Any) -> None:
+        if key == "num_channels" and value == self.num_channels:
+            return
         built = isinstance(self.__dict__.get("backbone_config"), PreTrainedConfig)
         # A first value, from __init__, may come after backbone_config.
-        changes = key in self.__dict__ and value != self.__dict__[key]
-        if built and key in (*self.shorthand, *self.decisive) and changes:
+        changes = key == "num_channels" or (key in self.__dict__ and value != self.__dict__[key])
+        if built and key in (*self.shorthand, *self.decisive, "num_channels") and changes:
             raise ValueError(
                 f"{key} is fixed once the configuration is built, since others of its fields already follow from it: "
                 f"build a new {type(self).__name__}({key}={value!r}, ...) and pass it as config=."

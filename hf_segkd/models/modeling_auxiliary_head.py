@@ -1,5 +1,7 @@
 """A second, small head on an inner map of the backbone, which takes part in training alone (PSPNet, section 3.4)."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -25,10 +27,15 @@ class AuxiliaryHead(nn.Module):
         """Logits (b, k, h, w) of a map (b, in_channels, h, w)."""
         return self.classifier(self.dropout(F.relu(self.conv(x), inplace=True)))
 
-    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of the logits at the resolution of `labels`, (b, hh, ww), in nats times the loss weight."""
+    def loss(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        loss_function: Callable[[Tensor, Tensor, int], Tensor] = segmentation_loss,
+    ) -> Tensor:
+        """Loss of the logits at the resolution of `labels`, (b, hh, ww), times the loss weight."""
         logits = resize(self(x), labels.shape[-2:], self.align_corners)
-        return self.loss_weight * segmentation_loss(logits, labels, self.ignore_index)
+        return self.loss_weight * loss_function(logits, labels, self.ignore_index)
 
 
 def init_mmseg_classifier(classifier: nn.Conv2d) -> None:

@@ -55,7 +55,7 @@ class SegKDBackbone(BackboneMixin, PreTrainedModel):
         """The maps of all of `stage_names`, before their activation and after it.
 
         Args:
-            pixel_values: Normalised images, (b, 3, hh, ww), of any size.
+            pixel_values: Normalised images, (b, c, hh, ww), of any size.
         """
         raise NotImplementedError
 
@@ -68,7 +68,7 @@ class SegKDBackbone(BackboneMixin, PreTrainedModel):
         """The maps of those of `stage_names` that are in `out_features`.
 
         Args:
-            pixel_values: Normalised images, (b, 3, hh, ww), of any size.
+            pixel_values: Normalised images, (b, c, hh, ww), of any size.
             output_hidden_states: Also return the maps of all of `stage_names`.
             return_dict: False returns a tuple.
         """

@@ -73,6 +73,16 @@ class DeepLabV3PlusForSemanticSegmentation(SegKDSegmentationModel):
     Taps beside those of every network: `low_level`, the backbone's first map, at stride 4, which enters the decoder;
     `encoder`, the ASPP's projection after its ReLU and before dropout, at the output stride; and the other side of
     their activations, `low_level_pre` and `encoder_pre`. `decoder` and `logits` are at stride 4.
+
+    Example:
+        >>> import torch
+        >>> from hf_segkd import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
+        >>> network = DeepLabV3PlusForSemanticSegmentation(DeepLabV3PlusConfig(num_labels=21)).eval()
+        >>> network.num_parameters()
+        16608181
+        >>> output = network(torch.randn(1, 3, 65, 97), output_features=True)
+        >>> tuple(output.logits.shape), tuple(output.features["decoder"].shape)
+        ((1, 21, 65, 97), (1, 256, 17, 25))
     """
 
     config: DeepLabV3PlusConfig

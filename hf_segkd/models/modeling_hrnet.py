@@ -160,6 +160,13 @@ class HRNetForSemanticSegmentation(SegKDSegmentationModel):
 
     A tap beside those of every network: `encoder`, the maps of the four branches, resized to stride 4 and concatenated.
     No activation follows, so `encoder_pre` is the same map. `decoder` and `logits` are at stride 4.
+
+    Example:
+        >>> import torch
+        >>> from hf_segkd import HRNetConfig, HRNetForSemanticSegmentation
+        >>> network = HRNetForSemanticSegmentation(HRNetConfig(num_labels=19)).eval()
+        >>> tuple(network(torch.randn(1, 3, 64, 96)).logits.shape)
+        (1, 19, 64, 96)
     """
 
     config: HRNetConfig

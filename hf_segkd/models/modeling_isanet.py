@@ -69,7 +69,15 @@ class InterlacedSelfAttention(nn.Module):
 
 
 class ISANetForSemanticSegmentation(SegKDContextModel):
-    """ISANet with `backbone`, `head` (attention), a plain `classifier` convolution and an `auxiliary_head`."""
+    """ISANet with `backbone`, `head` (attention), a plain `classifier` convolution and an `auxiliary_head`.
+
+    Example:
+        >>> import torch
+        >>> from hf_segkd import ISANetConfig, ISANetForSemanticSegmentation
+        >>> network = ISANetForSemanticSegmentation(ISANetConfig(num_labels=19)).eval()
+        >>> tuple(network(torch.randn(1, 3, 64, 96)).logits.shape)
+        (1, 19, 64, 96)
+    """
 
     config: ISANetConfig
 

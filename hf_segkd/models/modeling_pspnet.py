@@ -41,7 +41,15 @@ class PyramidPooling(nn.Module):
 
 
 class PSPNetForSemanticSegmentation(SegKDContextModel):
-    """PSPNet with `backbone`, `head` (pyramid pooling), a plain `classifier` convolution and an `auxiliary_head`."""
+    """PSPNet with `backbone`, `head` (pyramid pooling), a plain `classifier` convolution and an `auxiliary_head`.
+
+    Example:
+        >>> import torch
+        >>> from hf_segkd import PSPNetConfig, PSPNetForSemanticSegmentation
+        >>> network = PSPNetForSemanticSegmentation(PSPNetConfig(num_labels=19)).eval()
+        >>> tuple(network(torch.randn(1, 3, 64, 96)).logits.shape)
+        (1, 19, 64, 96)
+    """
 
     config: PSPNetConfig
 

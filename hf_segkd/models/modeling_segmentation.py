@@ -1,6 +1,7 @@
 """Output, loss and base class of the segmentation networks."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -105,11 +106,12 @@ class SegKDSegmentationModel(PreTrainedModel):
         output_features: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        loss_function: Callable[[Tensor, Tensor, int], Tensor] | None = None,
     ) -> SemanticSegmenterOutputWithFeatures | tuple:
         """Scores of each class for each pixel.
 
         Args:
-            pixel_values: Normalised images, (b, 3, hh, ww), of any size.
+            pixel_values: Normalised images, (b, c, hh, ww), of any size.
             labels: Class of each pixel, (b, hh, ww), 0..k-1 or `config.semantic_loss_ignore_index`.
             output_features: Also return `features`, as (b, c, h, w) maps. Of every network: `backbone` (the backbone's
                 last map, *before* its activation), `decoder` (the map that enters dropout and classifier, after its
@@ -122,6 +124,8 @@ class SegKDSegmentationModel(PreTrainedModel):
                 there, without `low_level`. The class says which taps it adds.
             output_hidden_states: Also return the backbone's maps of all stages.
             return_dict: False returns a tuple.
+            loss_function: Takes logits (b, k, hh, ww), labels and the ignored label and gives what `loss` shall be; in
+                training it gets the auxiliary head's logits too. By default `segmentation_loss`.
 
         Returns:
             `logits` at the resolution of `pixel_values`; `loss` when labels were given, in training with the auxiliary
@@ -151,9 +155,10 @@ class SegKDSegmentationModel(PreTrainedModel):
 
         loss, features = None, None
         if labels is not None:
-            loss = segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
+            loss_function = loss_function or segmentation_loss
+            loss = loss_function(logits, labels, self.config.semantic_loss_ignore_index)
             if self.training and self.auxiliary_head is not None:
-                loss = loss + self.auxiliary_head.loss(maps.feature_maps[-2], labels)
+                loss = loss + self.auxiliary_head.loss(maps.feature_maps[-2], labels, loss_function)
         if output_features:
             before = maps.get("pre_activations") or maps.feature_maps
             features = {

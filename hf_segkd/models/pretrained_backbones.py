@@ -145,13 +145,18 @@ def torchvision_name(config: SegKDResNetConfig | SegKDMobileNetV2Config | SegKDH
     Raises:
         ValueError: If torchvision has none.
     """
-    if config.num_channels == 3:
-        if config.model_type == SegKDMobileNetV2Config.model_type and config.depth_multiplier == 1:
-            return "mobilenet_v2"
-        if config.model_type == SegKDResNetConfig.model_type and config.width == 64 and not config.deep_stem:
-            for name, (layer_type, depths) in RESNETS.items():
-                if (layer_type, list(depths)) == (config.layer_type, config.depths):
-                    return name
+    if config.num_channels != 3:
+        raise ValueError(
+            f"torchvision's weights are for red, green and blue, and this backbone takes {config.num_channels} "
+            "channels: which of them these are, and what the others should begin with, is not known. Train it from "
+            "nothing, or give the path of a file whose first convolution has that many channels."
+        )
+    if config.model_type == SegKDMobileNetV2Config.model_type and config.depth_multiplier == 1:
+        return "mobilenet_v2"
+    if config.model_type == SegKDResNetConfig.model_type and config.width == 64 and not config.deep_stem:
+        for name, (layer_type, depths) in RESNETS.items():
+            if (layer_type, list(depths)) == (config.layer_type, config.depths):
+                return name
     raise ValueError(
         f"torchvision has no weights for this backbone (it has {', '.join(RESNETS)} with a 7x7 stem and mobilenet_v2, "
         "at their original widths); give the path of a file with weights for it."

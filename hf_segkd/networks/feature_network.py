@@ -1,10 +1,9 @@
-"""Any Hugging Face segmentation model as teacher or student: what the trainer asks of a network."""
+"""`FeatureNetwork`: any Hugging Face segmentation model as teacher or student."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Iterable, Mapping
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Container, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,44 +13,24 @@ from transformers.utils import logging
 from hf_segkd.models.modeling_segmentation import SemanticSegmenterOutputWithFeatures, segmentation_loss
 from hf_segkd.networks.feature_paths import Output, Tap, default_taps, recorded, resolve
 from hf_segkd.networks.inference import logits_at
-from hf_segkd.networks.outputs import dense_logits, task_inputs, trial_size
+from hf_segkd.networks.outputs import dense_logits, image_channels, task_inputs, trial_size
+from hf_segkd.types import NetworkSpec
 
 logger = logging.get_logger(__name__)
 
-# Model -> names of the parameters that `become_student` froze; not kept with the wrapper, of which each trainer may
-# make its own.
-_UNUSED: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
 
+class FeatureReader:
+    """Reads logits, taps and the loss of a segmentation model of transformers; `FeatureNetwork` describes them.
 
-class ForeignNetwork(nn.Module):
-    """A segmentation model of transformers with the taps of a teacher or student.
-
-    `output.logits` are the model's own: dense ones at its own resolution (SegFormer, UperNet, BEiT, DPT, MobileNetV2,
-    MobileViT ...), or `query_log_probabilities` of a model that predicts masks and their classes (MaskFormer,
-    Mask2Former, OneFormer, EoMT), which can only be a teacher. Taps are maps that modules return. Those of
-    `hf_segkd.networks.feature_paths.DEFAULT_TAPS` are there without being named; the tap `logits` is the classifier's
-    output there, before it is enlarged, and elsewhere `output.logits`.
-
-    The model is put in evaluation mode and tried once on a random image. It stays the same object: its weights are
-    neither copied nor changed.
+    It is not a module: the `Distiller` holds it beside the student, and the student's parameters keep one name each.
 
     Args:
         model: The model.
-        taps: Tap name -> path of the module whose output it is, such as `{"decoder": "decode_head.linear_fuse"}`, or
-            a regular expression that matches one path in full; `"backbone:0"` is the first map of a module that
-            gives several. They go before the defaults. `hf-segkd inspect_model` lists the candidates.
-        inputs: What the model's `forward` wants beside `pixel_values`, each with a batch of 1. OneFormer's
-            `task_inputs` are made by the tokenizer it was saved with when they are not given.
-
-    Attributes:
-        config: The model's, with `semantic_loss_ignore_index` where it has none: UperNet's own, else 255.
-        taps: Tap name -> `Tap`.
-        tap_channels: Tap name -> channels.
-        tap_norms: Empty: which norm ends in a tap is not known of foreign models.
+        taps: As in `FeatureNetwork`, and so are the attributes.
+        inputs: As in `FeatureNetwork`.
 
     Raises:
-        ValueError: If a path names no module or several, a module's output is not a (b, c, h, w) map, or the model's
-            output holds neither dense logits nor masks with classes.
+        ValueError: As `FeatureNetwork` does.
     """
 
     def __init__(
@@ -60,7 +39,6 @@ class ForeignNetwork(nn.Module):
         taps: Mapping[str, str] | None = None,
         inputs: Mapping[str, Tensor] | None = None,
     ) -> None:
-        super().__init__()
         if getattr(model, "tap_channels", None) is not None:
             raise ValueError(f"{type(model).__name__} names its taps itself: {', '.join(model.tap_channels)}.")
         self.model = model.eval()
@@ -74,21 +52,6 @@ class ForeignNetwork(nn.Module):
         named = {tap: resolve(model, tap, value) for tap, value in (taps or {}).items()}
         self.taps = {**default_taps(model), **named}
         self.tap_channels = self._try(named)
-
-    @property
-    def name_or_path(self) -> str:
-        """Folder or Hub id the model was loaded from."""
-        return self.model.name_or_path
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The model's number format."""
-        return self.model.dtype
 
     @property
     def base_model_prefix(self) -> str:
@@ -111,16 +74,12 @@ class ForeignNetwork(nn.Module):
             )
         return self.model.get_submodule(self._classifier)
 
-    def num_parameters(self) -> int:
-        """Number of the model's parameters."""
-        return self.model.num_parameters()
-
-    def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of the model's parameters, and of its buffers."""
-        return self.model.get_memory_footprint(return_buffers)
-
-    def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, output_features: bool = False
+    def __call__(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_features: bool = False,
+        loss_function: Callable[[Tensor, Tensor, int], Tensor] = segmentation_loss,
     ) -> SemanticSegmenterOutputWithFeatures:
         """Logits, and taps and loss when asked for.
 
@@ -132,6 +91,8 @@ class ForeignNetwork(nn.Module):
             pixel_values: Normalised images, (b, 3, hh, ww).
             labels: Class of each pixel, (b, hh, ww), 0..k-1 or `config.semantic_loss_ignore_index`.
             output_features: Whether to return the taps.
+            loss_function: Takes logits (b, k, hh, ww), labels and the ignored label and gives what `loss` shall be, of
+                the auxiliary head too; by default the cross-entropy.
 
         Raises:
             ValueError: If the model takes no images of this size, or the labels do not fit.
@@ -141,15 +102,16 @@ class ForeignNetwork(nn.Module):
         logits, outputs = self._run(pixel_values, [*paths, *auxiliary])
         loss = None
         if labels is not None:
-            loss = self._cross_entropy(logits, labels)
+            loss = self._loss(loss_function, logits, labels)
             for head in auxiliary:
                 (auxiliary_logits,) = outputs[head].maps
-                loss = loss + self.config.auxiliary_loss_weight * self._cross_entropy(auxiliary_logits, labels)
+                weight = self.config.auxiliary_loss_weight
+                loss = loss + weight * self._loss(loss_function, auxiliary_logits, labels)
         return SemanticSegmenterOutputWithFeatures(
             loss=loss, logits=logits, features=self._features(logits, outputs) if output_features else None
         )
 
-    def become_student(self, taps: Iterable[str]) -> None:
+    def freeze_unused_parameters(self, taps: Iterable[str]) -> None:
         """Freeze the parameters that neither the logits nor these taps depend on, and say which.
 
         Several processes would wait for their gradients for ever.
@@ -177,16 +139,17 @@ class ForeignNetwork(nn.Module):
         unused = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
         for name in unused:
             trained[name].requires_grad_(False)
-        _UNUSED[self.model] = unused
+        # With the model, of which the next trainer may have a reader of its own.
+        self.model._frozen_as_unused = unused
         if unused:
             logger.warning(
                 f"Nothing that {type(self.model).__name__} is trained on depends on {len(unused)} of its parameters; "
                 f"they are frozen: {', '.join(unused)}."
             )
 
-    def release(self) -> None:
-        """Let the parameters learn again that `become_student` froze, for a trainer that reads other taps."""
-        for name in _UNUSED.pop(self.model, []):
+    def unfreeze_unused_parameters(self) -> None:
+        """Let the parameters learn again that `freeze_unused_parameters` froze, for a trainer that reads other taps."""
+        for name in vars(self.model).pop("_frozen_as_unused", []):
             self.model.get_parameter(name).requires_grad_(True)
 
     def _run(self, pixel_values: Tensor, paths: Iterable[str]) -> tuple[Tensor, dict[str, Output]]:
@@ -219,13 +182,13 @@ class ForeignNetwork(nn.Module):
     def _features(self, logits: Tensor, outputs: Mapping[str, Output]) -> dict[str, Tensor]:
         return {"logits": logits} | {name: outputs[tap.path].maps[tap.index or 0] for name, tap in self.taps.items()}
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, loss_function: Callable[[Tensor, Tensor, int], Tensor], logits: Tensor, labels: Tensor) -> Tensor:
         logits = logits_at(logits, labels.shape[-2:])
-        return segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
+        return loss_function(logits, labels, self.config.semantic_loss_ignore_index)
 
     def _trial_image(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        image = torch.randn(1, 3, *trial_size(self.model.config), generator=generator)
+        image = torch.randn(1, image_channels(self.model.config), *trial_size(self.model.config), generator=generator)
         return image.to(device=self.model.device, dtype=self.model.dtype)
 
     @torch.no_grad()
@@ -259,14 +222,111 @@ class ForeignNetwork(nn.Module):
         return {tap: feature.shape[1] for tap, feature in features.items()}
 
 
+class FeatureNetwork(nn.Module):
+    """A segmentation model of transformers with the taps of a teacher or student.
+
+    `output.logits` are the model's own: dense ones at its own resolution (SegFormer, UperNet, BEiT, DPT, MobileNetV2,
+    MobileViT ...), or `query_log_probabilities` of a model that predicts masks and their classes (MaskFormer,
+    Mask2Former, OneFormer, EoMT), which can only be a teacher. Taps are maps that modules return. Those of
+    `hf_segkd.networks.feature_paths.DEFAULT_TAPS` are there without being named; the tap `logits` is the classifier's
+    output there, before it is enlarged, and elsewhere `output.logits`.
+
+    The model is put in evaluation mode and tried once on a random image. It stays the same object: its weights are
+    neither copied nor changed.
+
+    Args:
+        model: The model.
+        taps: Tap name -> path of the module whose output it is, such as `{"decoder": "decode_head.linear_fuse"}`, or
+            a regular expression that matches one path in full; `"backbone:0"` is the first map of a module that
+            gives several. They go before the defaults. `hf-segkd inspect_model` lists the candidates.
+        inputs: What the model's `forward` wants beside `pixel_values`, each with a batch of 1. OneFormer's
+            `task_inputs` are made by the tokenizer it was saved with when they are not given.
+
+    Attributes:
+        model: The model.
+        reader: What reads it.
+        config: The model's, with `semantic_loss_ignore_index` where it has none: UperNet's own, else 255.
+        taps: Tap name -> `Tap`.
+        tap_channels: Tap name -> channels.
+        tap_norms: Empty: which norm ends in a tap is not known of foreign models.
+
+    Raises:
+        ValueError: If a path names no module or several, a module's output is not a (b, c, h, w) map, or the model's
+            output holds neither dense logits nor masks with classes.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        taps: Mapping[str, str] | None = None,
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.reader = FeatureReader(model, taps, inputs)
+        self.model = model
+        self.config = self.reader.config
+        self.taps = self.reader.taps
+        self.tap_channels = self.reader.tap_channels
+        self.tap_norms = self.reader.tap_norms
+
+    @property
+    def name_or_path(self) -> str:
+        """Folder or Hub id the model was loaded from."""
+        return self.model.name_or_path
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's number format."""
+        return self.model.dtype
+
+    def num_parameters(self) -> int:
+        """Number of the model's parameters."""
+        return self.model.num_parameters()
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the model's parameters, and of its buffers."""
+        return self.model.get_memory_footprint(return_buffers)
+
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, output_features: bool = False
+    ) -> SemanticSegmenterOutputWithFeatures:
+        """Logits, and taps and loss when asked for, as `FeatureReader` says."""
+        return self.reader(pixel_values, labels, output_features)
+
+
+def network_spec(network: nn.Module) -> NetworkSpec:
+    """What the losses must know of a network.
+
+    Raises:
+        ValueError: If the network does not name its taps.
+    """
+    channels = getattr(network, "tap_channels", None)
+    if channels is None:
+        raise ValueError(
+            f"{type(network).__name__} has no `tap_channels`, so its features can't be distilled: wrap it in "
+            "hf_segkd.FeatureNetwork."
+        )
+    return NetworkSpec(
+        channels,
+        network.config.num_labels,
+        network.config.semantic_loss_ignore_index,
+        norms=getattr(network, "tap_norms", {}),
+    )
+
+
 def with_taps(model: nn.Module) -> nn.Module:
-    """The network itself if it names its taps, as those of hf_segkd do, else as a `ForeignNetwork`."""
-    return ForeignNetwork(model) if getattr(model, "tap_channels", None) is None else model
+    """The network itself if it names its taps, as those of hf_segkd do, else as a `FeatureNetwork`."""
+    return FeatureNetwork(model) if getattr(model, "tap_channels", None) is None else model
 
 
 def without_taps(network: nn.Module) -> nn.Module:
-    """The model in a `ForeignNetwork`; any other network itself."""
-    return network.model if isinstance(network, ForeignNetwork) else network
+    """The model in a `FeatureNetwork`; any other network itself."""
+    return network.model if isinstance(network, FeatureNetwork) else network
 
 
 def _problem(tap: Tap, output: Output | None) -> str | None:

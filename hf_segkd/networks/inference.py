@@ -2,36 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from hf_segkd.data.image_processors import whole_image
+from hf_segkd.networks.tiles import tiled_logits
+
+# Fewer classes at once and PyTorch would interpolate by another kernel, with other last digits.
+CLASSES_AT_ONCE = 8
 
 
-def predict(model: nn.Module, processor: Any, image: Image.Image) -> torch.Tensor:
+def predict(
+    model: nn.Module,
+    processor: Any,
+    image: Image.Image,
+    tile: int | Sequence[int] | None = None,
+    overlap: int | None = None,
+) -> Tensor:
     """Class of each pixel of an image, (h, w) int64, as the pipeline and the evaluation give it.
 
+    Beyond what the network itself takes, memory grows by the pixels of the image, and not by its classes.
+
     Args:
-        model: A network that gives logits for each pixel; one that predicts masks as a `ForeignNetwork`.
+        model: A network that gives logits for each pixel; one that predicts masks as a `FeatureNetwork`.
         processor: Its image processor.
         image: The image.
+        tile: Side, or height and width, of tiles that the network sees one by one, in pixels of the processed image;
+            then its own memory is that of a tile, too. By default it sees the whole image.
+        overlap: Pixels that neighbouring tiles have in common; by default a quarter of a tile's side.
 
     Raises:
-        ValueError: If the processor cuts off, splits or pads images.
+        ValueError: If the processor cuts off, splits or pads images, or tiles can't lie like that.
     """
+    size = (image.height, image.width)
     pixel_values = whole_image(processor, image)[None].to(model.device)
-    with torch.inference_mode():
-        logits = model(pixel_values=pixel_values).logits
-    return logits_at(logits, (image.height, image.width))[0].argmax(0)
+
+    def logits_of(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return model(pixel_values=images).logits
+
+    if tile is None:
+        return classes_at(logits_of(pixel_values), size)[0]
+    classes = torch.empty(size, dtype=torch.int64, device=model.device)
+    for rows, columns, logits in tiled_logits(logits_of, pixel_values, size, tile, overlap):
+        classes[rows, columns] = logits.max(0).indices
+    return classes
 
 
-def logits_at(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def logits_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits (b, k, h, w) at the `size` (height, width) of an image or of its labels, in float32.
 
     As the image processor's `post_process_semantic_segmentation` resizes them, so that scores are those of the masks.
     """
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+
+
+def classes_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """`logits_at(logits, size).argmax(1)`, (b, h, w) int64, without ever holding all classes at that size.
+
+    Of equal logits the lowest class wins; a few classes are resized at a time, so that nothing but memory differs.
+    """
+    best = logits.new_full((len(logits), *size), -torch.inf, dtype=torch.float32)
+    classes = torch.zeros_like(best, dtype=torch.int64)
+    layout = torch.channels_last if logits.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    num_labels = logits.shape[1]
+    starts = range(0, max(num_labels - CLASSES_AT_ONCE, 0) + 1, CLASSES_AT_ONCE)
+    for first, last in zip(starts, [*starts[1:], num_labels], strict=True):
+        part = logits_at(logits[:, first:last].contiguous(memory_format=layout), size)
+        for index in range(first, last):
+            values = part[:, index - first]
+            classes.masked_fill_(values > best, index)
+            torch.maximum(best, values, out=best)
+    return classes

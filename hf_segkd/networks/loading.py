@@ -24,6 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
 from hf_segkd.data import LabelInfo
+from hf_segkd.models.configuration_base import SegKDConfig
 from hf_segkd.networks import predicts_masks
 from hf_segkd.networks.class_names import check_labels
 from hf_segkd.suggestions import did_you_mean
@@ -159,7 +160,8 @@ def build_config(values: dict[str, Any], flag: str, **given: Any) -> PreTrainedC
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"{flag}: {error}") from error
     # transformers' own would keep a misspelt field as it is, and take the default of the right one.
-    known = {*type(config)().to_dict(), *config.attribute_map, "num_labels"}
+    own = type(config).extra_keywords if isinstance(config, SegKDConfig) else ()
+    known = {*type(config)().to_dict(), *config.attribute_map, "num_labels", *own}
     if unknown := [name for name in values if name not in known]:
         raise ValueError(f"{flag}: {model_type} has no field {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
     return config

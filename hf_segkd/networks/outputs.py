@@ -14,6 +14,8 @@ from hf_segkd.networks.feature_paths import described
 
 # Height and width of the image a network is tried on when its config asks for no size.
 TRIAL_SIZE = 64
+# Channels of pictures, and of networks whose config says nothing of channels.
+RGB = 3
 # OneFormer's processor turns the task "semantic" into this sentence.
 ONEFORMER_TASK = "the task is semantic"
 
@@ -75,6 +77,15 @@ def trial_size(config: PreTrainedConfig, default: int = TRIAL_SIZE) -> tuple[int
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
+def image_channels(config: PreTrainedConfig) -> int:
+    """Channels of the images that a network takes: `num_channels` of its configuration or of its backbone's, else 3."""
+    for part in (config, getattr(config, "backbone_config", None)):
+        channels = getattr(part, "num_channels", None)
+        if isinstance(channels, int):
+            return channels
+    return RGB
+
+
 def task_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     """OneFormer's task as its processor writes it: token ids (1, length), 0 behind the end; nothing for others.
 
@@ -88,7 +99,7 @@ def task_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     except (OSError, ValueError) as error:
         raise ValueError(
             "OneFormer is told its task in words, and no tokenizer was found beside the model. Pass "
-            "ForeignNetwork(model, inputs={'task_inputs': ...}) with the task_inputs of OneFormerProcessor for "
+            "FeatureNetwork(model, inputs={'task_inputs': ...}) with the task_inputs of OneFormerProcessor for "
             "['semantic'], or save the processor beside the model."
         ) from error
     tokens = tokenizer(

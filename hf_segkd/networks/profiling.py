@@ -13,6 +13,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from hf_segkd.networks.outputs import image_channels
+
 
 def count_macs(model: PreTrainedModel, image_size: tuple[int, int]) -> int:
     """Multiply-adds of convolutions and matrix products for one image of (height, width) pixels."""
@@ -82,4 +84,4 @@ def cpu_name() -> str:
 
 def _image(model: PreTrainedModel, image_size: tuple[int, int]) -> torch.Tensor:
     parameter = next(model.parameters())
-    return torch.zeros(1, 3, *image_size, device=parameter.device, dtype=parameter.dtype)
+    return torch.zeros(1, image_channels(model.config), *image_size, device=parameter.device, dtype=parameter.dtype)

@@ -6,23 +6,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_segkd.data import class_names
-from hf_segkd.losses import LOSSES
-from hf_segkd.publishing.comparisons import Report, check_comparable
+from hf_segkd.evaluation.run_report import RunReport
+from hf_segkd.publishing.comparisons import check_comparable
+from hf_segkd.types import Paper
 
 
 @dataclass(kw_only=True)
 class CardFacts:
-    """Everything the card tells; JSON-like, so that it can be gathered once and rendered anywhere.
-
-    Reports are those of `evaluation_report`, with what the training command adds (method, seed, steps ...).
+    """Everything the card tells; plain values, so that it can be gathered once and rendered anywhere.
 
     Args:
         repo_id: "user/name" on the Hub, or a bare name.
         architecture: E.g. "DeepLabV3+ (MobileNetV2 x 0.35, output stride 16)".
         id2label: Class id to name.
-        method: Name in `LOSSES`, several joined by ",", or "none" for training on the labels alone; None says that it
-            is not known how the network was trained.
+        method: Name in `LOSSES`, several joined by ",", the name of a loss of the user's own, or "none" for training on
+            the labels alone; None says that it is not known how the network was trained.
         method_kwargs: The method's arguments.
+        own_paper: Publication of a method that is not in `LOSSES`, where it has one.
         dataset: What the network was trained on: name as `load_segmentation_dataset` knows it, or what the user calls
             the data set; None says that it is not known.
         dataset_id: Its Hub id, where it has one.
@@ -48,10 +48,11 @@ class CardFacts:
         chart: File in the repository with the bar chart of the classes.
         self_contained: Whether the repository holds the code, for `trust_remote_code=True`.
         needs_package: Whether the network is one of `hf_segkd.models`, which transformers alone does not know.
+        num_bands: Number of bands of images that are taken as they are stored; None for RGB pictures.
         space_id: Hub id of a Space that runs the network.
 
     Raises:
-        ValueError: If a method is unknown, the report is of other classes, or reports cannot stand side by side (see
+        ValueError: If the report is of other classes, or reports cannot stand side by side (see
             `check_comparable`).
     """
 
@@ -60,16 +61,17 @@ class CardFacts:
     id2label: dict[int, str]
     method: str | None
     method_kwargs: dict[str, Any] = field(default_factory=dict)
+    own_paper: Paper | None = None
     dataset: str | None
     dataset_id: str | None = None
     dataset_license: str | None = None
     teacher: str | None = None
     teacher_id: str | None = None
     license: str | None = None
-    report: Report | None = None
-    runs: list[Report] = field(default_factory=list)
-    baseline_runs: list[Report] = field(default_factory=list)
-    teacher_report: Report | None = None
+    report: RunReport | None = None
+    runs: list[RunReport] = field(default_factory=list)
+    baseline_runs: list[RunReport] = field(default_factory=list)
+    teacher_report: RunReport | None = None
     costs: list[dict[str, Any]] = field(default_factory=list)
     export: dict[str, Any] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -80,18 +82,14 @@ class CardFacts:
     chart: str | None = None
     self_contained: bool = False
     needs_package: bool = True
+    num_bands: int | None = None
     space_id: str | None = None
 
     def __post_init__(self) -> None:
-        for name in self.method_names:
-            if name not in LOSSES:
-                raise ValueError(f"Unknown distillation method {name!r}. There are: {', '.join(LOSSES)}.")
         if self.report is None:
             return
-        if list(self.report["classes"]) != self.class_names:
-            raise ValueError(
-                f"The report has the classes {list(self.report['classes'])}, the network {self.class_names}."
-            )
+        if list(self.report.classes) != self.class_names:
+            raise ValueError(f"The report has the classes {list(self.report.classes)}, the network {self.class_names}.")
         check_comparable(self.report, runs=self.runs, baseline_runs=self.baseline_runs, teacher=self.teacher_report)
         self.runs = self.runs or [self.report]
 

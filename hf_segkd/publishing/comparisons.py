@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from hf_segkd.evaluation.argument_roles import OnCard, role_of
+from hf_segkd.evaluation.run_report import RunReport
+from hf_segkd.networks.tiles import tile_and_overlap
 from hf_segkd.publishing.privacy import public, shareable
 
-Report = dict[str, Any]  # of `evaluation_report`, with what the training command adds
-
 # What two reports must have in common; what one of them does not tell is not compared.
-PROTOCOL = ("dataset", "split", "num_images", "classes", "labelled pixels of each class")
+PROTOCOL = ("dataset", "split", "num_images", "classes", "labelled pixels of each class", "tiles")
 BUDGET = (*PROTOCOL, "network", "initial_weights", "steps", "batch_size", "train_images", "ema_decay")
 # Unlabelled images are of the method: the baseline, which learns from labels alone, has no use for them. The card says
 # that the others had them.
 METHOD = (*BUDGET, "unlabelled_images", "unlabelled_ratio", "method", "method_kwargs", "class_map")
 
-# Settings that are the method's own, are compared above, or have no part in what a student learns.
-OF_NO_CONCERN = re.compile(
-    "seed|data_seed|method|ema_decay|unlabelled_|teacher_|connector_|preflight_|allow_weak_teacher|num_train_epochs|max_steps|"
-    "log|disable_tqdm|report_to|project|eval_|per_device_eval_|batch_eval_|include_|save_|push_|hub_|recipe_|"
-    "dataloader_(num|pin|persistent|prefetch)|ddp_|local_rank|skip_memory_metrics"
-)
-
 
 def check_comparable(
-    reference: Report, *, runs: Sequence[Report], baseline_runs: Sequence[Report], teacher: Report | None
+    reference: RunReport, *, runs: Sequence[RunReport], baseline_runs: Sequence[RunReport], teacher: RunReport | None
 ) -> None:
     """Make sure that reports can stand beside the one of a student.
 
     Args:
-        reference: Report of the student. Like those of runs it may tell the "network" (name -> value of its
-            configuration) and the training's "settings".
+        reference: Report of the student. Like those of runs it may tell the network's configuration and the
+            training's settings.
         runs: Same training, other seeds.
         baseline_runs: Same student and budget, labels alone.
         teacher: Same evaluation.
@@ -55,25 +47,23 @@ def check_comparable(
         ("The teacher", teachers, PROTOCOL),
     ):
         for report in reports:
-            if not math.isfinite(report["mean_iou"]):
+            if report.mean_iou is None:
                 raise ValueError(f"{what} has no mIoU: its images have no labelled pixel. Evaluate on others.")
             _refuse_difference(what, report, reference, keys)
-        seeds = [report["seed"] for report in reports if "seed" in report]
+        seeds = [report.seed for report in reports if report.seed is not None]
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"{what} occurs twice: the seeds are {seeds}. Give each run once.")
     for report in baseline_runs:
-        if report.get("method") is None:
+        if report.method is None:
             raise ValueError(
                 "How a baseline run was trained is not recorded: its report has no method, and a baseline learns from "
                 "labels alone. Train it with --method none, or leave that report out."
             )
-        if report["method"] != "none":
-            raise ValueError(
-                f"A baseline run has the method {report['method']!r}; a baseline learns from labels alone."
-            )
+        if report.method != "none":
+            raise ValueError(f"A baseline run has the method {report.method!r}; a baseline learns from labels alone.")
 
 
-def _refuse_difference(what: str, report: Report, reference: Report, keys: Sequence[str]) -> None:
+def _refuse_difference(what: str, report: RunReport, reference: RunReport, keys: Sequence[str]) -> None:
     theirs, ours = _told(report, keys), _told(reference, keys)
     for key in theirs:
         if key in ours and theirs[key] != ours[key]:
@@ -84,29 +74,40 @@ def _refuse_difference(what: str, report: Report, reference: Report, keys: Seque
             )
 
 
-def _told(report: Report, keys: Sequence[str]) -> Report:
+def _told(report: RunReport, keys: Sequence[str]) -> dict[str, Any]:
     """What a report tells of some things."""
-    matrix = report.get("confusion_matrix")  # its rows are the truth, which no network can change
+    matrix = report.confusion_matrix  # its rows are the truth, which no network can change
     pixels = None if matrix is None else [sum(row) for row in matrix]
-    values = report | {"classes": list(report["classes"]), "labelled pixels of each class": pixels}
+    values = report.to_json() | {"classes": list(report.classes), "labelled pixels of each class": pixels}
+    values["tiles"] = _tiles(report)
     told = {key: values[key] for key in keys if values.get(key) is not None}
     return told | {f"{name} of the network": value for name, value in told.pop("network", {}).items()}
 
 
-def differences_in_words(reference: Report, *, runs: Sequence[Report], baseline_runs: Sequence[Report]) -> str:
+def _tiles(report: RunReport) -> str:
+    """How the network saw the images: an evaluation tells it of its data, a training run among its settings."""
+    settings, data = report.settings or {}, report.data or {}
+    tile = data.get("tile") or settings.get("eval_tile")
+    if not tile:
+        return "whole images"
+    (height, width), overlaps = tile_and_overlap(tile, data.get("overlap") or settings.get("eval_overlap"))
+    return f"tiles of {height} x {width} that overlap by {overlaps[0]} x {overlaps[1]}"
+
+
+def differences_in_words(reference: RunReport, *, runs: Sequence[RunReport], baseline_runs: Sequence[RunReport]) -> str:
     """In which settings of the training runs differ beside method and seed; empty where they do not.
 
     A setting that is not told on both sides is not compared; that all are unknown is said.
     """
     ours, others, silent = _training_settings(reference), {}, 0
-    for what, reports in (("other seeds", runs), ("labels alone", baseline_runs)):
+    for what, reports, apart in (("other seeds", runs, None), ("labels alone", baseline_runs, OnCard.OF_THE_METHOD)):
         for report in reports:
             if report == reference:  # is one of its runs
                 continue
             theirs = _training_settings(report)
             silent += not (ours and theirs)
             for name in theirs.keys() & ours.keys():
-                if theirs[name] != ours[name]:
+                if role_of(name).on_card is not apart and theirs[name] != ours[name]:
                     others.setdefault(name, {})[f"{what} {theirs[name]}"] = None  # each once, in order
     sentences = []
     if others:
@@ -117,14 +118,15 @@ def differences_in_words(reference: Report, *, runs: Sequence[Report], baseline_
     return " ".join(sentences)
 
 
-def _training_settings(report: Report) -> dict[str, str]:
-    settings = public(report.get("settings", {}))
-    if settings and report.get("teacher"):  # told beside them; a baseline has none
-        settings["teacher"] = shareable(report["teacher"])
-    return {name: f"`{json.dumps(value)}`" for name, value in settings.items() if not OF_NO_CONCERN.match(name)}
+def _training_settings(report: RunReport) -> dict[str, str]:
+    settings = public(report.settings or {})
+    if settings and report.teacher:  # told beside them; a baseline has none
+        settings["teacher"] = shareable(report.teacher)
+    compared = (OnCard.COMPARED, OnCard.OF_THE_METHOD)
+    return {name: f"`{json.dumps(value)}`" for name, value in settings.items() if role_of(name).on_card in compared}
 
 
-def gain_in_words(runs: Sequence[Report], baseline_runs: Sequence[Report]) -> str:
+def gain_in_words(runs: Sequence[RunReport], baseline_runs: Sequence[RunReport]) -> str:
     """What runs gained in mIoU over the baseline; said as it is.
 
     By pairs of one seed where every run has its partner. Where one has none, the gain is the difference of the means of
@@ -160,13 +162,13 @@ def gain_in_words(runs: Sequence[Report], baseline_runs: Sequence[Report]) -> st
     return f"Gain in mIoU over the same student trained on the labels alone: **{points}** points ({how}).{verdict}"
 
 
-def _seeds(reports: Sequence[Report]) -> str:
-    return ", ".join(str(report.get("seed", "unknown")) for report in reports)
+def _seeds(reports: Sequence[RunReport]) -> str:
+    return ", ".join("unknown" if report.seed is None else str(report.seed) for report in reports)
 
 
-def _by_seed(reports: Sequence[Report]) -> dict[int, float]:
-    return {report["seed"]: _points(report) for report in reports if "seed" in report}
+def _by_seed(reports: Sequence[RunReport]) -> dict[int, float]:
+    return {report.seed: _points(report) for report in reports if report.seed is not None}
 
 
-def _points(report: Report) -> float:
-    return 100 * report["mean_iou"]
+def _points(report: RunReport) -> float:
+    return report.percent("mean_iou")

@@ -15,10 +15,13 @@ from jinja2 import Environment, StrictUndefined
 
 from hf_segkd.data.licences import data_terms
 from hf_segkd.evaluation.reports import METRICS, mean_and_std, table
+from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.losses import LOSSES
+from hf_segkd.losses.labels import LABEL_LOSSES
 from hf_segkd.publishing.card_facts import CardFacts
-from hf_segkd.publishing.comparisons import Report, differences_in_words, gain_in_words
+from hf_segkd.publishing.comparisons import differences_in_words, gain_in_words
 from hf_segkd.publishing.privacy import last_part, public, shareable
+from hf_segkd.types import Paper
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
@@ -32,9 +35,10 @@ def render_card(facts: CardFacts) -> str:
     card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         facts=facts,
         metadata=card_data(facts).to_yaml(),
-        papers={name: LOSSES[name].paper for name in facts.method_names},
+        papers={name: LOSSES[name].paper if name in LOSSES else facts.own_paper for name in facts.method_names},
+        label_papers=_label_papers(facts),
         arguments=_texts(facts.method_kwargs),
-        with_labels=facts.report is None or facts.report.get("train_images") != 0,
+        with_labels=facts.report is None or facts.report.train_images != 0,
         results=_results(facts),
         comparison=_comparison(facts),
         series=class_series(facts),
@@ -42,12 +46,18 @@ def render_card(facts: CardFacts) -> str:
         costs=_costs(facts),
         exports=_exports(facts),
         latency=_latency(facts),
-        initial_weights=(facts.report or {}).get("initial_weights"),
+        initial_weights=None if facts.report is None else facts.report.initial_weights,
         changed=changed,
         unchanged=unchanged,
         terms=data_terms(facts.dataset or ""),
     )
     return re.sub(r"\n{3,}", "\n\n", card).rstrip() + "\n"
+
+
+def _label_papers(facts: CardFacts) -> dict[str, Paper]:
+    """Name -> publication of the losses on the labels, but for the cross-entropy."""
+    names = [name.strip() for name in facts.settings.get("label_loss", "ce").split(",")]
+    return {name: LABEL_LOSSES[name].paper for name in names if name in LABEL_LOSSES and name != "ce"}
 
 
 # --- metadata ---
@@ -79,16 +89,16 @@ def card_data(facts: CardFacts) -> ModelCardData:
 def _eval_results(facts: CardFacts) -> list[EvalResult] | None:
     if facts.report is None:
         return None
-    evaluated_on = facts.report["dataset"]
+    evaluated_on = facts.report.dataset
     return [
         EvalResult(
             task_type="image-segmentation",
             dataset_type=(evaluated_on == facts.dataset and facts.dataset_id) or evaluated_on,
             dataset_name=_title(evaluated_on),
-            dataset_split=facts.report["split"],
+            dataset_split=facts.report.split,
             metric_type=metric,
             metric_name=f"{name} (%)",
-            metric_value=round(100 * facts.report[metric], 2),
+            metric_value=round(facts.report.percent(metric), 2),
         )
         for metric, name in METRICS.items()
     ]
@@ -112,10 +122,10 @@ def _results(facts: CardFacts) -> str:
     return table(header, [_result(name, reports) for name, reports in groups.items() if reports])
 
 
-def _result(name: str, reports: Sequence[Report]) -> list[str]:
-    scores = [mean_and_std([100 * report[metric] for report in reports]) for metric in METRICS]
-    seeds = ", ".join(str(report["seed"]) for report in reports if "seed" in report)
-    budget = [str(reports[0].get(key, "-")) for key in ("steps", "batch_size")]
+def _result(name: str, reports: Sequence[RunReport]) -> list[str]:
+    scores = [mean_and_std([report.percent(metric) for report in reports]) for metric in METRICS]
+    seeds = ", ".join(str(report.seed) for report in reports if report.seed is not None)
+    budget = ["-" if number is None else str(number) for number in (reports[0].steps, reports[0].batch_size)]
     return [name, *scores, f"{len(reports)} ({seeds})" if seeds else str(len(reports)), *budget]
 
 
@@ -127,8 +137,8 @@ def _comparison(facts: CardFacts) -> str:
     sentences.append(differences_in_words(facts.report, runs=facts.runs, baseline_runs=facts.baseline_runs))
     if len(facts.runs) == 1:
         sentences.append("One seed: how much the scores differ from seed to seed is not known.")
-    if facts.teacher_report and facts.teacher_report["mean_iou"] > 0:
-        kept = statistics.mean(run["mean_iou"] for run in facts.runs) / facts.teacher_report["mean_iou"]
+    if facts.teacher_report and facts.teacher_report.mean_iou > 0:
+        kept = statistics.mean(run.mean_iou for run in facts.runs) / facts.teacher_report.mean_iou
         sentences.append(f"The student reaches {_percent(kept)} % of the teacher's mIoU.")
     elif facts.method_names and not facts.teacher_report:
         sentences.append("The teacher's scores under this protocol are not known.")
@@ -156,8 +166,8 @@ def class_series(facts: CardFacts) -> dict[str, list[float | None]]:
     }
 
 
-def _mean_iou_of(class_name: str, reports: Sequence[Report]) -> float | None:
-    known = [iou for report in reports if (iou := report["classes"][class_name]["iou"]) is not None]
+def _mean_iou_of(class_name: str, reports: Sequence[RunReport]) -> float | None:
+    known = [iou for report in reports if (iou := report.classes[class_name]["iou"]) is not None]
     return statistics.mean(known) if known else None
 
 

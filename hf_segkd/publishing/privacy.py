@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import PureWindowsPath
 from typing import Any
 
-# Settings that tell of a machine or an account and not of the training: by name, and by an absolute path or an access
-# token in their value (as JSON, where a backslash is two).
+from hf_segkd.evaluation.argument_roles import ROLES, OnCard
+
+# Names of settings that may tell of a machine or an account, where they are no training arguments whose role is known.
 SECRET_NAMES = re.compile(r"token|secret|password")
-PRIVATE_NAMES = re.compile(rf"{SECRET_NAMES.pattern}|_dir$|^hub_|^push_to_hub|^trackio|^run_name$|^resume_from")
+PRIVATE_NAMES = re.compile(rf"{SECRET_NAMES.pattern}|_dir$")
+# An absolute path or an access token in a value (as JSON, where a backslash is two), whatever its name.
 PRIVATE_VALUES = re.compile(r"(?<![\w.])[~/]|\b[A-Za-z]:\\|\\{4}|\bhf_\w{8,}")
 
 
 def public(values: dict[str, Any]) -> dict[str, Any]:
     """Settings without those that tell of a machine or an account."""
-    return {
-        name: value for name, value in values.items() if not (PRIVATE_NAMES.search(name) or _tells_of_machine(value))
-    }
+    return {name: value for name, value in values.items() if not (is_private(name) or _tells_of_machine(value))}
+
+
+def is_private(name: str) -> bool:
+    """Whether a setting of this name tells of a machine or an account; of an unknown one, whether its name looks so."""
+    role = ROLES.get(name)
+    return PRIVATE_NAMES.search(name) is not None if role is None else role.on_card is OnCard.PRIVATE
 
 
 def shareable(value: Any) -> Any:
-    """JSON-like state with everything in its place: of paths on this machine the last part, of secrets nothing."""
+    """JSON-like state with everything in its place: of paths on this machine the last part, of secrets nothing.
+
+    Nothing, too, of numbers that JSON does not have: NaN and infinity.
+    """
     if isinstance(value, dict):
-        return {name: None if SECRET_NAMES.search(name) else shareable(part) for name, part in value.items()}
+        return {
+            name: None if SECRET_NAMES.search(name) and is_private(name) else shareable(part)
+            for name, part in value.items()
+        }
     if isinstance(value, list):
         return [shareable(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, str) and _tells_of_machine(value):
         last = last_part(value)
         return None if _tells_of_machine(last) else last

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from hf_segkd import models
 from hf_segkd.data import evenly_spread, label_info
-from hf_segkd.data.image_processors import fixed_size
+from hf_segkd.data.image_processors import fixed_size, num_bands
 from hf_segkd.data.licences import data_terms
 from hf_segkd.evaluation.pictures import colour, comparison, per_class_chart
 from hf_segkd.evaluation.reports import SCORES_FILE, write_json
@@ -62,12 +62,14 @@ def write_publication(
     folder.mkdir(parents=True, exist_ok=True)
     ours = is_ours(student)
     save_network(student, folder, facts.self_contained and ours)
+    bands = num_bands(processor)
     # Networks of transformers itself bring no code; one that was loaded with its repository's saves that too.
-    with_code = facts.self_contained if ours else student._auto_class is not None
-    facts = replace(facts, needs_package=ours, self_contained=with_code)
-    processor.save_pretrained(folder)
+    needs_package = ours or bands is not None
+    with_code = facts.self_contained if needs_package else student._auto_class is not None
+    facts = replace(facts, needs_package=needs_package, self_contained=with_code, num_bands=bands)
+    save_processor(processor, folder, with_code)
     if facts.report is not None:
-        shared = {key: value for key, value in facts.report.items() if key not in PRIVATE}
+        shared = {key: value for key, value in facts.report.to_json().items() if key not in PRIVATE}
         if "method_kwargs" in shared:
             shared["method_kwargs"] = public(shared["method_kwargs"])
         write_json(shared, folder / SCORES_FILE)
@@ -101,6 +103,20 @@ def save_network(model: PreTrainedModel, folder: Path, self_contained: bool) -> 
     finally:  # else every later save would ship code
         for kind in classes:
             kind._auto_class = None
+
+
+def save_processor(processor: Any, folder: Path, self_contained: bool) -> None:
+    """`save_pretrained`; self-contained, with the code of a processor of this package."""
+    kind = type(processor)
+    if not (self_contained and kind.__module__.startswith("hf_segkd.")):
+        processor.save_pretrained(folder)
+        return
+    try:
+        kind.register_for_auto_class("AutoImageProcessor")
+        processor.save_pretrained(folder)
+    finally:  # as for networks; the processor itself keeps a note of it too
+        kind._auto_class = None
+        vars(processor).pop("auto_map", None)
 
 
 def is_ours(model: PreTrainedModel) -> bool:
@@ -173,4 +189,6 @@ def image_size(processor: Any, images: datasets.Dataset | None) -> tuple[int, in
     size = fixed_size(processor)
     if size is not None or images is None:
         return size
-    return tuple(processor(images=images[0]["image"].convert("RGB"), return_tensors="pt")["pixel_values"].shape[-2:])
+    image = images[0]["image"]
+    image = image.convert("RGB") if num_bands(processor) is None else image
+    return tuple(processor(images=image, return_tensors="pt")["pixel_values"].shape[-2:])

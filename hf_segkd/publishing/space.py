@@ -28,6 +28,7 @@ SOURCES = (
     "networks/feature_paths.py",
     "networks/inference.py",
     "networks/outputs.py",
+    "networks/tiles.py",
 )
 
 

@@ -1,1 +1,1 @@
-"""What `DistillationTrainer` is made of: its inputs, its checkpoints, and what watches over a run."""
+"""A run: `trainer` holds `DistillationTrainer`; all else here is what it calls, and nothing here sees the trainer."""

@@ -7,6 +7,10 @@ from typing import Any
 
 from accelerate.utils import DynamoBackend
 
+from hf_segkd.losses.labels import WEIGHTINGS, create_label_losses
+from hf_segkd.networks.tiles import check_tile
+from hf_segkd.suggestions import did_you_mean
+
 # Smallest values of numbers; TrainingArguments takes its own without a look.
 LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
@@ -35,6 +39,7 @@ def check_values(args: Any) -> None:
     """
     _check_meaning(args)
     _check_ranges(args)
+    _check_label_losses(args)
 
 
 def _check_meaning(args: Any) -> None:
@@ -42,11 +47,6 @@ def _check_meaning(args: Any) -> None:
         raise ValueError(
             "remove_unused_columns must be False and batch_eval_metrics True: images are augmented inside the "
             "data set, and evaluation keeps a confusion matrix instead of all logits."
-        )
-    if args.label_smoothing_factor:
-        raise ValueError(
-            f"label_smoothing_factor is {args.label_smoothing_factor}, but the cross-entropy is the student's "
-            "own, without label smoothing. Leave it at 0."
         )
     if args.neftune_noise_alpha is not None:
         raise ValueError("neftune_noise_alpha is noise on the embeddings of words, which these networks don't have.")
@@ -70,6 +70,22 @@ def _check_meaning(args: Any) -> None:
         )
 
 
+def _check_label_losses(args: Any) -> None:
+    losses = create_label_losses(
+        args.label_loss, args.label_loss_kwargs, ce_weight=args.ce_weight, smoothing=args.label_smoothing_factor
+    )
+    if isinstance(args.class_weights, str) and args.class_weights not in WEIGHTINGS:
+        raise ValueError(
+            f"class_weights is {args.class_weights!r}.{did_you_mean(args.class_weights, WEIGHTINGS)} It takes a number "
+            f"for each class, or one of {', '.join(WEIGHTINGS)}."
+        )
+    if args.class_weights is not None and not any(loss.uses_class_weights for loss in losses):
+        raise ValueError(
+            f"class_weights weigh the pixels of ce, ohem and focal, and label_loss is {args.label_loss!r}, a mean over "
+            "classes. Leave them out, or add one of those."
+        )
+
+
 def _check_ranges(args: Any) -> None:
     for name, least in LEAST.items():
         value = getattr(args, name)
@@ -88,6 +104,8 @@ def _check_ranges(args: Any) -> None:
         raise ValueError(f"torch_compile_backend is one of {', '.join(backends)}; got {args.torch_compile_backend!r}.")
     if not 0 <= args.ema_decay < 1:
         raise ValueError(f"ema_decay must be below 1, such as 0.999, or 0 for no average; got {args.ema_decay}.")
+    if not 0 <= args.repeat_threshold <= 1:
+        raise ValueError(f"repeat_threshold is a share of the images, from 0 (off) to 1; got {args.repeat_threshold}.")
     if not 0 < args.unlabelled_ratio < math.inf:
         raise ValueError(
             f"unlabelled_ratio must be above 0, got {args.unlabelled_ratio}; without unlabelled images leave their "
@@ -95,5 +113,6 @@ def _check_ranges(args: Any) -> None:
         )
     if len(args.scale_range) != 2 or not 0 < args.scale_range[0] <= args.scale_range[1]:
         raise ValueError(f"scale_range takes the smallest and the largest scale, got {args.scale_range}.")
+    check_tile(args.eval_tile, args.eval_overlap)
     if args.crop_size is not None and (len(args.crop_size) != 2 or min(args.crop_size) < 1):
         raise ValueError(f"crop_size takes height and width in pixels, got {args.crop_size}.")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
@@ -24,6 +25,12 @@ class DistillationArguments(TrainingArguments):
 
     Raises:
         ValueError: If a value is out of range or contradicts another.
+
+    Example:
+        >>> from hf_segkd import DistillationArguments
+        >>> args = DistillationArguments(output_dir="runs/student", method="cwd", max_steps=500, use_cpu=True)
+        >>> args.learning_rate, args.optim_args, args.images_per_step
+        (0.007, 'momentum=0.9', 8)
     """
 
     # --- distillation ---
@@ -35,6 +42,26 @@ class DistillationArguments(TrainingArguments):
         default=None, metadata={"help": "Arguments of the loss's constructor, as a JSON object."}
     )
     ce_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy on the labels."})
+    label_loss: str = field(
+        default="ce",
+        metadata={
+            "help": "Loss on the labels: ce, ohem, focal, dice or lovasz, or several joined by commas, whose terms are "
+            "added, such as ce,dice."
+        },
+    )
+    label_loss_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of the loss on the labels, as a JSON object; of several losses each under its name."
+        },
+    )
+    class_weights: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Weights of the classes in ce, ohem and focal: one number for each, or inverse, sqrt or effective, "
+            "which are made of the pixels that each class has in the training masks."
+        },
+    )
     teacher_dtype: str = field(
         default="auto",
         metadata={
@@ -130,6 +157,13 @@ class DistillationArguments(TrainingArguments):
         metadata={"help": "Photometric augmentation, an option of hf_segkd.data.TrainTransform."},
     )
 
+    repeat_threshold: float = field(
+        default=0.0,
+        metadata={
+            "help": "Draw the training images more often that show a class which fewer than this share of them show: 0 "
+            "is off, 1 evens out most (repeat factor sampling, Gupta et al. 2019)."
+        },
+    )
     unlabelled_ratio: float = field(
         default=1.0, metadata={"help": "Unlabelled images, where there are some, for each labelled one in an epoch."}
     )
@@ -169,6 +203,17 @@ class DistillationArguments(TrainingArguments):
         default=1,
         metadata={"help": "Images per device and evaluation step; more than 1 pays where sizes are equal."},
     )
+    eval_tile: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate in tiles of this side, or height and width, in pixels of the processed images, which may "
+            "be too large for the network; by default it sees whole images."
+        },
+    )
+    eval_overlap: int | None = field(
+        default=None,
+        metadata={"help": "Pixels that neighbouring tiles share; by default a quarter of their side."},
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "Hide non-finite losses from the log; there are none, since the first one stops the run."},
@@ -188,6 +233,8 @@ class DistillationArguments(TrainingArguments):
         if self.hub_token == "<HUB_TOKEN>":  # what to_dict writes for any, so that its output can be a recipe
             self.hub_token = None
         self.method_kwargs = json_object(self.method_kwargs, "method_kwargs")
+        self.label_loss_kwargs = json_object(self.label_loss_kwargs, "label_loss_kwargs")
+        self.class_weights = word_or_numbers(self.class_weights)
         if self.lr_scheduler_kwargs is not None:
             self.lr_scheduler_kwargs = json_object(self.lr_scheduler_kwargs, "lr_scheduler_kwargs")
         super().__post_init__()
@@ -239,13 +286,24 @@ def json_object(value: dict[str, Any] | str | None, flag: str) -> dict[str, Any]
     return parsed
 
 
+def word_or_numbers(values: Sequence[str | float] | str | None) -> str | list[float] | None:
+    """A flag that holds a word, or numbers; both may come as the words of a command line.
+
+    Raises:
+        ValueError: If there are several, and one is no number.
+    """
+    if values is None or isinstance(values, str):
+        return values
+    values = list(values)
+    if len(values) == 1 and isinstance(values[0], str):
+        return values[0]
+    try:
+        return [float(value) for value in values]
+    except ValueError as error:
+        raise ValueError(f"class_weights takes one word or a number for each class, got {values}.") from error
+
+
 def default_settings() -> dict[str, Any]:
     """The training arguments as they are when nothing is given, to tell what a run changed."""
-    defaults = _Defaults().to_dict()
-    defaults["accelerator_config"].pop("use_configured_state")  # Trainer takes it out of its own, too
-    return defaults
-
-
-class _Defaults(DistillationArguments):
-    # Else accelerate's state would be set up anew, in the middle of a run too.
-    _setup_devices = torch.device("cpu")
+    PartialState()  # that of the run, where there is one: other arguments would set it up anew
+    return DistillationArguments(accelerator_config={"use_configured_state": True}).to_dict()

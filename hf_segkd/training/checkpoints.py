@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, logging
+
+from hf_segkd.evaluation.reports import ARGUMENTS_FILE, read_json, write_json
+from hf_segkd.publishing.privacy import shareable
 
 logger = logging.get_logger(__name__)
 
@@ -93,7 +97,7 @@ def check_files(checkpoint: Path) -> None:
         raise ValueError(f"{error} Resume from the one before: {older[0]}.") from error
 
 
-def flush(*paths: Path) -> None:
+def fsync(*paths: Path) -> None:
     """Have the disk hold files and folders, so that a power cut can't take them. POSIX only."""
     if os.name == "posix":
         for path in paths:
@@ -102,6 +106,15 @@ def flush(*paths: Path) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def copy_without_machine(checkpoint: Path, copy: Path) -> None:
+    """Copy a checkpoint, without the folders and secrets of this machine, which resuming does not need."""
+    shutil.copytree(checkpoint, copy)
+    for name in (ARGUMENTS_FILE, RECORD_FILE, TRAINER_STATE_NAME):
+        file = copy / name
+        if file.is_file():  # there is no state with save_only_model
+            write_json(shareable(read_json(file)), file)
 
 
 def num_bytes(state: Any) -> int:

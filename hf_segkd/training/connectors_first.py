@@ -1,8 +1,7 @@
-"""Trains the connectors of a loss before the rest."""
+"""`ConnectorsFirst`: trains the connectors of a loss before the rest."""
 
 from __future__ import annotations
 
-from transformers import TrainerCallback
 from transformers.utils import logging
 
 from hf_segkd.training.distiller import Distiller
@@ -10,8 +9,8 @@ from hf_segkd.training.distiller import Distiller
 logger = logging.get_logger(__name__)
 
 
-class ConnectorsFirst(TrainerCallback):
-    """Trains the loss's connectors alone for its `connector_epochs`, afterwards all but those that are finished.
+class ConnectorsFirst:
+    """Trains only the loss's connectors for the `connector_epochs` it asks for, then all but what is finished.
 
     A gradient of None keeps the optimizer away from a parameter entirely: no decay, no momentum.
 
@@ -20,18 +19,17 @@ class ConnectorsFirst(TrainerCallback):
     """
 
     def __init__(self, distiller: Distiller) -> None:
-        self.loss = distiller.loss
+        self.name, self.epochs = distiller.loss.name, distiller.loss.request.connector_epochs
         self.finished = list(distiller.loss.finished_parameters())
-        held = {id(parameter) for parameter in distiller.loss.connector_parameters()}
-        self.others = [parameter for parameter in distiller.parameters() if id(parameter) not in held]
+        connectors = {id(parameter) for parameter in distiller.loss.connector_parameters()}
+        self.others = [parameter for parameter in distiller.parameters() if id(parameter) not in connectors]
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Tell if the run ends before the student's turn comes."""
-        if state.num_train_epochs <= self.loss.connector_epochs:
+    def warn_if_nothing_else_trains(self, num_train_epochs: int) -> None:
+        """Warn if the run ends before the student's turn comes."""
+        if num_train_epochs <= self.epochs:
             logger.warning(
-                f"{self.loss.name} trains its connectors alone in the first {self.loss.connector_epochs} epoch(s), and "
-                "this run has no more: the student will learn nothing. Train longer, or set connector_epochs of its "
-                "method_kwargs to 0."
+                f"{self.name} trains only its connectors in the first {self.epochs} epoch(s), and this run has no "
+                "more: the student will learn nothing. Train longer, or set connector_epochs of its method_kwargs to 0."
             )
 
     def drop_gradients(self, epoch: float | None) -> None:
@@ -40,6 +38,5 @@ class ConnectorsFirst(TrainerCallback):
         Args:
             epoch: Of the run's state.
         """
-        warming_up = int(epoch or 0) < self.loss.connector_epochs
-        for parameter in self.others if warming_up else self.finished:
+        for parameter in self.others if int(epoch or 0) < self.epochs else self.finished:
             parameter.grad = None

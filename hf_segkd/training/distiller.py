@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from hf_segkd.losses import AbstractDistillationLoss, create_loss
-from hf_segkd.networks import ForeignNetwork, without_taps
-from hf_segkd.networks.adapted_teacher import class_map_of
+from hf_segkd.losses.base import weighted
+from hf_segkd.losses.labels import LabelLosses, check_class_weights, create_label_losses
+from hf_segkd.networks import FeatureNetwork, FeatureReader, network_spec
+from hf_segkd.networks.teacher import Teacher
 from hf_segkd.training.arguments import DistillationArguments
+from hf_segkd.training.own_loss import build_own_loss
 from hf_segkd.types import Features, NetworkSpec
+
+
+@dataclass
+class DistillerOutput(ModelOutput):
+    """What a `Distiller` gives.
+
+    Attributes:
+        loss: The weighted sum to minimise, where labels or a teacher's features were given.
+        logits: (b, k, hh, ww).
+        terms: What the loss is the sum of, unweighted and without a graph.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    terms: dict[str, Tensor] | None = None
 
 
 class Distiller(nn.Module):
@@ -24,11 +42,20 @@ class Distiller(nn.Module):
     nothing else: the teacher is not in this module, so nothing can train it, save it or switch it to training mode.
 
     Args:
-        student: The network to train, one of hf_segkd or a `ForeignNetwork`.
+        student: The network to train, one of hf_segkd or a `FeatureNetwork`.
         loss: The distillation loss, or None to train on the labels alone.
-        ce_weight: Weight of the cross-entropy.
+        ce_weight: Weight of the cross-entropy, unless there are `label_losses`.
         common: Classes of the student, ascending, that the loss speaks of, where they are not all: it gets their
             logits and classifier weights alone, and to it pixels of the others have no label.
+        label_losses: What is learnt from the labels, of an auxiliary head's logits too; None for the cross-entropy that
+            the student computes itself.
+
+    Raises:
+        ValueError: If the loss has a term of the name of a loss on the labels.
+
+    Attributes:
+        student: The network, without a `FeatureNetwork` around it: its parameters have their own names.
+        reader: What reads the taps of a `FeatureNetwork`; None where the student names them itself.
     """
 
     # The loss is the mean of its batch; the Trainer divides by the accumulation steps.
@@ -37,17 +64,24 @@ class Distiller(nn.Module):
 
     def __init__(
         self,
-        student: PreTrainedModel | ForeignNetwork,
+        student: PreTrainedModel | FeatureNetwork,
         loss: AbstractDistillationLoss | None = None,
         ce_weight: float = 1.0,
         common: Sequence[int] | None = None,
+        label_losses: LabelLosses | None = None,
     ) -> None:
         super().__init__()
-        self.student = without_taps(student)
-        # In a tuple, and so no part of this module: names in here are the plain student's.
-        self._with_taps = (student,)
+        wrapped = isinstance(student, FeatureNetwork)
+        self.student = student.model if wrapped else student
+        self.reader = student.reader if wrapped else None
         self.loss = loss
-        self.ce_weight = ce_weight
+        self.label_losses = label_losses
+        self.label_weights = {"ce": ce_weight} if label_losses is None else label_losses.weights
+        if loss is not None and (both := self.label_weights.keys() & loss.weights.keys()):
+            raise ValueError(
+                f"{loss.name} has the term {', '.join(both)}, which is the name of a loss on the labels: call it "
+                "otherwise, so that the log can tell them apart."
+            )
         common = None if common is None else torch.tensor(common)
         self.register_buffer("common", common, persistent=False)
         # Read by DistributedDataParallel: statistics (FAKD), memory (CIRKD) are equal on all processes by themselves,
@@ -64,41 +98,67 @@ class Distiller(nn.Module):
         labels: Tensor | None = None,
         teacher_features: Features | None = None,
         labelled_pixels: Tensor | None = None,
-    ) -> dict[str, Any]:
+        output_logits: bool = True,
+        image_ids: Sequence[str] | None = None,
+    ) -> DistillerOutput:
         """Loss and its terms in training, logits in evaluation.
 
         Args:
             pixel_values: Normalised images, (b, 3, hh, ww).
             labels: Class of each pixel, (b, hh, ww). Without labels the loss is that of the distillation terms alone.
             teacher_features: The teacher's taps for the same images. Without them there are no distillation terms.
-            labelled_pixels: Labelled pixels of a batch, the mean of all batches that are averaged (accumulated, or of
-                other processes), above 0: the cross-entropy is divided by it. By default by those of this batch.
+            labelled_pixels: `pixel_weight` of a batch, the mean of all batches that are averaged (accumulated, or of
+                other processes), above 0: means over pixels are divided by it. By default by that of this batch.
+            output_logits: Whether to return the logits beside a loss.
+            image_ids: Not used; a batch holds them beside its tensors.
 
         Returns:
-            `{"logits"}` without labels and features, else `{"loss", "terms"}`: the weighted sum to minimise, and what
-            it is of, unweighted.
+            Only the logits without labels and features.
         """
         if labels is None and teacher_features is None:
-            return {"logits": self.network(pixel_values=pixel_values).logits}
+            return DistillerOutput(logits=self.network(pixel_values=pixel_values).logits)
         if labels is None:
             ignored = self.config.semantic_loss_ignore_index
             labels = pixel_values.new_full(pixel_values[:, 0].shape, ignored, dtype=torch.long)
         share = 1.0
         if labelled_pixels is not None:
-            share = (labels != self.config.semantic_loss_ignore_index).sum() / labelled_pixels
-        if self.loss is None:
-            terms = {"ce": share * self.network(pixel_values=pixel_values, labels=labels).loss}
-        else:
-            output = self.network(pixel_values=pixel_values, labels=labels, output_features=True)
+            share = self.pixel_weight(labels) / labelled_pixels
+        distils = teacher_features is not None
+        options = {} if self.label_losses is None else {"loss_function": self.label_losses}
+        output = self.network(pixel_values=pixel_values, labels=labels, output_features=distils, **options)
+        terms = self._label_terms(output.loss, share, len(labels))
+        if distils:
             features = output.features
             if self.loss.uses_classifier_weight:
                 features = {**features, "classifier_weight": self.network.classifier.weight}
             if self.common is not None:
                 features, labels = self._of_common_classes(features, labels)
-            cross_entropy = output.loss / len(labels) if self.loss.divide_by_batch else output.loss
-            terms = {"ce": share * cross_entropy, **self.loss.unweighted(features, teacher_features, labels)}
-        loss = sum(self.weights[name] * value for name, value in terms.items())
-        return {"loss": loss, "terms": {name: value.detach() for name, value in terms.items()}}
+            terms |= self.loss.unweighted(features, teacher_features, labels)
+        return DistillerOutput(
+            loss=sum(weighted(terms, self.weights).values()),
+            logits=output.logits if output_logits else None,
+            terms={name: value.detach() for name, value in terms.items()},
+        )
+
+    def _label_terms(self, values: Tensor, share: Tensor | float, num_images: int) -> dict[str, Tensor]:
+        if self.loss is not None and self.loss.request.divide_by_batch:
+            values = values / num_images
+        if self.label_losses is None:
+            return {"ce": share * values}
+        return {
+            loss.name: share * value if loss.averages_pixels else value
+            for loss, value in zip(self.label_losses.losses, values, strict=True)
+        }
+
+    def pixel_weight(self, labels: Tensor) -> Tensor:
+        """What means over the pixels of these labels, (b, hh, ww), are divided by.
+
+        The number of labelled pixels, with class weights the sum of theirs.
+        """
+        ignored = self.config.semantic_loss_ignore_index
+        if self.label_losses is None:
+            return (labels != ignored).sum()
+        return self.label_losses.pixel_weight(labels, ignored)
 
     def _of_common_classes(self, features: Features, labels: Tensor) -> tuple[Features, Tensor]:
         """The features and the labels as the loss knows the classes; pixels of others have the label behind them."""
@@ -110,9 +170,9 @@ class Distiller(nn.Module):
         return features, index.masked_fill(ignored, len(self.common))
 
     @property
-    def network(self) -> PreTrainedModel | ForeignNetwork:
-        """The student with its taps."""
-        return self._with_taps[0]
+    def network(self) -> PreTrainedModel | FeatureReader:
+        """The student with its taps: itself, or what reads them where it does not name them."""
+        return self.student if self.reader is None else self.reader
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -122,89 +182,102 @@ class Distiller(nn.Module):
     @property
     def weights(self) -> dict[str, float]:
         """Weight of each term, by its name."""
-        return {"ce": self.ce_weight, **(self.loss.weights if self.loss is not None else {})}
-
-
-def network_spec(model: PreTrainedModel) -> NetworkSpec:
-    """What the losses must know of a network.
-
-    Raises:
-        ValueError: If the network does not name its taps.
-    """
-    channels = getattr(model, "tap_channels", None)
-    if channels is None:
-        raise ValueError(
-            f"{type(model).__name__} has no `tap_channels`, so its features can't be distilled: wrap it in "
-            "hf_segkd.ForeignNetwork."
-        )
-    return NetworkSpec(
-        channels,
-        model.config.num_labels,
-        model.config.semantic_loss_ignore_index,
-        norms=getattr(model, "tap_norms", {}),
-    )
+        return {**self.label_weights, **(self.loss.weights if self.loss is not None else {})}
 
 
 def build_distiller(
-    student: PreTrainedModel | ForeignNetwork, teacher: PreTrainedModel | None, args: DistillationArguments
+    student: PreTrainedModel | FeatureNetwork,
+    teacher: Teacher | None,
+    args: DistillationArguments,
+    own_loss: Callable[..., AbstractDistillationLoss] | None = None,
 ) -> Distiller:
-    """The student and the loss that `args` asks for, with the parameters in `args.frozen` frozen.
+    """The student and the losses that `args` asks for, with the parameters in `args.frozen` frozen.
+
+    Args:
+        student: The network to train.
+        teacher: The network to learn from.
+        args: Of the run.
+        own_loss: Makes the loss in place of `args.method`, see `build_own_loss`.
 
     Raises:
         ValueError: If the student's weights are not float32, teacher and method don't go together, the method compares
-            classes and the two have none in common, a tap is missing, or `args.frozen` names nothing.
+            classes and the two have none in common, a tap is missing, class weights are not one for each class, or
+            `args.frozen` names nothing.
     """
     if student.dtype != torch.float32:
         raise ValueError(
             f"The student's weights are {student.dtype}, and it is trained and scored in float32: load it with "
             "dtype=torch.float32, or convert it with student.float(). To compute in 16 bits set bf16 or fp16."
         )
-    loss, common = _create_loss(student, teacher, args)
-    distiller = Distiller(student, loss, args.ce_weight, common)
-    if isinstance(student, ForeignNetwork):
-        student.release()
+    loss, common = _create_loss(student, teacher, args, own_loss)
+    distiller = Distiller(student, loss, args.ce_weight, common, _label_losses(args, student.config.num_labels))
+    if distiller.reader is not None:
+        distiller.reader.unfreeze_unused_parameters()
     _freeze(distiller.student, args.frozen)
     if loss is not None and loss.uses_classifier_weight:
         _ = distiller.network.classifier  # an error now, not at the first step
     return distiller
 
 
+def _label_losses(args: DistillationArguments, num_labels: int) -> LabelLosses | None:
+    """What `args` asks for; None for the plain cross-entropy. Class weights that are counted are 1 until then."""
+    losses = create_label_losses(
+        args.label_loss, args.label_loss_kwargs, ce_weight=args.ce_weight, smoothing=args.label_smoothing_factor
+    )
+    weights = args.class_weights
+    if [loss.name for loss in losses] == ["ce"] and not args.label_smoothing_factor and weights is None:
+        return None
+    if weights is not None:
+        counted = isinstance(weights, str)
+        weights = torch.ones(num_labels) if counted else torch.tensor(weights, dtype=torch.float32)
+        check_class_weights(weights.tolist(), num_labels)
+    return LabelLosses(losses, weights)
+
+
 def _create_loss(
-    student: PreTrainedModel, teacher: PreTrainedModel | None, args: DistillationArguments
+    student: PreTrainedModel | FeatureNetwork,
+    teacher: Teacher | None,
+    args: DistillationArguments,
+    own: Callable[..., AbstractDistillationLoss] | None,
 ) -> tuple[AbstractDistillationLoss | None, Sequence[int] | None]:
     """The loss, and the student's classes that it speaks of where they are not all."""
-    if args.method == "none":
+    if args.method == "none" and own is None:
         if teacher is not None:
             raise ValueError("A teacher was given, but method is 'none'. Choose a method, or leave the teacher out.")
         return None, None
     if teacher is None:
-        raise ValueError(
-            f"Method {args.method!r} needs a teacher, and none was given: pass teacher (--teacher FOLDER_OR_ID)."
-        )
-    learnt, taught = network_spec(student), network_spec(teacher)
-    classes = class_map_of(teacher)
+        what = f"Method {args.method!r}" if own is None else "The loss that was given"
+        raise ValueError(f"{what} needs a teacher, and none was given: pass teacher (--teacher FOLDER_OR_ID).")
+    learnt, taught, classes = network_spec(student), teacher.spec, teacher.classes
     if classes is not None and classes.is_complete:
-        return _seeded_loss(learnt, taught, args), None
+        return _seeded_loss(learnt, taught, args, own), None
     # A method that compares features alone wants all classes of the student, whatever those of the teacher are.
-    loss = _seeded_loss(learnt, _with_classes(taught, learnt.num_labels), args)
+    loss = _seeded_loss(learnt, _with_classes(taught, learnt.num_labels), args, own)
     if "logits" not in loss.teacher_taps:
         return loss, None
     if classes is None:
         raise ValueError(
-            f"Method {args.method!r} compares logits, and it is not known which of the teacher's {taught.num_labels} "
+            f"Method {loss.name!r} compares logits, and it is not known which of the teacher's {taught.num_labels} "
             f"classes are which of the student's {learnt.num_labels}: fewer than two have one name, and their order "
             "does not tell. Say which teaches which with class_map (--class_map FILE.yaml), or choose a method that "
             "compares features."
         )
     common = len(classes.common)
-    return _seeded_loss(_with_classes(learnt, common), _with_classes(taught, common), args), classes.common
+    return _seeded_loss(_with_classes(learnt, common), _with_classes(taught, common), args, own), classes.common
 
 
-def _seeded_loss(learnt: NetworkSpec, taught: NetworkSpec, args: DistillationArguments) -> AbstractDistillationLoss:
+def _seeded_loss(
+    learnt: NetworkSpec,
+    taught: NetworkSpec,
+    args: DistillationArguments,
+    own: Callable[..., AbstractDistillationLoss] | None,
+) -> AbstractDistillationLoss:
     # The loss draws its weights from a generator of its own: the student's dropout and the order of the data are
     # then the same with and without distillation.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
+        if own is not None:
+            return build_own_loss(own, learnt, taught, args)
         return create_loss(args.method, learnt, taught, **args.method_kwargs)
 
 

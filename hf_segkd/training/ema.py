@@ -17,12 +17,12 @@ from transformers import TrainerCallback
 AVERAGE_FILE = "ema.safetensors"
 
 
-class StudentAverage(TrainerCallback):
+class StudentAverage:
     r"""Averages the student's parameters after each optimizer step: $a \leftarrow d_n a + (1 - d_n) w$.
 
     $d_n = \min(d, (1 + n) / (10 + n))$ with n the updates so far, as in TensorFlow's `ExponentialMovingAverage` and
-    diffusers' `EMAModel`: a short run is not held back by its random start. Steps that the gradient scaler of fp16
-    skips do not count. Buffers are not averaged: the statistics of the student's batch norms are averages already.
+    diffusers' `EMAModel`: a short run is not held back by its random start. Buffers are not averaged: the statistics of
+    the student's batch norms are averages already.
 
     Args:
         student: The network that is trained.
@@ -38,16 +38,13 @@ class StudentAverage(TrainerCallback):
         self._parameters = dict(student.named_parameters())
         self._averages = {name: value.detach().clone() for name, value in self._parameters.items()}
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        """The average of a new run begins with the weights that all processes begin with."""
-        if state.global_step == 0:  # also when the trainer had another run before
-            self.updates = 0
-            self._copy(self._parameters, self._averages)
+    def restart(self) -> None:
+        """Begin a new average with the student's weights."""
+        self.updates = 0
+        self._copy(self._parameters, self._averages)
 
-    def on_optimizer_step(self, args, state, control, optimizer, **kwargs):
-        """Update the average, unless nothing was updated."""
-        if optimizer.step_was_skipped:
-            return
+    def update(self) -> None:
+        """Take in the student's weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         get_ema_multi_avg_fn(decay)(list(self._averages.values()), list(self._parameters.values()), self.updates)
         self.updates += 1
@@ -99,3 +96,24 @@ class StudentAverage(TrainerCallback):
             kept = own.clone()
             own.copy_(self._averages[name])
             self._averages[name].copy_(kept)
+
+
+class AverageAfterStep(TrainerCallback):
+    """Updates an average after each optimizer step that the gradient scaler of fp16 does not skip.
+
+    Args:
+        average: Of the student that is trained.
+    """
+
+    def __init__(self, average: StudentAverage) -> None:
+        self.average = average
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """A new run begins with the weights that all processes begin with, also when the trainer had another before."""
+        if state.global_step == 0:
+            self.average.restart()
+
+    def on_optimizer_step(self, args, state, control, optimizer, **kwargs):
+        """Update the average, unless nothing was updated."""
+        if not optimizer.step_was_skipped:
+            self.average.update()

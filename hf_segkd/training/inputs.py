@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import datasets
+from accelerate import Accelerator
 from torch.utils.data import Dataset, IterableDataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_segkd.data import (
@@ -18,8 +19,10 @@ from hf_segkd.data import (
     label_info,
     without_labels,
 )
-from hf_segkd.data.image_processors import fixed_size, normalisation, reverses_channels
+from hf_segkd.data.image_processors import fixed_size, normalisation, num_bands, reverses_channels
+from hf_segkd.data.transforms import no_photometric_change
 from hf_segkd.losses import LOSSES, AbstractDistillationLoss
+from hf_segkd.networks.channels import check_images
 from hf_segkd.networks.class_names import check_labels
 from hf_segkd.training.arguments import DistillationArguments
 
@@ -47,7 +50,8 @@ def augmented(
     Raises:
         ValueError: If there is no processor, it does not keep whole images, the size of crops is not known, the labels
             are not the model's, there are fewer images than one step takes, or there are unlabelled images and the loss
-            needs labels, or they have no data set to be mixed with.
+            needs labels, or they have no data set to be mixed with; or if data set, processor and model do not agree on
+            the channels of images.
     """
     _refuse_splits_and_streams("train_dataset", dataset)
     _refuse_splits_and_streams("unlabelled_dataset", unlabelled)
@@ -63,11 +67,13 @@ def augmented(
         else:
             refuse_need_of_labels(loss, "the images of train_dataset have")
             dataset = without_labels(dataset)
-        transform = _train_transform(args, _needed(processor), model)
+        check_images(model.config, _needed(processor), dataset)
+        transform = _train_transform(args, processor, model)
         seed = args.seed if args.data_seed is None else args.data_seed
         if unlabelled is not None:
             refuse_need_of_labels(loss, "the images of unlabelled_dataset have")
             unlabelled = without_labels(unlabelled)
+            check_images(model.config, processor, unlabelled)
         dataset = AugmentedDataset(dataset, transform, seed, unlabelled, args.unlabelled_ratio, args.bad_images)
     elif unlabelled is not None:
         raise ValueError(
@@ -111,23 +117,23 @@ def whole_images(dataset: Any, processor: Any, model: PreTrainedModel) -> Any:
     if len(dataset) == 0:
         raise ValueError("A data set without images has no score: eval_dataset is empty.")
     check_labels_of(dataset)
-    return EvaluationDataset(dataset, _needed(processor))
+    check_images(model.config, _needed(processor), dataset)
+    return EvaluationDataset(dataset, processor)
 
 
-class EpochOfAugmentation(TrainerCallback):
-    """Tells the augmentation the epoch, from which it draws together with seed and index.
+def unreadable_images(images: Any, accelerator: Accelerator) -> list[str]:
+    """`image_id` of each training image that was left out, and a warning with their number; call it on all processes.
 
-    Args:
-        trainer: Whose `train_dataset` is told, if it is an `AugmentedDataset`.
+    Empty where bad images stop the training, and for data sets that are not ours.
     """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        """Of a resumed run too."""
-        if isinstance(self.trainer.train_dataset, AugmentedDataset):
-            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+    if not isinstance(images, AugmentedDataset) or images.bad_images != "skip":
+        return []
+    found = accelerator.reduce(images.unreadable.int().to(accelerator.device), reduction="sum").cpu()
+    unreadable = [images.name_of(index) for index in found.nonzero().flatten().tolist()]
+    if unreadable and accelerator.is_main_process:
+        shown = ", ".join(unreadable[:10]) + (", ..." if len(unreadable) > 10 else "")
+        logger.warning(f"{len(unreadable)} of {len(found)} training images could not be read: {shown}.")
+    return unreadable
 
 
 def refuse_need_of_labels(loss: AbstractDistillationLoss | None, what: str) -> None:
@@ -170,6 +176,8 @@ def _train_transform(args: DistillationArguments, processor: Any, model: PreTrai
             "The image processor does not resize to one height and width, so it does not give the size of training "
             "crops. Pass crop_size (height width)."
         )
+    if num_bands(processor) is not None and args.photometric != "none":
+        raise ValueError(no_photometric_change(args.photometric))
     # Scale 1 is the scale of evaluation: where whole images are resized, that of the resized image.
     scale_base = args.scale_base or ("image" if processed is None else min(processed))
     return TrainTransform(

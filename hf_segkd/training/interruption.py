@@ -1,4 +1,4 @@
-"""SIGTERM, by which schedulers announce that a machine is taken away: a checkpoint, and an exit code that says so."""
+"""SIGTERM, by which schedulers announce that a machine is taken away: `StopAtSigterm` saves a checkpoint and exits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 
 import torch
 from torch import distributed as dist
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
@@ -24,13 +26,13 @@ EXIT_CODE = 128 + signal.SIGTERM
 SECONDS_OF_ONE_SIGNAL = 1.0
 
 
-class Interruption(TrainerCallback):
-    """Ends a run on SIGTERM with a checkpoint of the step in work and exit code 143; a second SIGTERM kills at once.
+class Sigterm:
+    """Whether a process was asked to end, inside `listening`; a second SIGTERM kills it at once.
 
-    The checkpoint holds all that resuming needs, whatever `save_only_model` says. An evaluation that is due at that
-    step is left out, for there may be no time. With several processes all stop at the same step, whichever of them
-    got the signal: one number is reduced at each step. In a thread other than the main one Python takes no signals,
-    and SIGTERM does what it did before.
+    In a thread other than the main one Python receives no signals, and SIGTERM does what it did before.
+
+    Attributes:
+        stopping: Whether the run is being ended, by the checkpoint of the step in work.
     """
 
     def __init__(self) -> None:
@@ -39,7 +41,7 @@ class Interruption(TrainerCallback):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, SIGTERM is waited for; one that an earlier run was told by is forgotten."""
+        """Inside, SIGTERM is noted instead of obeyed; one that an earlier run received is forgotten."""
         self._received, self.stopping = None, False
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -58,10 +60,43 @@ class Interruption(TrainerCallback):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
+    def received(self, args: TrainingArguments) -> bool:
+        """Whether one of the processes received SIGTERM; call it on all."""
+        received = self._received is not None
+        if args.world_size == 1:
+            return received
+        flag = torch.tensor(int(received), device=args.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
+
+    @contextlib.contextmanager
+    def with_full_state(self, args: TrainingArguments) -> Iterator[None]:
+        """Inside, `args.save_only_model` is off for a checkpoint that ends the run: resuming needs all of it."""
+        only_model = args.save_only_model
+        args.save_only_model = only_model and not self.stopping
+        try:
+            yield
+        finally:
+            args.save_only_model = only_model
+
+
+class StopAtSigterm(TrainerCallback):
+    """Ends a run on SIGTERM with a checkpoint of the step in work and exit code 143.
+
+    An evaluation that is due at that step is left out, because there may be no time. With several processes all stop
+    at the same step, whichever of them received the signal: one number is reduced at each step.
+
+    Args:
+        sigterm: Listens while the run trains.
+    """
+
+    def __init__(self, sigterm: Sigterm) -> None:
+        self.sigterm = sigterm
+
     def on_step_end(self, args, state, control, **kwargs):
-        """Ask for a checkpoint when one of the processes was told to end."""
-        if self.told(args):
-            self.stopping = True
+        """Ask for a checkpoint when one of the processes received SIGTERM."""
+        if self.sigterm.received(args):
+            self.sigterm.stopping = True
             control.should_save, control.should_evaluate, control.should_training_stop = True, False, True
 
     def on_epoch_end(self, args, state, control, **kwargs):
@@ -70,7 +105,7 @@ class Interruption(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         """Exit when the checkpoint is written."""
-        if self.stopping:
+        if self.sigterm.stopping:
             if state.is_world_process_zero:
                 logger.warning(
                     f"SIGTERM: the checkpoint of step {state.global_step} is in {args.output_dir}, go on from it with "
@@ -78,18 +113,18 @@ class Interruption(TrainerCallback):
                 )
             raise SystemExit(EXIT_CODE)
 
-    def told(self, args: TrainingArguments) -> bool:
-        """Whether one of the processes was told to end; call it on all."""
-        told = self._received is not None
-        if args.world_size == 1:
-            return told
-        flag = torch.tensor(int(told), device=args.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
+
+def ignore_sigterm_in_workers(loader: DataLoader) -> DataLoader:
+    """The loader itself, one that accelerate prepared; its workers ignore the SIGTERM of launchers."""
+    inner = loader.base_dataloader
+    start = inner.worker_init_fn
+    if not (isinstance(start, partial) and start.func is ignore_sigterm_in_worker):  # a kept loader comes again
+        inner.worker_init_fn = partial(ignore_sigterm_in_worker, start)
+    return loader
 
 
-def start_deaf_worker(start: Callable[[int], None] | None, worker: int) -> None:
-    """Begin a worker of a data loader that SIGTERM ends only if its parent sends it. Linux only.
+def ignore_sigterm_in_worker(start: Callable[[int], None] | None, worker: int) -> None:
+    """Start a worker of a data loader that SIGTERM ends only if its parent sends it. Linux only.
 
     Launchers such as torchrun signal the whole process group, and without its workers the step in work would fail.
     The parent ends its workers by the same signal, hence the question who sent it.
@@ -100,12 +135,12 @@ def start_deaf_worker(start: Callable[[int], None] | None, worker: int) -> None:
     """
     if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # so that it waits for the thread
-        threading.Thread(target=_obey_parent, daemon=True).start()
+        threading.Thread(target=_exit_with_parent, daemon=True).start()
     if start is not None:
         start(worker)
 
 
-def _obey_parent() -> None:
+def _exit_with_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

@@ -13,10 +13,9 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import TrainerCallback
+from torch import Tensor, nn
 
-from hf_segkd.networks.teacher_modes import batch_statistics
+from hf_segkd.networks.teacher import batch_statistics
 from hf_segkd.training.distiller import Distiller
 from hf_segkd.types import Features
 
@@ -31,7 +30,7 @@ class _Batch:
         return [name for name, value in self.terms.items() if not value.isfinite()]
 
 
-class NonFiniteGuard(TrainerCallback):
+class NonFiniteGuard:
     """Looks at the terms of a step's batches and at their gradient, once, between backward and the optimizer's step.
 
     So the device is waited for once per optimizer step (`Trainer`'s own `logging_nan_inf_filter` waits with every
@@ -52,8 +51,8 @@ class NonFiniteGuard(TrainerCallback):
         self.teacher_features = teacher_features
         self.batches: list[_Batch] = []  # of the step in work; the data loader holds them that long too
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Drop what a run of this trainer that was broken off left."""
+    def reset(self) -> None:
+        """Drop what a step that was interrupted left."""
         self.batches = []
 
     def remember(self, inputs: dict[str, Any], files: list[str], terms: dict[str, Tensor]) -> None:
@@ -61,11 +60,12 @@ class NonFiniteGuard(TrainerCallback):
         tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         self.batches.append(_Batch(tensors, files, terms))
 
-    def check(self, grad_norm: Tensor | float, step: int, output_dir: str) -> None:
+    def check(self, step: int, output_dir: str) -> None:
         """Forget the batches if all is finite; otherwise save those it came from, and stop.
 
+        Call it after the backward pass of an optimizer step's last batch, before gradients are clipped.
+
         Args:
-            grad_norm: Norm of the gradient of all parameters, over all processes.
             step: The optimizer step, counted from 1.
             output_dir: Where the folder `nonfinite-step-N` goes; that of process R of several ends in `-process-R`.
 
@@ -75,9 +75,11 @@ class NonFiniteGuard(TrainerCallback):
         batches, self.batches = self.batches, []
         terms = torch.stack([value.float() for batch in batches for value in batch.terms.values()])
         wrong_terms = ~terms.isfinite().all()
-        wrong_gradient = ~torch.as_tensor(grad_norm, device=terms.device).isfinite()
-        if self.accelerator.scaler is not None:
-            wrong_gradient = torch.zeros_like(wrong_gradient)
+        wrong_gradient = torch.zeros_like(wrong_terms)
+        if self.accelerator.scaler is None:
+            gradients = [value.grad for value in self.distiller.parameters() if value.grad is not None]
+            grad_norm = nn.utils.get_total_norm(gradients)
+            wrong_gradient = ~grad_norm.isfinite()
         # Sums over processes: none may go on and wait for one that has stopped.
         wrong = self.accelerator.reduce(torch.stack([wrong_terms, wrong_gradient]).float(), reduction="sum")
         if not wrong.any():

@@ -1,148 +1,186 @@
-"""Is the teacher worth learning from? Asked of both networks before the first step."""
+"""`preflight`: is the teacher better than the student? Both are scored before the first step."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-from hf_segkd.data import AugmentedDataset, EvaluationDataset, evenly_spread
+from hf_segkd.data import EvaluationDataset, evenly_spread
 from hf_segkd.evaluation.metrics import confusion_matrix, scores_from_confusion_matrix
-from hf_segkd.networks import trial_size
-from hf_segkd.networks.adapted_teacher import class_map_of
+from hf_segkd.networks import FeatureReader, trial_size
 from hf_segkd.networks.inference import logits_at
+from hf_segkd.networks.teacher import Teacher
 
 logger = logging.get_logger(__name__)
 
 
-class Preflight(TrainerCallback):
-    """Compares the mIoU of teacher and student on some validation images when training begins, not when it goes on.
+class PreflightScores(NamedTuple):
+    """The mIoU of both networks, 0..1, on some validation images."""
 
-    Both see the images as in the evaluation of the student (their centres, where one of the two takes crops alone), the
+    teacher: float
+    student: float
+    num_images: int
+
+
+def preflight(
+    teacher: Teacher,
+    student: nn.Module | FeatureReader,
+    eval_dataset: Any,
+    num_images: int,
+    *,
+    crop_size: tuple[int, int] | None,
+    accelerator: Accelerator,
+) -> PreflightScores | None:
+    """Compare the mIoU of teacher and student on some validation images, shared by the processes.
+
+    Both see the images as in the evaluation of the student (their centres, where one of the two takes crops only), the
     teacher with its own normalisation, and answer with one of the common classes; pixels of other classes don't count.
     So it is the teacher's score at the scale and with the pixels it will teach with. Nothing that training depends on
-    is touched. The processes share the images; all come to one result.
+    is touched.
 
     Args:
-        trainer: The `DistillationTrainer`, whose `args.preflight_images` and `args.allow_weak_teacher` it obeys.
+        teacher: As it teaches.
+        student: The student.
+        eval_dataset: Of the trainer: a data set, a dict of data sets, or None.
+        num_images: So many images of the first that is ours, evenly spread.
+        crop_size: Height and width of training crops; None where they are not known: then the networks' own.
+        accelerator: Of the run.
+
+    Returns:
+        The same scores on all processes; None, with a log entry, where nothing can be compared: there are no images,
+        they show no common classes, or the networks have none or don't take the images.
+
+    Raises:
+        ValueError: If the teacher's logits are not finite.
     """
+    sets = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+    images = next((images for images in sets if isinstance(images, EvaluationDataset)), None)
+    if images is None:
+        (logger.info if eval_dataset is None else logger.warning)(
+            "The teacher is not tried: eval_dataset holds none of load_segmentation_dataset. Is it better than the "
+            "student?"
+        )
+        return None
+    if teacher.classes is None:
+        logger.info("The teacher is not tried: it has no classes in common with the student.")
+        return None
+    images = EvaluationDataset(evenly_spread(images.dataset, num_images), images.image_processor)
+    if crop_size is None:
+        configs = [teacher.network.config, student.config]
+        crop_size = trial_size(next((c for c in configs if getattr(c, "image_size", None)), student.config))
+    matrices, wrong, refused, reason = _count(teacher, student, images, teacher.classes.common, crop_size, accelerator)
+    if refused:
+        logger.warning(
+            f"The teacher is not tried: one of the networks takes {int(refused)} of {len(images)} validation "
+            f"images neither whole nor as a crop. {reason}"
+        )
+        return None
+    if wrong:
+        raise ValueError(
+            f"The teacher's logits are not finite for {int(wrong)} of {len(images)} validation images, so nothing "
+            "can be learnt from them. Its weights may be damaged, or its numbers too large for the number format "
+            "it runs in (teacher_dtype)."
+        )
+    scores = PreflightScores(*(scores_from_confusion_matrix(m)["mean_iou"] for m in matrices), len(images))
+    if math.isnan(scores.teacher):
+        logger.warning(f"The teacher can't be judged: none of {len(images)} validation images shows its classes.")
+        return None
+    return scores
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Log both scores.
+def require_better_teacher(scores: PreflightScores, allow_weak_teacher: bool) -> None:
+    """Log the scores.
 
-        Raises:
-            ValueError: If the teacher's logits are not finite, or, unless `args.allow_weak_teacher`, it is not better
-                than the student.
-        """
-        given, teacher = self.trainer.eval_dataset, self.trainer.teacher
-        if state.global_step > 0 or not args.preflight_images or teacher is None:
-            return
-        sets = given.values() if isinstance(given, dict) else [given]
-        images = next((images for images in sets if isinstance(images, EvaluationDataset)), None)
-        if images is None:
-            (logger.info if given is None else logger.warning)(
-                "The teacher is not tried: eval_dataset holds none of load_segmentation_dataset. Is it better than the "
-                "student?"
-            )
-            return
-        class_map = class_map_of(self.trainer.bare_teacher)
-        if class_map is None:
-            logger.info("The teacher is not tried: it has no classes in common with the student.")
-            return
-        student = self.trainer.distiller.network
-        some = EvaluationDataset(evenly_spread(images.dataset, args.preflight_images), images.image_processor)
-        scores = self._scores(some, teacher, student, list(class_map.common))
-        if scores is not None:
-            self._judge(*scores, len(some))
+    Raises:
+        ValueError: If the teacher is not better than the student and `allow_weak_teacher` is not set.
+    """
+    text = (
+        f"Teacher {100 * scores.teacher:.1f} % mIoU, student {100 * scores.student:.1f} % on {scores.num_images} "
+        "validation images."
+    )
+    if scores.teacher > scores.student:
+        logger.info(text)
+        return
+    text += (
+        " A student does not learn from a teacher that is not better. Does the teacher see its own normalisation "
+        "(teacher_processor)? Are its classes paired rightly with the student's (class_map)? Were its weights loaded, "
+        "and trained on images of this kind and size?"
+    )
+    if not allow_weak_teacher:
+        raise ValueError(f"{text} To train all the same set allow_weak_teacher, to skip the test preflight_images=0.")
+    logger.warning(text)
 
-    def _scores(
-        self, images: EvaluationDataset, teacher: nn.Module, student: nn.Module, common: list[int]
-    ) -> tuple[float, float] | None:
-        """The mIoU of teacher and student, 0..1; None, with a warning, if they don't take the images."""
-        accelerator = self.trainer.accelerator
-        num_labels, ignore_index = student.config.num_labels, student.config.semantic_loss_ignore_index
-        device = accelerator.device
-        left_out = torch.ones(num_labels, dtype=torch.bool, device=device)
-        left_out[common] = False
-        matrices = torch.zeros(2, num_labels, num_labels, dtype=torch.int64, device=device)
-        wrong, refused, reason = *torch.zeros(2, 1, dtype=torch.int64, device=device), ""
-        with torch.no_grad(), _evaluating(student):
-            for index in range(accelerator.process_index, len(images), accelerator.num_processes):
-                sample = images[index]
-                pixels, labels = sample["pixel_values"][None].to(device), sample["labels"].to(device)
-                labels = labels.masked_fill(torch.isin(labels, left_out.nonzero()), ignore_index)
-                try:
-                    taught, learnt = self._logits(teacher, student, pixels)
-                except ValueError:  # networks of one size can't take whole images, but crops
-                    pixels, labels = _centre(pixels, labels, self._crop_size(teacher, student), ignore_index)
-                    try:
-                        taught, learnt = self._logits(teacher, student, pixels)
-                    except ValueError as error:
-                        refused, reason = refused + 1, str(error)
-                        continue
-                wrong += ~taught.isfinite().all()
-                for matrix, logits in zip(matrices, (taught, learnt), strict=True):
-                    resized = logits_at(logits, labels.shape)[0]
-                    answer = resized.masked_fill(left_out[:, None, None], -math.inf).argmax(0)
-                    matrix += confusion_matrix(answer, labels, num_labels, ignore_index)
-        wrong, refused, matrices = (accelerator.reduce(counts) for counts in (wrong, refused, matrices))
-        if refused:
-            logger.warning(
-                f"The teacher is not tried: one of the networks takes {int(refused)} of {len(images)} validation "
-                f"images neither whole nor as a crop. {reason}"
-            )
-            return None
-        if wrong:
-            raise ValueError(
-                f"The teacher's logits are not finite for {int(wrong)} of {len(images)} validation images, so nothing "
-                "can be learnt from them. Its weights may be damaged, or its numbers too large for the number format "
-                "it runs in (teacher_dtype)."
-            )
-        taught, learnt = (scores_from_confusion_matrix(matrix)["mean_iou"] for matrix in matrices)
-        return taught, learnt
 
-    def _logits(self, teacher: nn.Module, student: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        with self.trainer.accelerator.autocast():
+def _count(
+    teacher: Teacher,
+    student: nn.Module | FeatureReader,
+    images: EvaluationDataset,
+    common: Sequence[int],
+    crop_size: tuple[int, int],
+    accelerator: Accelerator,
+) -> tuple[Tensor, Tensor, Tensor, str]:
+    """What the networks say of the images, counted over all processes.
+
+    Returns:
+        The confusion matrices of teacher and student, (2, k, k); the number of images for which the teacher's logits
+        are not finite, and of those that a network does not take, with the last reason on this process.
+    """
+    num_labels, ignore_index = student.config.num_labels, student.config.semantic_loss_ignore_index
+    device = accelerator.device
+    left_out = torch.ones(num_labels, dtype=torch.bool, device=device)
+    left_out[list(common)] = False
+    matrices = torch.zeros(2, num_labels, num_labels, dtype=torch.int64, device=device)
+    wrong, refused, reason = *torch.zeros(2, 1, dtype=torch.int64, device=device), ""
+
+    def ask(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        with accelerator.autocast():
             learnt = student(pixel_values=pixels).logits
         return teacher(pixel_values=pixels).logits, learnt
 
-    def _crop_size(self, teacher: nn.Module, student: nn.Module) -> tuple[int, int]:
-        """Height and width of training crops; of a torch data set, which does not tell, the networks' own."""
-        training = self.trainer.train_dataset
-        if isinstance(training, AugmentedDataset):
-            return training.transform.crop_size
-        configs = [self.trainer.accelerator.unwrap_model(teacher).config, student.config]
-        return trial_size(next((config for config in configs if getattr(config, "image_size", None)), student.config))
+    with torch.no_grad(), _evaluating(student.model if isinstance(student, FeatureReader) else student):
+        for index in range(accelerator.process_index, len(images), accelerator.num_processes):
+            sample = images[index]
+            pixels, labels = sample["pixel_values"][None].to(device), sample["labels"].to(device)
+            labels = labels.masked_fill(torch.isin(labels, left_out.nonzero()), ignore_index)
+            try:
+                both, labels = _ask_whole_or_centre(ask, pixels, labels, crop_size, ignore_index)
+            except ValueError as error:
+                refused, reason = refused + 1, str(error)
+                continue
+            wrong += ~both[0].isfinite().all()
+            for matrix, logits in zip(matrices, both, strict=True):
+                resized = logits_at(logits, labels.shape)[0]
+                answer = resized.masked_fill(left_out[:, None, None], -math.inf).argmax(0)
+                matrix += confusion_matrix(answer, labels, num_labels, ignore_index)
+    matrices, wrong, refused = (accelerator.reduce(counts) for counts in (matrices, wrong, refused))
+    return matrices, wrong, refused, reason
 
-    def _judge(self, taught: float, learnt: float, num_images: int) -> None:
-        scores = f"Teacher {100 * taught:.1f} % mIoU, student {100 * learnt:.1f} % on {num_images} validation images."
-        if math.isnan(taught):
-            logger.warning(f"The teacher can't be judged: none of {num_images} validation images shows its classes.")
-            return
-        self.trainer.log({"preflight_teacher_mean_iou": taught, "preflight_student_mean_iou": learnt})
-        if taught > learnt:
-            logger.info(scores)
-            return
-        text = (
-            f"{scores} A student does not learn from a teacher that is not better. Does the teacher see its own "
-            "normalisation (teacher_processor)? Are its classes paired rightly with the student's (class_map)? Were "
-            "its weights loaded, and trained on images of this kind and size?"
-        )
-        if not self.trainer.args.allow_weak_teacher:
-            raise ValueError(
-                f"{text} To train all the same set allow_weak_teacher, to skip the test preflight_images=0."
-            )
-        logger.warning(text)
+
+def _ask_whole_or_centre(
+    ask: Callable[[Tensor], tuple[Tensor, Tensor]],
+    pixels: Tensor,
+    labels: Tensor,
+    crop_size: tuple[int, int],
+    ignore_index: int,
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """The logits of both networks, and the labels of what they have seen: the image, or its centre.
+
+    Raises:
+        ValueError: If one of the networks takes neither.
+    """
+    try:
+        return ask(pixels), labels
+    except ValueError:  # networks of one size can't take whole images, but crops
+        pixels, labels = _centre(pixels, labels, crop_size, ignore_index)
+        return ask(pixels), labels
 
 
 def _centre(pixels: Tensor, labels: Tensor, size: tuple[int, int], ignore_index: int) -> tuple[Tensor, Tensor]:

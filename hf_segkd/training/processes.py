@@ -42,7 +42,7 @@ def refuse_sharding(args: Any) -> None:
         )
 
 
-def refuse_what_can_not_work(args: Any) -> None:
+def check_supported_modes(args: Any) -> None:
     """Refuse modes in which results would be wrong or nothing would run.
 
     Args:
@@ -57,6 +57,11 @@ def refuse_what_can_not_work(args: Any) -> None:
             "Gradient checkpointing would update batch norm statistics twice a step and is refused. For less memory "
             "lower per_device_train_batch_size and raise gradient_accumulation_steps."
         )
+    if args.enable_jit_checkpoint:
+        raise ValueError(
+            "enable_jit_checkpoint saves within a step, which can't be resumed exactly. Leave it out: SIGTERM is "
+            "answered with a checkpoint anyway."
+        )
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("fp16 needs a GPU; on a CPU use --bf16, or neither.")
     if args.n_gpu > 1:
@@ -66,7 +71,7 @@ def refuse_what_can_not_work(args: Any) -> None:
         )
 
 
-def warn_if_alone(args: Any) -> None:
+def warn_single_process(args: Any) -> None:
     """Warn when `accelerate launch` was asked for several processes and started one.
 
     `accelerate launch --cpu --num_processes 2` does so silently: it names the address where its processes are to meet,

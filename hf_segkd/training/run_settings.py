@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,57 +12,35 @@ import datasets
 import torch
 from torch import nn
 from torch.utils.data import Dataset
+from transformers.utils import logging
 
 from hf_segkd.data import AugmentedDataset
 from hf_segkd.data.image_processors import normalisation, reverses_channels
-from hf_segkd.networks import ForeignNetwork
-from hf_segkd.networks.adapted_teacher import AdaptedTeacher
+from hf_segkd.evaluation.argument_roles import OnResume, role_of
+from hf_segkd.losses import AbstractDistillationLoss
+from hf_segkd.networks import FeatureNetwork, FeatureReader
+from hf_segkd.networks.config_values import CLASS_NAMES, config_values
+from hf_segkd.networks.teacher import Renormalisation, Teacher
 from hf_segkd.training.arguments import DistillationArguments
-from hf_segkd.training.checkpoints import read_record
+from hf_segkd.training.checkpoints import check_files, checkpoints_in, newest_whole, read_record
+from hf_segkd.training.own_loss import record_of
 
-# Resuming can't follow these: the state that was saved, or the order of the images, is that of the old value. The
-# optimizer takes its rates and decays from its state, so that new ones would be ignored without a word.
-_MUST_AGREE = (
-    "method",
-    "method_kwargs",
-    "teacher_dtype",
-    "seed",
-    "data_seed",
-    "dataloader_drop_last",
-    "train_sampling_strategy",
-    "frozen",
-    "optim",
-    "optim_args",
-    "learning_rate",
-    "scale_lr",
-    "head_lr_multiplier",
-    "connector_lr_multiplier",
-    "weight_decay",
-)
-# Beginnings of the names of arguments that have no bearing on the student's weights; others are warned about.
-_WITHOUT_BEARING = (
-    *("batch_eval", "dataloader_in", "dataloader_m", "dataloader_num", "dataloader_p", "ddp_", "debug", "disable_tqdm"),
-    *("do_", "enable_jit", "eval", "greater_is_better", "hub_", "ignore_data_skip", "include_", "label_names"),
-    *("length_column", "load_best", "local_rank", "log", "metric_for_best", "output_dir", "per_device_eval"),
-    *("average_tokens", "bad_images", "restore_callback", "torch_empty_cache"),
-    *("prediction_loss", "project", "push_", "recipe_batch", "report_to", "resume_from", "run_name", "save_"),
-    *("skip_memory", "trackio_", "use_cache", "allow_weak", "preflight"),
-)
+logger = logging.get_logger(__name__)
+
 # Other parts of the record that must be the same.
 _PARTS = (
-    *("images per step", "scaled learning rate", "training images", "names of the training images"),
+    *("loss", "images per step", "scaled learning rate", "training images", "names of the training images"),
     *("teacher", "teacher's config", "teacher's taps", "teacher's pixels", "class map", "student", "student's taps"),
 )
-# What a config says beside the network.
-_NOT_OF_THE_NETWORK = {"_name_or_path", "architectures", "auto_map", "dtype", "transformers_version", "use_cache"}
 
 
 def run_settings(
     args: DistillationArguments,
     train_dataset: Dataset | None,
-    student: nn.Module,
-    teacher: nn.Module | None,
+    student: nn.Module | FeatureReader,
+    teacher: Teacher | None,
     processor: Any = None,
+    loss: AbstractDistillationLoss | None = None,
 ) -> dict[str, Any]:
     """What makes a run the one it is, as JSON has it.
 
@@ -74,33 +53,31 @@ def run_settings(
         student: The student.
         teacher: The teacher, None without one.
         processor: The student's image processor; it makes the pixels of an `AugmentedDataset`.
+        loss: The distillation loss, None without one; `args` tells those of hf_segkd.
     """
     parts = []
     if isinstance(train_dataset, AugmentedDataset):
         parts = [train_dataset.dataset, *([train_dataset.unlabelled] if train_dataset.unlabelled else [])]
-    adapted = isinstance(teacher, AdaptedTeacher)
-    network = teacher.network if adapted else teacher
     arguments = json.loads(args.to_json_string())
     if args.max_steps > 0:
         del arguments["num_train_epochs"]  # which max_steps overrides
     settings = {
-        "arguments": {name: arguments[name] for name in arguments if not name.startswith(_WITHOUT_BEARING)},
+        "arguments": {
+            name: value for name, value in arguments.items() if role_of(name).on_resume is not OnResume.IRRELEVANT
+        },
+        "loss": record_of(loss),
         "images per step": args.images_per_step,
         "scaled learning rate": args.scaled_learning_rate if args.scale_lr else None,
         "processes": args.world_size,
         "training images": None if train_dataset is None else len(train_dataset),
         "names of the training images": [_digest_of_names(images) for images in parts],
         "image processor": _pixels(processor) if parts else None,
-        "teacher": None if teacher is None else digest(teacher),
-        # Without its names, for the class map says what they come to.
-        "teacher's config": None if teacher is None else _config(network, without=("id2label", "label2id")),
-        "teacher's taps": _taps(network),
-        "teacher's pixels": _renormalisation(teacher) if adapted else None,
-        "class map": teacher.class_map.targets if adapted and teacher.class_map is not None else None,
+        **_of_teacher(teacher),
         "student": _config(student),
         "student's taps": _taps(student),
     }
-    return json.loads(json.dumps(settings))
+    # NaN and infinity as words: JSON does not have them, and NaN would differ from itself.
+    return json.loads(json.dumps(settings), parse_constant=str)
 
 
 def digest(module: nn.Module) -> str:
@@ -110,6 +87,40 @@ def digest(module: nn.Module) -> str:
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return sha.hexdigest()
+
+
+def checkpoint_to_resume(
+    wanted: str | bool | None, folder: Path, now: dict[str, Any], ignores_data_skip: bool
+) -> Path | None:
+    """The checkpoint that a run goes on from; what will not be as without the stop is warned about.
+
+    Args:
+        wanted: A checkpoint; True or "last" for that of the highest step in the run's folder which is whole.
+        folder: Of the run.
+        now: `run_settings` of this run.
+        ignores_data_skip: Whether the images of an epoch that was begun are drawn anew (`args.ignore_data_skip`).
+
+    Returns:
+        None for a new run; if the folder holds checkpoints of an earlier one, that is warned about.
+
+    Raises:
+        ValueError: If the checkpoint is damaged, or the runs differ in what must be the same.
+    """
+    if not wanted:
+        if earlier := checkpoints_in(folder):
+            logger.warning(
+                f"{folder} holds checkpoints of an earlier run, up to {earlier[0].name}: resuming from the last one "
+                "takes that of the highest step, whichever run it is of. Choose another output_dir, or delete them."
+            )
+        return None
+    checkpoint = newest_whole(folder) if wanted in (True, "last") else Path(wanted)
+    check_files(checkpoint)
+    changed = differences(checkpoint, now)
+    if ignores_data_skip:
+        changed.append("stopped within an epoch, perhaps; with ignore_data_skip its images are drawn anew")
+    for sentence in changed:
+        logger.warning(f"{checkpoint} was {sentence}. The run goes on, but not as it would have without the stop.")
+    return checkpoint
 
 
 def differences(checkpoint: Path, now: dict[str, Any]) -> list[str]:
@@ -146,7 +157,7 @@ def _differences_of_arguments(then: dict[str, Any], now: dict[str, Any]) -> tupl
         # An argument that a newer version brought was not there.
         if name in then and then[name] != now[name]:
             sentence = f"trained with {name} {then[name]!r}, this run has {now[name]!r}"
-            if name in _MUST_AGREE:
+            if role_of(name).on_resume is OnResume.MUST_AGREE:
                 refused.append(sentence)
             else:
                 accepted.append(sentence)
@@ -158,7 +169,7 @@ def _differences_of_part(name: str, then: dict[str, Any], now: dict[str, Any]) -
         return []
     before, after = then[name], now[name]
     if isinstance(before, dict) and isinstance(after, dict):
-        before, after = _flat(before), _flat(after)
+        before, after = config_values(before), config_values(after)
         changed = [key for key in before if key in after and before[key] != after[key]]
         pairs = ", ".join(f"{key} {before[key]!r} (this run: {after[key]!r})" for key in changed)
         return [f"of a run whose {name} has {pairs}"] if changed else []
@@ -171,25 +182,31 @@ def _differences_of_part(name: str, then: dict[str, Any], now: dict[str, Any]) -
     return [f"trained with {name}: {before}, this run has {after}"]
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Path -> value of what tells of the network, in a config and in the configs within it."""
-    found = {}
-    for name, value in config.items():
-        if isinstance(value, dict) and "model_type" in value:
-            found |= _flat(value, f"{prefix}{name}.")
-        elif name not in _NOT_OF_THE_NETWORK:
-            found[prefix + name] = value
-    return found
+def _of_teacher(teacher: Teacher | None) -> dict[str, Any]:
+    """Weights, config, taps, pixels and classes of the teacher."""
+    if teacher is None:
+        return dict.fromkeys(("teacher", "teacher's config", "teacher's taps", "teacher's pixels", "class map"))
+    classes, change = teacher.classes, teacher.renormalisation
+    # A network of the student's pixels and classes is recorded by its own names, as in checkpoints of other versions.
+    alike = change is None and classes is not None and classes.is_identity
+    return {
+        "teacher": digest(teacher.network if alike else teacher),
+        # Without its names, for the class map says what they come to.
+        "teacher's config": _config(teacher.network, without=CLASS_NAMES),
+        "teacher's taps": _taps(teacher.network),
+        "teacher's pixels": None if change is None else _renormalisation(change),
+        "class map": None if alike or classes is None else classes.targets,
+    }
 
 
-def _config(network: nn.Module, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    config = json.loads(network.config.to_json_string(use_diff=False))
-    return _flat({name: value for name, value in config.items() if name not in without})
+def _config(network: nn.Module | FeatureReader, without: Sequence[str] = ()) -> dict[str, Any]:
+    return config_values(json.loads(network.config.to_json_string(use_diff=False)), without)
 
 
-def _taps(network: nn.Module | None) -> dict[str, str] | None:
+def _taps(network: nn.Module | FeatureReader) -> dict[str, str] | None:
     """Tap -> module, of a network that does not name its taps itself."""
-    return {tap: str(path) for tap, path in network.taps.items()} if isinstance(network, ForeignNetwork) else None
+    named = isinstance(network, FeatureNetwork | FeatureReader)
+    return {tap: str(path) for tap, path in network.taps.items()} if named else None
 
 
 def _pixels(processor: Any) -> dict[str, Any]:
@@ -198,11 +215,8 @@ def _pixels(processor: Any) -> dict[str, Any]:
     return {"size": size, **normalisation(processor), "reverses channels": reverses_channels(processor)}
 
 
-def _renormalisation(teacher: AdaptedTeacher) -> dict[str, Any] | None:
+def _renormalisation(change: Renormalisation) -> dict[str, Any]:
     """From the student's pixels to the teacher's."""
-    change = teacher.renormalisation
-    if change is None:
-        return None
     constants = {name: getattr(change, name).flatten().tolist() for name in ("scale", "offset")}
     return {**constants, "reverses channels": change.reverses}
 

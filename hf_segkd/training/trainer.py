@@ -3,63 +3,83 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
-from transformers.utils import logging
+from transformers.utils import PushInProgress, logging
 
-from hf_segkd.data import evaluation_collator, train_collator
-from hf_segkd.evaluation.reports import ARGUMENTS_FILE
+from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
+from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.evaluation.streaming_scores import StreamingScores, loss_and_counts
+from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
-from hf_segkd.networks import ForeignNetwork, with_taps, without_taps
-from hf_segkd.networks.adapted_teacher import adapted
+from hf_segkd.losses.labels.base import not_zero
+from hf_segkd.networks import FeatureNetwork, with_taps, without_taps
 from hf_segkd.networks.class_map import ClassMap
-from hf_segkd.networks.teacher_modes import in_own_dtype, ready_to_teach, takes_batch_statistics, taps_for
+from hf_segkd.networks.teacher import Teacher
+from hf_segkd.publishing.pushes import HubPushes, progress_message, repository_name
 from hf_segkd.training.adversary_callback import AdversaryCallback
 from hf_segkd.training.arguments import DistillationArguments
-from hf_segkd.training.checkpointing_trainer import CheckpointingTrainer
+from hf_segkd.training.balance import balance_classes
+from hf_segkd.training.callbacks import AtTrainBegin, EpochBegin, ResumedRun
+from hf_segkd.training.checkpoint_writer import CheckpointWriter
+from hf_segkd.training.checkpoints import RECORD_FILE, copy_without_machine
 from hf_segkd.training.connectors_first import ConnectorsFirst
-from hf_segkd.training.constant_terms import ConstantTerms
 from hf_segkd.training.distiller import Distiller, build_distiller
-from hf_segkd.training.ema import StudentAverage
-from hf_segkd.training.inputs import EpochOfAugmentation, augmented, refuse_need_of_labels, whole_images
+from hf_segkd.training.ema import AverageAfterStep, StudentAverage
+from hf_segkd.training.inputs import augmented, refuse_need_of_labels, unreadable_images, whole_images
+from hf_segkd.training.interruption import EXIT_CODE, Sigterm, StopAtSigterm, ignore_sigterm_in_workers
 from hf_segkd.training.nonfinite import NonFiniteGuard, require_finite_scores
+from hf_segkd.training.own_loss import with_method
 from hf_segkd.training.parameter_groups import parameter_groups, require_all_parameters
-from hf_segkd.training.preflight import Preflight
-from hf_segkd.training.processes import refuse_what_can_not_work, synchronise_batch_norms, warn_if_alone
-from hf_segkd.training.term_means import TermMeans
-from hf_segkd.training.unreadable import unreadable_images
+from hf_segkd.training.preflight import preflight, require_better_teacher
+from hf_segkd.training.processes import check_supported_modes, synchronise_batch_norms, warn_single_process
+from hf_segkd.training.run_report import Evaluation, Run, network_costs, refuse_card_kwargs, run_report, write_student
+from hf_segkd.training.run_settings import checkpoint_to_resume, run_settings
+from hf_segkd.training.student_files import load_checkpoint, save_student
+from hf_segkd.training.term_means import ConstantTerms, TermMeans
 from hf_segkd.types import Features
 
 logger = logging.get_logger(__name__)
 
-# The loss's own weights and statistics, beside the student in a checkpoint; only resuming reads them.
-LOSS_STATE_FILE = "distillation.safetensors"
+# The private methods of Trainer that are overridden, and why no public one serves. tests/training/test_private_hooks.py
+# holds them against the installed transformers.
+PRIVATE_OVERRIDES = {
+    "_get_output_dir": "The only say in where Trainer writes a checkpoint: into the staging folder, until it is whole.",
+    "_save_checkpoint": "Moves a whole checkpoint to its place before callbacks, pushes and rotation see it; on_save "
+    "comes after rotation.",
+    "_push_from_checkpoint": "Trainer calls it before the checkpoint is in its place, and sends the output folder.",
+    "_load_from_checkpoint": "Checkpoints hold a plain student; Trainer would look for the keys of the whole module.",
+    "_load_best_model": "The same, at the end of a run.",
+}
 
 
-class DistillationTrainer(CheckpointingTrainer):
+class DistillationTrainer(Trainer):
     """Trains `model` on its labels and on what a frozen teacher knows.
 
     `trainer.student` is the network that is trained and saved: every checkpoint and `save_model` write a plain
     student that `from_pretrained` loads. The loss's own parameters train along and live beside it in checkpoints.
-    With `args.push_to_hub` the student is published as `PublishingTrainer` says.
+    A checkpoint is whole or not there, and is resumed only if the run can go on as if it had never stopped. With
+    `args.push_to_hub` and the other `hub_` arguments of `Trainer` a push holds what others need of the student, with
+    its card and scores, and nothing else; it is one commit, of a checkpoint too, which lies in a folder beside the
+    student.
 
     Args:
         model: The student: a network of hf_segkd or a segmentation model of transformers that gives logits for each
-            pixel; a `ForeignNetwork` of one names more taps.
+            pixel; a `FeatureNetwork` of one names more taps.
         args: Training arguments; `args.method` names the loss, "none" trains without a teacher.
         teacher: The network to learn from. It is never trained, saved, or taken out of evaluation mode. A segmentation
-            model of transformers offers its logits and default taps; a `ForeignNetwork` of it others too.
+            model of transformers offers its logits and default taps; a `FeatureNetwork` of it others too.
+            `trainer.teacher` is the `Teacher` that is made of it, and says what happens to it.
         train_dataset: A data set of `load_segmentation_dataset`, which is augmented as `args` says, or any torch
             data set of `pixel_values` (3, h, w) and `labels` (h, w), both of the crop's size. The trainer tells an
             `AugmentedDataset` the epoch; one that is wrapped in another data set you must tell yourself. Without
@@ -74,34 +94,45 @@ class DistillationTrainer(CheckpointingTrainer):
             the student's; the teacher then sees each crop as this one makes it. Its size is not used.
         class_map: Which class of the teacher teaches which of the student: a `ClassMap`, "names", "index" or a YAML
             file. By default by name where at least two names agree, else by index where the numbers agree.
+        loss: A loss of your own in place of `args.method`: a subclass of `AbstractDistillationLoss`, a
+            `functools.partial` of one, or a function of the two networks' `NetworkSpec`s that gives one. It gets
+            `args.method_kwargs` as keywords; the run's `method` is then its name.
         callbacks: As in `Trainer`.
         optimizers: As in `Trainer`.
 
     Raises:
         ValueError: If teacher and method don't go together, teacher and student are one object, their classes are not
             known to agree, a tap is missing, or the distributed set-up is one that was never tested.
+
+    Attributes:
+        unreadable_images: `image_id` of each training image that was left out; known when training has ended.
+        resumed_from_step: The step that the run was resumed from, None for a run that never stopped. Unreadable images
+            and seconds are counted since then.
     """
+
+    args: DistillationArguments
 
     # compute_loss returns the mean of its batch; Trainer divides by the accumulation steps.
     loss_is_scaled_for_ga = False
 
     def __init__(
         self,
-        model: PreTrainedModel | ForeignNetwork,
+        model: PreTrainedModel | FeatureNetwork,
         args: DistillationArguments,
         *,
-        teacher: PreTrainedModel | ForeignNetwork | None = None,
+        teacher: PreTrainedModel | FeatureNetwork | None = None,
         train_dataset: Dataset | datasets.Dataset | None = None,
         unlabelled_dataset: datasets.Dataset | None = None,
         eval_dataset: Dataset | datasets.Dataset | dict[str, Any] | None = None,
         processing_class: Any = None,
         teacher_processor: Any = None,
         class_map: ClassMap | str | None = None,
+        loss: Callable[..., AbstractDistillationLoss] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        refuse_what_can_not_work(args)
-        warn_if_alone(args)
+        check_supported_modes(args)
+        warn_single_process(args)
         model = with_taps(model)
         if teacher is None and (teacher_processor is not None or class_map is not None):
             raise ValueError("teacher_processor and class_map say how a teacher is read, and there is no teacher.")
@@ -110,27 +141,30 @@ class DistillationTrainer(CheckpointingTrainer):
                 raise ValueError(
                     "Teacher and student are the same object, and the teacher must not be trained: load it twice."
                 )
-            teacher = adapted(
-                in_own_dtype(teacher, args.teacher_dtype),
-                model,
-                teacher_processor=teacher_processor,
+            teacher = Teacher(
+                teacher,
+                teacher_processor,
+                class_map,
+                args.teacher_dtype,
+                args.teacher_batch_norm,
+                student=model,
                 student_processor=processing_class,
-                class_map=class_map,
             )
-        distiller = build_distiller(model, teacher, args)
+        distiller = build_distiller(model, teacher, args, loss)
+        if loss is not None:
+            args = with_method(args, loss, distiller.loss)
         if args.sync_batch_norm:
             synchronise_batch_norms(distiller, args)
-        if train_dataset is not None and isinstance(model, ForeignNetwork):
-            model.become_student(() if distiller.loss is None else distiller.loss.student_taps)
+        if train_dataset is not None and distiller.reader is not None:
+            distiller.reader.freeze_unused_parameters(() if distiller.loss is None else distiller.loss.student_taps)
         if args.channels_last:
             model.to(memory_format=torch.channels_last)
-        self._term_means = TermMeans()
-        self._batch_files: list[str] = []  # image_ids of the batch in work, where the data set gives them
         self._label_range = {
             "num_labels": distiller.config.num_labels,
             "ignore_index": distiller.config.semantic_loss_ignore_index,
         }
         self._scores = StreamingScores(distiller.config.num_labels)
+        self._pushes = HubPushes(args)  # before Trainer prepares the repository
         super().__init__(
             model=distiller,
             args=args,
@@ -147,34 +181,37 @@ class DistillationTrainer(CheckpointingTrainer):
             require_all_parameters(self.optimizer, distiller)
             if args.scale_lr:
                 raise ValueError("scale_lr scales the rates of the optimizer that is built from args; you passed one.")
+        self.unreadable_images: list[str] = []
+        self.resumed_from_step: int | None = None
+        self._best_step: int | None = None  # whose weights the student has, once training went back to them
+        self._evaluation: Evaluation | None = None
+        self._writer = CheckpointWriter(Path(args.output_dir), args.should_save, self.accelerator.wait_for_everyone)
+        self._sigterm = Sigterm()
+        self._term_means = TermMeans()
+        self._told_untrained = False  # by a subclass's compute_loss
         self._average = StudentAverage(distiller.student, args.ema_decay) if args.ema_decay else None
-        warm_up = distiller.loss is not None and distiller.loss.connector_epochs
+        warm_up = distiller.loss is not None and distiller.loss.request.connector_epochs
         self._connectors_first = ConnectorsFirst(distiller) if warm_up else None
         self._guard = NonFiniteGuard(distiller, self.accelerator, self._teacher_features)
         for callback in self._own_callbacks():
             self.add_callback(callback)
-        self.teacher = None
-        if distiller.loss is not None:
-            wanted = distiller.loss.teacher_batch_statistics
-            self._batch_statistics = takes_batch_statistics(teacher, args.teacher_batch_norm, wanted)
-            self.teacher = ready_to_teach(teacher, args.teacher_dtype, args.channels_last, self.accelerator)
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.prepare(self.accelerator, distiller.loss.request.teacher_batch_statistics, args.channels_last)
         if (warning := args.warn_about_batch_size()) is not None:
             logger.warning(warning)
 
     def _own_callbacks(self) -> Iterator[TrainerCallback]:
         """What goes on beside the steps, in the order in which it is called."""
-        yield EpochOfAugmentation(self)
+        yield StopAtSigterm(self._sigterm)
+        yield EpochBegin()
         yield ConstantTerms()
-        yield self._term_means
-        yield self._guard
         if self._average is not None:
-            yield self._average
-        if self._connectors_first is not None:
-            yield self._connectors_first
+            yield AverageAfterStep(self._average)
         for module in self.distiller.modules():
             if isinstance(module, Adversary):
                 yield AdversaryCallback(module, self._term_means.add_beside)
-        yield Preflight(self)
+        yield AtTrainBegin(self._begin_steps)
 
     @property
     def distiller(self) -> Distiller:
@@ -186,20 +223,109 @@ class DistillationTrainer(CheckpointingTrainer):
         """The network being trained."""
         return self.distiller.student
 
+    @property
+    def confusion_matrix(self) -> Tensor:
+        """Counts of the last evaluation, (k, k) int64: rows are the truth, columns the prediction; empty before it."""
+        return self._scores.confusion_matrix
+
+    @property
+    def push_in_progress(self) -> PushInProgress | None:
+        """The uploads that a run waits for when it ends; None before the first."""
+        return self._pushes.in_progress
+
     # --- training ---
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As `Trainer` does, after a check that the run can go on from the checkpoint as if it had never stopped.
+
+        Afterwards all processes hold the same student, the one that is saved: with `args.ema_decay` it has the averaged
+        weights from then on. Before the first step the labels are counted where class weights or the images' repeat
+        factors are made of that.
+
+        Args:
+            resume_from_checkpoint: Folder of a checkpoint; True or "last" for that of the highest step in the output
+                folder which is whole.
+            *args: As in `Trainer`.
+            **kwargs: As in `Trainer`.
+
+        Raises:
+            ValueError: If the checkpoint is damaged, or that of a run which this one can't go on with.
+            SystemExit: With code 143 after SIGTERM, when the checkpoint of the step in work is written.
+        """
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        self.resumed_from_step = self._best_step = self._evaluation = None
+        balance_classes(self.distiller.label_losses, self.train_dataset, self.args, self.accelerator)
+        resumed = ResumedRun(checkpoint)
+        self.add_callback(resumed)
+        with self._sigterm.listening():
+            try:
+                output = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+            except SystemExit:
+                self.callback_handler.on_train_end(self.args, self.state, self.control)  # trackers write what they have
+                raise
+            finally:
+                self.remove_callback(resumed)
+            self._pushes.log_failed_last(self.hub_model_id)
+            if self._sigterm.received(self.args):
+                self._save_finished_run()
+                raise SystemExit(EXIT_CODE)
+        self.unreadable_images = unreadable_images(self.train_dataset, self.accelerator)
+        if self._average is not None:
+            self._average.give_to_student()
+        self._share_buffers()
+        return output
+
+    def _begin_steps(self) -> None:
+        """What is done when all is prepared and the steps are about to begin."""
+        self._term_means.reset()
+        self._guard.reset()
+        if self._connectors_first is not None:
+            self._connectors_first.warn_if_nothing_else_trains(self.state.num_train_epochs)
+        if self.state.global_step > 0:
+            self.resumed_from_step = self.state.global_step
+        elif self.teacher is not None and self.args.preflight_images:
+            self._try_teacher()
+
+    def _try_teacher(self) -> None:
+        """Log the scores of teacher and student; a teacher that is not better stops the run, unless it is allowed."""
+        training = self.train_dataset
+        scores = preflight(
+            self.teacher,
+            self.distiller.network,
+            self.eval_dataset,
+            self.args.preflight_images,
+            crop_size=training.transform.crop_size if isinstance(training, AugmentedDataset) else None,
+            accelerator=self.accelerator,
+        )
+        if scores is not None:
+            self.log({"preflight_teacher_mean_iou": scores.teacher, "preflight_student_mean_iou": scores.student})
+            require_better_teacher(scores, self.args.allow_weak_teacher)
+
     def _teacher_features(self, images: Tensor) -> Features:
-        return taps_for(self.distiller.loss, self.teacher, images, self._batch_statistics)
+        features = self.teacher.features(images)
+        return {tap: features[tap] for tap in self.distiller.loss.teacher_taps}  # the others' memory is free from here
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As `Trainer` gives it, with workers that leave it to this process what SIGTERM does."""
+        return ignore_sigterm_in_workers(super().get_train_dataloader())
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """The batches of an optimizer step, and how many pixels are labelled in them, on all processes together."""
+        """The batches of an optimizer step, and how many pixels are labelled in them, on all processes together.
+
+        With class weights it is the sum of these pixels' weights.
+
+        None when the checkpoint that was resumed is that of the last step.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            num_batches = 0
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         labelled = torch.zeros((), dtype=torch.int64, device=device)
         for batch in batches:
             if "labels" in batch:
-                labelled += (batch["labels"] != self._label_range["ignore_index"]).sum().to(device)
+                labelled = labelled + self.distiller.pixel_weight(batch["labels"]).to(device)
         return batches, self.accelerator.reduce(labelled, reduction="sum")
 
     def compute_loss(
@@ -209,12 +335,15 @@ class DistillationTrainer(CheckpointingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Any]]:
-        """Cross-entropy plus the terms of the distillation loss, the mean of the batch.
+        """The losses on the labels plus the terms of the distillation loss, the mean of the batch.
 
-        The cross-entropy is weighted so that its mean over accumulated batches and processes is that of all labelled
-        pixels, however unevenly the batches are labelled; `num_items_in_batch` is their number.
+        What is a mean over pixels (`ce`, `focal`) is weighted so that its mean over accumulated batches and processes
+        is that of all labelled pixels, however unevenly the batches are labelled; `num_items_in_batch` is their number.
+
+        A subclass may call it and add a term of its own. Without a teacher it may also compute the whole loss itself,
+        from `model(pixel_values=...).logits`; the log then has that loss and no terms.
         """
-        self._scored_images = None  # the student is about to change
+        files, inputs = inputs.get("image_ids", []), self._network_inputs(inputs)
         teacher_features = None
         loss = self.distiller.loss
         if "labels" not in inputs:
@@ -225,35 +354,61 @@ class DistillationTrainer(CheckpointingTrainer):
         labelled_pixels = None
         if num_items_in_batch is not None:
             batches = self.current_gradient_accumulation_steps * self.args.world_size
-            labelled_pixels = num_items_in_batch.clamp(min=1) / batches
-        outputs = model(**inputs, teacher_features=teacher_features, labelled_pixels=labelled_pixels)
-        self._guard.remember(inputs, self._batch_files, outputs["terms"])
+            labelled_pixels = not_zero(num_items_in_batch) / batches
+        outputs = model(
+            **inputs,
+            teacher_features=teacher_features,
+            labelled_pixels=labelled_pixels,
+            output_logits=return_outputs,
+        )
+        self._guard.remember(inputs, files, outputs["terms"])
         self._term_means.add(outputs["terms"])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As `Trainer` does; what does not learn while connectors are warmed up, or after it, has no gradient then."""
-        loss = super().training_step(*args, **kwargs)
+    def _network_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the networks see of a batch, in their memory format."""
+        inputs = {name: value for name, value in inputs.items() if name != "image_ids"}
+        images = inputs["pixel_values"]
+        if self.args.channels_last and isinstance(images, Tensor):
+            inputs["pixel_values"] = images.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """As `Trainer` does; then gradients of what does not learn now are dropped, and NaN and infinity stop the run.
+
+        Raises:
+            FloatingPointError: On every process, if a term of the loss or the gradient is not finite.
+            ValueError: If a subclass's `compute_loss` leaves out the terms of the distillation loss.
+        """
+        remembered = len(self._guard.batches)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if len(self._guard.batches) == remembered:
+            self._remember_own_loss(self._prepare_inputs(inputs), loss)
         if self._connectors_first is not None:
             self._connectors_first.drop_gradients(self.state.epoch)
+        if self.accelerator.sync_gradients:  # the last batch of an optimizer step
+            self._guard.check(self.state.global_step + 1, self.args.output_dir)
         return loss
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        self._guard.check(grad_norm, self.state.global_step + 1, self.args.output_dir)
-        return grad_norm
-
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `Trainer` does; afterwards all processes hold the same student, the one that is saved.
-
-        With `args.ema_decay` it has the averaged weights from then on.
-        """
-        output = super().train(*args, **kwargs)
-        self.unreadable_images = unreadable_images(self.train_dataset, self.accelerator)
-        if self._average is not None:
-            self._average.give_to_student()
-        self._share_buffers()
-        return output
+    def _remember_own_loss(self, inputs: dict[str, Any], loss: Tensor) -> None:
+        """For a subclass whose `compute_loss` does not call this class's."""
+        name = f"{type(self).__name__}.compute_loss"
+        if self.distiller.loss is not None:
+            raise ValueError(
+                f"{name} does not call that of DistillationTrainer, so the terms of method {self.args.method!r} would "
+                "be left out. Add super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch) to what "
+                "it returns, or train without a teacher; a loss on the teacher's features of your own is passed as "
+                "loss."
+            )
+        self._guard.remember(inputs, inputs.get("image_ids", []), {"loss": loss})
+        if not self._told_untrained:
+            self._told_untrained = True
+            trained = [named for named in self.distiller.named_parameters() if named[1].requires_grad]
+            if untrained := [parameter for parameter, value in trained if value.grad is None]:
+                logger.warning(
+                    f"{name} gives {len(untrained)} parameters no gradient, and they are not trained: "
+                    f"{', '.join(untrained)}. An auxiliary head learns with the loss of model(**inputs) only."
+                )
 
     def _final_weights(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the student has the weights that are scored, saved and published: averages where there are some."""
@@ -265,14 +420,6 @@ class DistillationTrainer(CheckpointingTrainer):
             for name, buffer in self.distiller.named_buffers():
                 if name not in self.distiller._ddp_params_and_buffers_to_ignore:  # equal by themselves, and large
                     torch.distributed.broadcast(buffer, src=0)
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
-        self._batch_files = inputs.pop("image_ids", [])
-        images = inputs["pixel_values"]
-        if self.args.channels_last and isinstance(images, Tensor):
-            inputs["pixel_values"] = images.contiguous(memory_format=torch.channels_last)
-        return inputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as `Trainer` does, with the mean of each term since the last log: `raw_` and, weighted, `loss_`."""
@@ -295,12 +442,13 @@ class DistillationTrainer(CheckpointingTrainer):
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = whole_images(eval_dataset, self.processing_class, self.student)
         with self._for_evaluation():
-            return super().get_eval_dataloader(eval_dataset)
+            return ignore_sigterm_in_workers(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Dataset | datasets.Dataset) -> DataLoader:
         """As `get_eval_dataloader`."""
         with self._for_evaluation():
-            return super().get_test_dataloader(whole_images(test_dataset, self.processing_class, self.student))
+            test_dataset = whole_images(test_dataset, self.processing_class, self.student)
+            return ignore_sigterm_in_workers(super().get_test_dataloader(test_dataset))
 
     @contextlib.contextmanager
     def _for_evaluation(self) -> Iterator[None]:
@@ -319,7 +467,7 @@ class DistillationTrainer(CheckpointingTrainer):
         `post_process_semantic_segmentation` does. `confusion_matrix` holds the last evaluation's counts.
         """
         self._scores.begin()  # an evaluation that was interrupted leaves its counts
-        self._scored_images = dataloader.dataset
+        self._evaluation = Evaluation(dataloader.dataset, self.state.global_step)
         self._share_buffers()  # score the statistics that are saved
         # Its data loader draws a seed, which must not change what training draws.
         with self._final_weights(), torch.random.fork_rng(devices=[]):
@@ -343,7 +491,7 @@ class DistillationTrainer(CheckpointingTrainer):
         Raises:
             ValueError: If the data set gives no labels.
         """
-        inputs = self._prepare_inputs(inputs)
+        inputs = self._network_inputs(self._prepare_inputs(inputs))
         if "labels" not in inputs:
             raise ValueError("An evaluation needs labels, and its data set gives none; scripts/predict.py needs none.")
 
@@ -351,45 +499,187 @@ class DistillationTrainer(CheckpointingTrainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 return model(pixel_values=images)["logits"]
 
-        loss, rows = loss_and_counts(logits_of, inputs["pixel_values"], inputs["labels"], **self._label_range)
+        tiles = {"tile": self.args.eval_tile, "overlap": self.args.eval_overlap}
+        loss, rows = loss_and_counts(logits_of, inputs["pixel_values"], inputs["labels"], **self._label_range, **tiles)
         if prediction_loss_only:
             return loss, None, None
         return loss, rows, torch.zeros(len(rows), device=rows.device)
 
     # --- saving and resuming ---
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if not self.args.should_save:
-            return
-        directory = Path(output_dir if output_dir is not None else self.args.output_dir)
-        directory.mkdir(parents=True, exist_ok=True)
-        is_checkpoint = directory.name.startswith(PREFIX_CHECKPOINT_DIR)  # what training goes on from
-        with contextlib.nullcontext() if is_checkpoint else self._final_weights():
-            self.student.save_pretrained(directory)
-        if is_checkpoint and self._average is not None:
-            self._average.save(directory)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(directory)
-        # JSON, where Trainer would write a pickle.
-        (directory / ARGUMENTS_FILE).write_text(self.args.to_json_string())
-        loss = self.distiller.loss
-        if loss is not None and is_checkpoint:
-            state = {name: value.contiguous() for name, value in loss.state_dict().items()}
-            save_file(state, directory / LOSS_STATE_FILE)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a plain student that `from_pretrained` loads; with `args.push_to_hub` push it.
+
+        A folder that is named like a checkpoint also gets what training goes on from.
+
+        Args:
+            output_dir: Where to, by default the output folder.
+            _internal_call: Whether not to push.
+        """
+        if self.args.should_save:
+            folder = Path(self.args.output_dir if output_dir is None else output_dir)
+            save_student(folder, self.distiller, self._average, self.processing_class, self.args)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._writer.output_dir)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        staged = self._writer.staged(self.state, self._settings, (self.model, self.optimizer))
+        with staged as checkpoint, self._sigterm.with_full_state(self.args):
+            super()._save_checkpoint(model, trial)
+        if self.args.push_to_hub and self.is_world_process_zero() and self._pushes.wants_checkpoint():
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            write = partial(self._write_publication, checkpoint=checkpoint)
+            self._pushes.add(self._pushes.push(write, self.hub_model_id, progress_message(self.args, self.state)))
+        self._writer.delete_old(self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Does nothing: `_save_checkpoint` pushes the checkpoint when it is in its place."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = type(self.student).from_pretrained(resume_from_checkpoint, use_safetensors=True)
-        self.student.load_state_dict(saved.state_dict())
-        self._scored_images = None
-        if self._average is not None:
-            self._average.load(Path(resume_from_checkpoint))
-        if self.distiller.loss is not None:
-            self.distiller.loss.load_state_dict(load_file(Path(resume_from_checkpoint, LOSS_STATE_FILE)))
+        load_checkpoint(Path(resume_from_checkpoint), self.distiller, self._average)
 
     def _load_best_model(self) -> None:
         logger.info(f"Loading the best model, {self.state.best_model_checkpoint} ({self.state.best_metric}).")
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+        self._evaluation = None
+        self._best_step = int(Path(self.state.best_model_checkpoint).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
 
-    def _write_publication(self, folder: Path) -> None:
+    def _checkpoint_to_resume(self, wanted: str | bool | None) -> Path | None:
+        folder, skip = Path(self.args.output_dir), self.args.ignore_data_skip
+        self._writer.clear_staging()
+        self.accelerator.wait_for_everyone()  # before one looks for checkpoints, or writes one
+        checkpoint = checkpoint_to_resume(wanted, folder, self._settings if wanted else {}, skip)
+        self.accelerator.wait_for_everyone()  # all have looked, before a checkpoint is written
+        return checkpoint
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        student = self.distiller.network  # with its taps
+        loss = self.distiller.loss
+        return run_settings(self.args, self.train_dataset, student, self.teacher, self.processing_class, loss)
+
+    def _save_finished_run(self) -> None:
+        """For SIGTERM after the last step: its checkpoint, unless it is there, or the best student is in its place."""
+        self._sigterm.stopping = True
+        last = self._writer.folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if not (last / RECORD_FILE).is_file() and not self.args.load_best_model_at_end:
+            self._save_checkpoint(self.model, trial=None)
+        if self.is_world_process_zero():
+            logger.warning(
+                f"SIGTERM came after the run's last step, {self.state.global_step}. --resume_from_checkpoint last "
+                f"evaluates and saves the student. Exiting with code {EXIT_CODE}."
+            )
+
+    # --- reporting and publishing ---
+
+    @property
+    def _run(self) -> Run:
+        """What the report and the card tell of."""
+        return Run(
+            args=self.args,
+            student=self.student,
+            processor=self.processing_class,
+            teacher=self.teacher,
+            own_paper=None if self.distiller.loss is None else self.distiller.loss.paper,
+            train_dataset=self.train_dataset,
+            eval_dataset=self.eval_dataset,
+            steps=self.state.global_step,
+            best_step=self._best_step,
+            resumed_from_step=self.resumed_from_step,
+            unreadable_images=self.unreadable_images,
+            evaluation=self._evaluation,
+            confusion_matrix=self.confusion_matrix,
+        )
+
+    def report(self) -> RunReport | None:
+        """Scores of the student as it is now with how it was trained, if it was evaluated on images that are known.
+
+        `steps` are those that were trained, the budget that comparisons go by; `best_step` is there where training
+        went back to the weights of an earlier one. Unreadable images are counted since `resumed_from_step`.
+        """
+        return run_report(self._run)
+
+    def create_model_card(self, **given: Any) -> None:
+        """Write the card, with the scores and pictures it shows, beside the student in the output folder.
+
+        Args:
+            **given: What `Trainer` writes into its card (tags, dataset ...), which is refused.
+
+        Raises:
+            ValueError: If something is given: the card tells what training knows.
+        """
+        refuse_card_kwargs(given)
+        if self.is_world_process_zero():
+            self._write_publication(Path(self.args.output_dir))
+
+    def _write_publication(self, folder: Path, checkpoint: Path | None = None) -> None:
+        """Write what is pushed: the student with its card and, as `args.hub_strategy` says, a checkpoint beside it."""
         with self._final_weights():
-            super()._write_publication(folder)
+            self.student.eval()  # Trainer puts it back into training mode at every step
+            write_student(folder, self._run, self.hub_model_id or repository_name(self.args), self._costs)
+        if checkpoint is not None and (place := self._pushes.place_of(checkpoint)) is not None:
+            copy_without_machine(checkpoint, folder / place)
+
+    @cached_property
+    def _costs(self) -> list[dict[str, Any]]:
+        return network_costs(self._run)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository and the branch `args.hub_revision`, where they are not there.
+
+        A wrong name or licence, or a token that may not write, is so known before training starts.
+
+        Raises:
+            ValueError: If there is no image processor, which others need to use the student, or for the reasons of
+                `hf_segkd.publishing.hub.upload`.
+            ConnectionError: If the Hub can not be reached.
+        """
+        if not self.is_world_process_zero():
+            return
+        if self.processing_class is None:
+            raise ValueError(
+                "push_to_hub needs processing_class, the image processor: nobody can use a student without."
+            )
+        self.hub_model_id = self._pushes.prepare(token, private)
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **given: Any,
+    ) -> str | Future[str] | None:
+        """Save the student and publish it.
+
+        Args:
+            commit_message: First line of the commit.
+            blocking: Wait for the upload.
+            token: Instead of `args.hub_token`.
+            revision: Branch, instead of `args.hub_revision`.
+            private: Instead of `args.hub_private_repo`, for a repository that is not there yet.
+            **given: What `Trainer` writes into its card (tags, dataset ...), which is refused.
+
+        Returns:
+            URL of the commit, a future of it if not `blocking`; None on all processes but the main one.
+
+        Raises:
+            ValueError: As `init_hf_repo` and `create_model_card`.
+            ConnectionError: If the connection breaks.
+        """
+        refuse_card_kwargs(given)
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        push = self._pushes.push(self._write_publication, self.hub_model_id, commit_message, token, revision)
+        if blocking:
+            return push.result()
+        self._pushes.add(push)
+        return push

@@ -147,11 +147,26 @@ def test_a_picture_of_absurd_size_is_refused_before_it_is_decoded(tmp_path):
         app.read_rgb(str(tmp_path / "large.png"), "The picture", app.MAX_PIXELS)
 
 
-def test_fewer_pixels_are_taken_where_a_network_has_many_classes(student, folders):
-    teacher = app.load_network(str(folders / "teacher"))
-    assert app.max_pixels([student, teacher]) == app.MAX_PIXELS
-    teacher.model.config.num_labels = 1000
-    assert app.max_pixels([student, teacher]) == app.MAX_LOGITS // 1000
+def test_a_large_picture_is_shown_in_tiles_whose_passes_are_timed_together(student, monkeypatch):
+    image = scenes("val", 1)[0]["image"].resize((144, 96))
+    student.processor.do_resize = False
+    whole, _ = app.segment(student, image)
+    monkeypatch.setattr(app, "MAX_WHOLE_PIXELS", 144 * 96 - 1)
+    monkeypatch.setattr(app, "TILE", 64)
+    clock, shapes = [0.0], []
+
+    def forward(pixel_values, original=student.model.forward):
+        clock[0] += 0.25
+        shapes.append(tuple(pixel_values.shape[2:]))
+        return original(pixel_values)
+
+    monkeypatch.setattr(app.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(student.model, "forward", forward)
+    mask, milliseconds = app.segment(student, image)
+    assert set(shapes) == {(64, 64)}
+    assert milliseconds == 250 * len(shapes) == 250 * 6  # tiles at 0, 48 and 80 of 144, 0 and 32 of 96
+    assert np.array_equal(mask, predict(student.model, student.processor, image, tile=64).numpy())
+    assert mask.shape == whole.shape
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
@@ -232,7 +247,7 @@ def test_a_space_holds_what_it_needs_of_the_package_and_no_more(tmp_path):
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     models = {f"hf_segkd/models/{path.name}" for path in (ROOT / "hf_segkd" / "models").glob("*.py")}
     data = {f"hf_segkd/data/{name}.py" for name in ("image_files", "image_processors", "labels")}
-    parts = ("__init__", "feature_network", "feature_paths", "inference", "outputs")
+    parts = ("__init__", "feature_network", "feature_paths", "inference", "outputs", "tiles")
     networks = {f"hf_segkd/networks/{name}.py" for name in parts}
     others = {f"hf_segkd/{name}.py" for name in ("__init__", "auto", "losses/base", "types")}
     own = {"app.py", "models.json", "requirements.txt", "README.md", "examples/0.png"}

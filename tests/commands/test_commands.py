@@ -49,7 +49,7 @@ def test_a_report_names_folders_by_their_whole_path_and_what_it_was_made_with(st
     assert report["versions"]["torch"] == version("torch")
     monkeypatch.chdir(Path(teacher).parent)
     recipe = flags(tmp_path, student_config=STUDENT, teacher=Path(teacher).name, method="kd", max_steps=1)
-    assert train.main(recipe)["teacher"] == teacher
+    assert train.main(recipe).teacher == teacher
     assert DataFlags(dataset="camvid", data_dir="data").source("val")["data_dir"] == str(Path("data").absolute())
 
 
@@ -93,6 +93,18 @@ def test_predicted_masks_are_those_of_the_pipeline(student, tmp_path):
     assert (tmp_path / "out" / "legend.png").is_file()
 
 
+def test_a_score_of_tiles_says_so(student, tmp_path):
+    command = ["--model", str(student), "--dataset", "demo", "--dataset_options", json.dumps(OPTIONS), "--use_cpu"]
+    whole = evaluate.main([*command, "--output", str(tmp_path / "whole.json")])
+    tiles = evaluate.main([*command, "--output", str(tmp_path / "tiles.json"), "--tile", "32", "--overlap", "8"])
+    assert tiles["data"] == whole["data"] | {"tile": [32], "overlap": 8}
+    labelled = [[sum(row) for row in report["confusion_matrix"]] for report in (whole, tiles)]
+    assert labelled[0] == labelled[1]
+    assert tiles["confusion_matrix"] != whole["confusion_matrix"]  # its image-wide pooling sees tiles alone
+    with pytest.raises(ValueError, match="half the side of a tile, here 16; got 20"):
+        evaluate.main([*command, "--tile", "32", "--overlap", "20"])
+
+
 def test_a_run_goes_on_from_its_last_checkpoint(tmp_path, teacher):
     options = {
         "student_config": STUDENT,
@@ -103,8 +115,8 @@ def test_a_run_goes_on_from_its_last_checkpoint(tmp_path, teacher):
     }
     train.main(flags(tmp_path, **options))
     report = train.main([*flags(tmp_path, **options), "--max_steps", "3", "--resume_from_checkpoint", "last"])
-    assert report["steps"] == 3
-    assert report["resumed_from_step"] == 2  # since which its seconds are counted
+    assert report.steps == 3
+    assert report.resumed_from_step == 2  # since which its seconds are counted
     with pytest.raises(ValueError, match="no checkpoint in"):
         train.main([*flags(tmp_path / "new", **options), "--resume_from_checkpoint", "last"])
 
@@ -145,6 +157,14 @@ def test_a_trained_student_is_a_starting_point(tmp_path, student):
 def test_a_wrong_recipe_is_refused_before_training(tmp_path, values, message):
     with pytest.raises(ValueError, match=message):
         train.main(flags(tmp_path, **values))
+
+
+def test_fewer_images_are_the_first_for_training_and_evenly_spread_ones_for_evaluation():
+    options = {"max_train_samples": 2, "max_eval_samples": 3}
+    command = train.TrainingCommand(dataset="demo", dataset_options={**OPTIONS, "num_images": 9}, **options)
+    training, evaluation = train.load_splits(command, "stop")
+    assert training["image_id"] == command.load("train")["image_id"][:2]
+    assert evaluation["image_id"] == command.load("val")["image_id"][::4]
 
 
 def test_a_network_of_another_label_set_is_not_evaluated(student):

@@ -7,7 +7,7 @@ from foreign_models import DENSE, QUERY, build, no_scipy  # noqa: F401
 from tiny_runs import NUM_CLASSES, network
 
 from hf_segkd.commands import inspect_model
-from hf_segkd.networks import ForeignNetwork
+from hf_segkd.networks import FeatureNetwork
 from hf_segkd.networks.feature_paths import DEFAULT_TAPS
 
 pytestmark = pytest.mark.usefixtures("no_scipy")
@@ -28,11 +28,11 @@ def test_every_row_is_a_tap_that_gives_the_map_that_is_shown(make, tmp_path, cap
     assert type(build(make)).__name__ in shown
     inputs = foreign_models.ONEFORMER_INPUTS if make is foreign_models.oneformer else None
     model = build(make)
-    named = ForeignNetwork(model, {f"tap {number}": row.path for number, row in enumerate(rows)}, inputs)
+    named = FeatureNetwork(model, {f"tap {number}": row.path for number, row in enumerate(rows)}, inputs)
     for number, row in enumerate(rows):
         assert named.tap_channels[f"tap {number}"] == row.shape[1]
     defaults = [tap for row in rows for tap in row.taps]
-    assert sorted({*defaults, "logits"}) == sorted(ForeignNetwork(model, inputs=inputs).tap_channels)
+    assert sorted({*defaults, "logits"}) == sorted(FeatureNetwork(model, inputs=inputs).tap_channels)
     # Queries make their logits of two outputs.
     assert ("logits" in defaults) == (make in DENSE)
 

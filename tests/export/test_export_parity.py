@@ -35,6 +35,8 @@ def test_int8_may_cost_so_many_points_and_no_score_is_too_much(miou_exported, re
     parity = Parity(2, 0.5, 0.98, 0.5, miou_exported)
     with pytest.raises(ValueError, match="--max_int8_loss allows 1") if refused else nullcontext():
         check_int8_loss(parity, "model-int8.onnx", allowed=1.0)
+    with pytest.raises(ValueError, match="logits that are not finite"):
+        check_int8_loss(replace(parity, miou_exported=0.5, max_logit_difference=float("inf")), "model-int8.onnx", 1.0)
 
 
 def test_of_several_sizes_the_worst_is_reported_beside_the_score_of_the_first():

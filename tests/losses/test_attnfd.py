@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from hf_segkd.losses import create_loss
 from hf_segkd.losses.attention import CBAM, ParameterFreeAttention
 from hf_segkd.losses.attnfd import normalized_distance
+from hf_segkd.losses.base import TrainingRequest
 
 # The authors' code (f090bbe) in float64 on inputs of `hashed_numbers`: distances over the batch size of 2.
 PLACES = [((2, 6, 3, 4), 20, 3.0, 30), ((2, 4, 3, 4), 21, 4.0, 31), ((2, 4, 5, 6), 22, 5.0, 32)]
@@ -183,17 +184,33 @@ def test_a_map_of_zeros_has_no_direction_and_no_gradient(norm, squared):
     assert student.grad.abs().max() == 0.0
 
 
+@pytest.mark.parametrize("angle", [1e-5, 1e-4, 1e-2])
+def test_the_unsquared_distance_of_close_directions_is_their_chord(angle):
+    student = torch.tensor([[1.0, 0.0]], dtype=torch.float64)[:, :, None, None]
+    teacher = torch.tensor([[math.cos(angle), math.sin(angle)]], dtype=torch.float64)[:, :, None, None]
+    value = normalized_distance(student, teacher, "channel", squared=False)
+    assert value.item() == pytest.approx(2 * math.sin(angle / 2), rel=1e-3)
+
+
+def test_the_whole_tensor_norm_is_exact_for_large_maps_in_fp32():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 4, 64, 129, 129)
+    expected = 2 - 2 * F.cosine_similarity(student.double().flatten(), teacher.double().flatten(), dim=0)
+    assert normalized_distance(student, teacher).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_presets_differ_as_documented_and_explicit_arguments_win():
     official = create_loss("attnfd", STUDENT, TEACHER, preset="official")
-    assert official.connector_epochs == 1
+    assert official.request == TrainingRequest(connector_epochs=1, divide_by_batch=True)
     assert not any(p.requires_grad for p in official.teacher_attention.parameters())
     frozen = {name for name, p in official.student_attention.named_parameters() if not p.requires_grad}
     assert frozen == {name for name, _ in official.student_attention.named_parameters() if ".mlp." in name}
     assert set(official.connector_parameters()) == set(official.connectors.parameters())
+    assert set(official.finished_parameters()) == set(official.connectors.parameters())
     paper = create_loss("attnfd", STUDENT, TEACHER, preset="paper", norm="sample", weight=10)
     assert paper.student_taps == ("low_level_pre", "encoder_pre", "decoder_pre")
     assert paper.weights == {"attnfd": 10, "attnfd_teacher_attention": 1.0}
-    assert (paper.norm, paper.squared, paper.connector_epochs) == ("sample", False, 0)
+    assert (paper.norm, paper.squared, paper.request) == ("sample", False, TrainingRequest())
     default = create_loss("attnfd", STUDENT, TEACHER)
     assert all(p.requires_grad for p in default.parameters())
     assert not list(default.teacher_attention.parameters())
@@ -243,6 +260,9 @@ def test_the_weight_multiplies_the_sum_over_the_places():
         ({"norm": "batch"}, "norm is 'batch'"),
         ({"teacher_attention": "frozen"}, "teacher_attention is 'frozen'"),
         ({"places": ()}, "places is empty"),
+        ({"connector_epochs": -1}, "connector_epochs must be a whole number from 0, got -1"),
+        ({"connector_epochs": 0.5}, "connector_epochs must be a whole number from 0, got 0.5"),
+        ({"weight": math.nan}, "weight of attnfd is nan"),
         ({"places": ("stem",)}, r"reads the student's \['stem'\], but that network offers"),
     ],
 )

@@ -153,12 +153,3 @@ def test_two_processes_hold_the_statistics_of_all_pixels(tmp_path):
         statistics = ClassCovariance(4, 3).double()
         statistics.load_state_dict(torch.load(tmp_path / f"{rank}.pt"))
         assert_state(statistics, pooled(batches(6), "full"))
-
-
-def test_without_sync_each_process_keeps_its_own(monkeypatch):
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "all_reduce", lambda tensor: pytest.fail("communicated"))
-    statistics = ClassCovariance(4, 3, sync=False).double()
-    parts = batches(1)
-    statistics.update(*parts[0])
-    assert_state(statistics, pooled(parts, "full"))

@@ -1,7 +1,6 @@
 import pytest
 import torch
 from loss_cases import STUDENT, TEACHER, make_features, make_labels, reference
-from torch.nn import functional as F
 
 from hf_segkd.losses import create_loss
 from hf_segkd.losses.cwd import channel_wise_divergence
@@ -96,37 +95,3 @@ def test_mmsegmentation_distillers_cross_entropy_has_the_same_gradient_and_the_t
     torch.testing.assert_close(entropy_kept - plain, -4.0 * (p * p.log()).sum() / 10)
     gradients = [torch.autograd.grad(value, student)[0] for value in (plain, entropy_kept)]
     torch.testing.assert_close(*gradients)
-
-
-def test_on_features_the_mean_can_be_over_the_students_channels_as_in_cirkd():
-    values = []
-    for divide_by in ("teacher", "student"):
-        torch.manual_seed(0)
-        loss = create_loss("cwd", STUDENT, TEACHER, tap="decoder", divide_by=divide_by)
-        values.append(loss(make_features(STUDENT, 1), make_features(TEACHER, 2), make_labels())["cwd"])
-    torch.testing.assert_close(values[1], 2 * values[0])  # 8 channels against 16
-
-
-def test_the_projector_has_a_bias_where_it_is_asked_for():
-    loss = create_loss("cwd", STUDENT, TEACHER, tap="decoder", projector_bias=True)
-    assert loss.projector.bias.shape == (16,)
-
-
-def test_torchdistillers_projector_has_batch_norm_and_activations_behind_it():
-    torch.manual_seed(0)
-    loss = create_loss("cwd", STUDENT, TEACHER, tap="decoder", weight=1.0, temperature=2.0, projector_activation=True)
-    student, teacher = (make_features(spec, seed)["decoder"] for seed, spec in enumerate((STUDENT, TEACHER)))
-    weight, gain, offset = loss.projector.parameters()
-    with torch.no_grad():
-        gain.uniform_(0.5, 1.5)
-        offset.uniform_(-0.5, 0.5)
-    projected = F.batch_norm(F.conv2d(student, weight), None, None, gain, offset, training=True)
-    projected = F.relu(F.leaky_relu(projected, 0.01))
-    value = loss({"decoder": student}, {"decoder": teacher}, make_labels())["cwd"]
-    torch.testing.assert_close(value, channel_wise_divergence(projected, teacher, 2.0))
-
-
-@pytest.mark.parametrize("option", ["projector_bias", "projector_activation"])
-def test_options_of_a_projector_that_there_is_not_are_refused(option):
-    with pytest.raises(ValueError, match=f"{option}: logits is equally wide in both networks, so there is no proj"):
-        create_loss("cwd", STUDENT, TEACHER, **{option: True})

@@ -105,10 +105,6 @@ def test_a_projector_exists_only_where_the_widths_differ():
 def test_values_that_mean_nothing_are_refused():
     with pytest.raises(ValueError, match="vector is 'map'; it must be one of 'pixel', 'channel', 'centred_channel'"):
         create_loss("lad", STUDENT, TEACHER, vector="map")
-    with pytest.raises(ValueError, match="patch_size must be a whole number from 1, got 0"):
-        create_loss("lad", STUDENT, TEACHER, vector="patch", patch_size=0)
-    with pytest.raises(ValueError, match="patch_size is for vector='patch'; vector is 'pixel'"):
-        create_loss("lad", STUDENT, TEACHER, patch_size=9)
     other = NetworkSpec(channels={"logits": 7}, num_labels=7)
     with pytest.raises(ValueError, match="student has 5 classes and the teacher 7"):
         create_loss("lad", STUDENT, other, tap="logits")

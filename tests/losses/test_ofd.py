@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from hf_segkd.losses import create_loss
 from hf_segkd.losses.adapters import align
+from hf_segkd.losses.base import TrainingRequest
 from hf_segkd.losses.ofd import TeacherMargin, margin_of_norm, partial_l2_distance
 from hf_segkd.types import NetworkSpec
 
@@ -132,14 +133,12 @@ def test_the_term_adds_six_taps_over_their_divisors_with_the_published_weight():
 def test_the_official_preset_divides_by_the_batch_and_explicit_arguments_win():
     student, teacher, labels = batch()
     official = create_loss("ofd", STUDENT, TEACHER, preset="official")
-    assert (official.divide_by_batch, official.teacher_batch_statistics, official.connector_epochs) == (True, True, 1)
+    assert official.request == TrainingRequest(1, divide_by_batch=True, teacher_batch_statistics=True)
     expected = sum(part / official.divisors[tap] for tap, part in distances(official, student, teacher).items()) / 2
     torch.testing.assert_close(official.unweighted(student, teacher, labels)["ofd"], expected)
-    default = create_loss("ofd", STUDENT, TEACHER)
-    assert (default.divide_by_batch, default.teacher_batch_statistics, default.connector_epochs) == (False, False, 0)
-    kwargs = {"divide_by_batch": False, "connector_epochs": 0}
-    explicit = create_loss("ofd", STUDENT, TEACHER, preset="official", **kwargs)
-    assert {name: getattr(explicit, name) for name in kwargs} == kwargs
+    assert create_loss("ofd", STUDENT, TEACHER).request == TrainingRequest(0, False, False)
+    explicit = create_loss("ofd", STUDENT, TEACHER, preset="official", divide_by_batch=False, connector_epochs=0)
+    assert explicit.request == TrainingRequest(0, divide_by_batch=False, teacher_batch_statistics=True)
 
 
 @pytest.mark.parametrize("connectors", [False, True])
@@ -168,7 +167,7 @@ def test_connectors_learn_first_and_go_on_learning():
     assert list(attnfd.finished_parameters()) == list(attnfd.connectors.parameters())
     official = {"preset": "official"}
     both = create_loss("ofd,attnfd", STUDENT, TEACHER, ofd=official, attnfd=official)
-    assert both.teacher_batch_statistics is None  # they differ
+    assert both.request.teacher_batch_statistics is None  # they differ
     connectors = [loss.connectors.parameters() for loss in both.losses]
     assert list(both.connector_parameters()) == [parameter for group in connectors for parameter in group]
     assert list(both.finished_parameters()) == list(both.losses[1].connectors.parameters())
@@ -251,8 +250,8 @@ def test_a_teacher_of_another_size_is_brought_to_the_students():
         ({"connectors": False}, "stage1_pre has 6 channels in the student and 12 in the teacher"),
         ({"connectors": False, "preset": "official"}, "so connector_epochs, in which they learn alone, must be 0"),
         ({"margins": "relu"}, "margins is 'relu'; it must be one of 'teacher', 'none'"),
-        ({"divisors": {}}, "divisors is {}; ofd needs taps"),
-        ({"divisors": ["decoder_pre"]}, "ofd needs taps, each with its divisor"),
+        ({"divisors": {}}, "divisors is {}; ofd needs features"),
+        ({"divisors": ["decoder_pre"]}, "ofd needs features, each with its divisor"),
         ({"divisors": {"stage1_pre": 0}}, "The divisor of stage1_pre is 0; it must be positive"),
         ({"divisors": {"stage9_pre": 1}}, r"reads the student's \['stage9_pre'\], but that network offers"),
         ({"connector_epochs": -1}, "connector_epochs must be a whole number from 0, got -1"),

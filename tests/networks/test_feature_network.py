@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from hf_segkd.commands import evaluate, export, predict, train
-from hf_segkd.networks import ForeignNetwork, query_log_probabilities, with_taps
+from hf_segkd.networks import FeatureNetwork, query_log_probabilities, with_taps
 from hf_segkd.networks.loading import load_network
 from hf_segkd.training.distiller import network_spec
 
@@ -45,7 +45,7 @@ def names(models):
 
 def raw(network):
     """The model's own output."""
-    inputs = {name: value.expand(len(IMAGES), -1) for name, value in network.inputs.items()}
+    inputs = {name: value.expand(len(IMAGES), -1) for name, value in network.reader.inputs.items()}
     with torch.no_grad():
         return network.model(pixel_values=IMAGES, **inputs)
 
@@ -53,7 +53,7 @@ def raw(network):
 def foreign(make, seed=0, **options):
     inputs = ONEFORMER_INPUTS if make is foreign_models.oneformer else None
     id2label = network().config.id2label
-    return ForeignNetwork(build(make, seed, id2label=id2label), inputs=inputs, **options)
+    return FeatureNetwork(build(make, seed, id2label=id2label), inputs=inputs, **options)
 
 
 @pytest.mark.parametrize("make", DENSE, ids=names(DENSE))
@@ -184,7 +184,7 @@ def test_taps_are_outputs_of_the_modules_that_are_named(tmp_path):
 def test_what_writes_into_a_map_later_does_not_reach_the_tap():
     model = build(foreign_models.segformer)
     model.decode_head.activation = torch.nn.ReLU(inplace=True)
-    features = ForeignNetwork(model, {"norm": "decode_head.batch_norm"})(IMAGES, output_features=True).features
+    features = FeatureNetwork(model, {"norm": "decode_head.batch_norm"})(IMAGES, output_features=True).features
     assert features["norm"].min() < 0
 
 
@@ -214,19 +214,19 @@ def test_a_path_may_be_a_regular_expression_and_choose_among_several_maps():
 
 
 def test_a_method_that_reads_other_taps_says_which_there_are_and_how_to_name_more(tmp_path):
-    with pytest.raises(ValueError, match=r"offers \['decoder', 'logits'\].*ForeignNetwork\(teacher, taps=\{"):
+    with pytest.raises(ValueError, match=r"offers \['decoder', 'logits'\].*FeatureNetwork\(teacher, taps=\{"):
         trainer(tmp_path, teacher=build(foreign_models.eomt), method="attnfd")
 
 
 def test_models_without_a_map_of_classes_are_refused():
     with pytest.raises(ValueError, match=r"its logits are a tensor of shape \(1, 2\)"):
-        ForeignNetwork(SegformerForImageClassification(SegformerConfig(hidden_sizes=[8, 8, 8, 8], depths=[1] * 4,
+        FeatureNetwork(SegformerForImageClassification(SegformerConfig(hidden_sizes=[8, 8, 8, 8], depths=[1] * 4,
                                                                       num_attention_heads=[1] * 4)))  # fmt: skip
 
 
 def test_oneformer_without_its_task_says_how_to_give_it():
     with pytest.raises(ValueError, match=r"inputs=\{'task_inputs'"):
-        ForeignNetwork(build(foreign_models.oneformer))
+        FeatureNetwork(build(foreign_models.oneformer))
 
 
 def test_networks_of_the_package_stay_themselves():
@@ -236,7 +236,7 @@ def test_networks_of_the_package_stay_themselves():
 
 def test_the_config_is_a_copy_with_an_ignore_index():
     model = build(foreign_models.upernet)
-    teacher = ForeignNetwork(model)
+    teacher = FeatureNetwork(model)
     assert teacher.config.semantic_loss_ignore_index == 255
     assert "semantic_loss_ignore_index" not in vars(model.config)
     assert teacher.config.id2label == model.config.id2label
@@ -263,10 +263,10 @@ def test_the_distill_command_takes_such_a_teacher_and_evaluate_scores_it(make, t
     if make is foreign_models.segformer:
         options |= {"method": "at", "method_kwargs": {"taps": ["decoder"]}, "teacher_taps": TAPS}
     report = train.main(flags(tmp_path / "run", **options))
-    assert (report["teacher"], report["steps"]) == (str(teacher), 2)
+    assert (report.teacher, report.steps) == (str(teacher), 2)
     data = ["--dataset", "demo", "--dataset_options", json.dumps(OPTIONS), "--use_cpu"]
     scores = evaluate.main(["--model", str(teacher), "--output", str(tmp_path / "scores.json"), *data])
-    assert scores["num_images"] == 8
+    assert scores.num_images == 8
 
 
 @pytest.mark.parametrize(
@@ -301,11 +301,11 @@ def test_oneformers_task_is_what_its_processor_makes_of_it(tmp_path):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
     for part in (build(foreign_models.oneformer), processor(), tokenizer):
         part.save_pretrained(tmp_path)
-    teacher = ForeignNetwork(load_network(str(tmp_path))[0])
+    teacher = FeatureNetwork(load_network(str(tmp_path))[0])
     expected = OneFormerProcessor._preprocess_text(
         SimpleNamespace(tokenizer=tokenizer), ["the task is semantic"], max_length=8
     )
-    assert torch.equal(teacher.inputs["task_inputs"], expected)
+    assert torch.equal(teacher.reader.inputs["task_inputs"], expected)
     assert expected[0].tolist() == [1, 2, 3, 4, 0, 0, 0, 0]
 
 
@@ -347,7 +347,7 @@ def test_queries_are_not_exported_and_their_pictures_are_what_evaluation_scores(
     mask = torch.from_numpy(np.array(Image.open(tmp_path / "seen" / "one_mask.png"))).long()
     pixels = processor()(images=image, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        logits = ForeignNetwork(model)(pixels).logits
+        logits = FeatureNetwork(model)(pixels).logits
     assert torch.equal(mask, F.interpolate(logits, size=mask.shape, mode="bilinear")[0].argmax(0))
 
 

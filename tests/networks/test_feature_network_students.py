@@ -15,7 +15,7 @@ from transformers import AutoModelForSemanticSegmentation, TrainerCallback, Uper
 from hf_segkd.commands import evaluate, train
 from hf_segkd.data import label_info, train_collator
 from hf_segkd.losses import LOSSES
-from hf_segkd.networks import ForeignNetwork
+from hf_segkd.networks import FeatureNetwork
 from hf_segkd.training.ema import AVERAGE_FILE
 
 pytestmark = pytest.mark.usefixtures("no_scipy")
@@ -81,8 +81,8 @@ def test_every_dense_model_learns_with_all_that_is_not_frozen_and_is_saved_as_it
 def test_what_only_a_distilled_tap_depends_on_is_trained(tmp_path):
     taps = {"unread": "mobilenet_v2.conv_1x1"}
     for read in (["decoder"], ["unread"]):
-        model = ForeignNetwork(student(foreign_models.mobilenet_v2), taps=taps)
-        teacher = ForeignNetwork(student(foreign_models.mobilenet_v2, seed=1), taps=taps)
+        model = FeatureNetwork(student(foreign_models.mobilenet_v2), taps=taps)
+        teacher = FeatureNetwork(student(foreign_models.mobilenet_v2, seed=1), taps=taps)
         run = trainer(tmp_path, student=model, teacher=teacher, method="at", method_kwargs={"taps": read}, **CROP)
         unread = run.student.mobilenet_v2.conv_1x1.convolution.weight
         assert unread.requires_grad == (read == ["unread"])
@@ -96,7 +96,7 @@ def test_the_averages_in_a_checkpoint_have_the_models_own_names(tmp_path):
 
 @pytest.mark.parametrize("make", DENSE, ids=ids(DENSE))
 def test_the_loss_is_the_mean_over_labelled_pixels_and_a_zero_with_graph_where_there_are_none(make):
-    network = ForeignNetwork(student(make))
+    network = FeatureNetwork(student(make))
     labels = torch.randint(0, NUM_CLASSES, (2, SIDE, SIDE), generator=torch.Generator().manual_seed(1))
     labels[:, :, ::3] = 255
     expected = network.model(pixel_values=IMAGES, labels=labels).loss  # in evaluation mode, with its auxiliary head
@@ -126,10 +126,10 @@ def test_every_method_trains_a_segformer_with_its_default_taps(method, tmp_path)
 
 @pytest.mark.parametrize("make", DENSE, ids=ids(DENSE))
 def test_fakd_gets_the_classifier_and_the_map_that_enters_it(make, tmp_path):
-    network = ForeignNetwork(student(make))
+    network = FeatureNetwork(student(make))
     features = network(IMAGES, output_features=True).features
-    torch.testing.assert_close(network.classifier(features["decoder"]), features["logits"])
-    assert network.classifier.weight.shape[:2] == (NUM_CLASSES, features["decoder"].shape[1])
+    torch.testing.assert_close(network.reader.classifier(features["decoder"]), features["logits"])
+    assert network.reader.classifier.weight.shape[:2] == (NUM_CLASSES, features["decoder"].shape[1])
     run = trainer(tmp_path, student=network, method="fakd_pd", **CROP)
     run.train()
     assert run.state.log_history[0]["raw_fakd_pd"] > 0
@@ -146,7 +146,7 @@ def test_fakd_without_such_a_classifier_is_refused(tmp_path):
 @pytest.mark.parametrize("make", QUERY, ids=ids(QUERY))
 def test_models_with_queries_are_refused_as_students(make, tmp_path):
     inputs = foreign_models.ONEFORMER_INPUTS if make is foreign_models.oneformer else None
-    network = ForeignNetwork(student(make), inputs=inputs)
+    network = FeatureNetwork(student(make), inputs=inputs)
     with pytest.raises(ValueError, match="can be a teacher, but not a student"):
         trainer(tmp_path, student=network, **CROP)
 
@@ -192,7 +192,7 @@ def test_frozen_takes_the_models_own_names(tmp_path):
 
 def test_networks_of_the_package_have_no_other_taps():
     with pytest.raises(ValueError, match="names its taps itself: backbone, "):
-        ForeignNetwork(network())
+        FeatureNetwork(network())
 
 
 def test_the_command_trains_a_new_segformer_and_the_others_take_it(tmp_path):
@@ -201,10 +201,10 @@ def test_the_command_trains_a_new_segformer_and_the_others_take_it(tmp_path):
     teacher = tmp_path / "teacher"
     train.main(flags(teacher, student_config=SEGFORMER, method="none"))
     report = train.main(flags(run, teacher=str(teacher), method_kwargs={"taps": ["decoder"]}, **options))
-    assert report["steps"] == 2
+    assert report.steps == 2
     data = ["--dataset", "demo", "--dataset_options", json.dumps(OPTIONS), "--use_cpu"]
     scores = evaluate.main(["--model", str(run), "--output", str(tmp_path / "scores.json"), *data])
-    assert scores["confusion_matrix"] == report["confusion_matrix"]
+    assert scores.confusion_matrix == report.confusion_matrix
 
 
 def test_a_config_that_no_student_has_is_refused(tmp_path):
@@ -217,14 +217,14 @@ def test_a_config_that_no_student_has_is_refused(tmp_path):
 def test_a_dropout_that_writes_in_place_does_not_reach_the_tap_before_it():
     model = student()
     model.decode_head.dropout = torch.nn.Dropout(0.5, inplace=True)
-    network = ForeignNetwork(model)
+    network = FeatureNetwork(model)
     model.train()
     features = network(IMAGES, output_features=True).features
     assert torch.equal(features["decoder"], features["decoder_pre"].relu())
 
 
 def test_labels_out_of_range_are_refused():
-    network = ForeignNetwork(student())
+    network = FeatureNetwork(student())
     batch = train_collator([{"pixel_values": IMAGES[0], "labels": torch.zeros(SIDE, SIDE, dtype=torch.int64)}])
     with pytest.raises(ValueError, match="labels must be 0 to 3"):
         network(batch["pixel_values"], labels=batch["labels"] + NUM_CLASSES)
@@ -252,14 +252,14 @@ def test_what_an_earlier_trainer_froze_learns_where_another_reads_it(tmp_path):
     taps = {"unread": "mobilenet_v2.conv_1x1"}
     model = student(foreign_models.mobilenet_v2)
     unread = model.mobilenet_v2.conv_1x1.convolution.weight
-    teacher = ForeignNetwork(student(foreign_models.mobilenet_v2, seed=1), taps)
+    teacher = FeatureNetwork(student(foreign_models.mobilenet_v2, seed=1), taps)
     options = {"teacher": teacher, "method": "at", "method_kwargs": {"taps": ["unread"]}, **CROP}
     trainer(tmp_path, student=model, **CROP)
     assert not unread.requires_grad
-    trainer(tmp_path, student=ForeignNetwork(model, taps), **options)
+    trainer(tmp_path, student=FeatureNetwork(model, taps), **options)
     assert unread.requires_grad
     trainer(tmp_path, student=model, **CROP)
-    trainer(tmp_path, student=ForeignNetwork(model, taps), frozen=["mobilenet_v2.conv_1x1"], **options)
+    trainer(tmp_path, student=FeatureNetwork(model, taps), frozen=["mobilenet_v2.conv_1x1"], **options)
     assert not unread.requires_grad
 
 

@@ -18,6 +18,8 @@ PROTOCOL = [
     ({"num_images": 9}, "num_images = 9, the published network 10"),
     ({"classes": {"road": {}, "car": {}}}, "classes"),
     (other_truth(), "labelled pixels of each class"),
+    ({"data": {"tile": [512]}}, "tiles = tiles of 512 x 512 that overlap by 128 x 128, the published network whole"),
+    ({"settings": {"eval_tile": [512, 768], "eval_overlap": 64}}, "tiles = tiles of 512 x 768 that overlap by 64 x 64"),
 ]
 BUDGET = [
     ({"steps": 4000}, "steps = 4000"),
@@ -32,15 +34,20 @@ BUDGET = [
 @pytest.mark.parametrize(("difference", "message"), PROTOCOL + BUDGET)
 def test_students_of_another_protocol_or_budget_are_refused(difference, message):
     with pytest.raises(ValueError, match=f"A baseline run has {message}"):
-        check(baseline_runs=[alone(50), {**alone(50, 1), **difference}])
+        check(baseline_runs=[alone(50), alone(50, 1).extended(**difference)])
     with pytest.raises(ValueError, match=f"A run has {message}"):
-        check(runs=[student(75), {**student(80, 1), **difference}])
+        check(runs=[student(75), student(80, 1).extended(**difference)])
 
 
 @pytest.mark.parametrize(("difference", "message"), PROTOCOL)
 def test_a_teacher_of_another_protocol_is_refused(difference, message):
     with pytest.raises(ValueError, match=f"The teacher has {message}"):
-        check(teacher={**report(90), **difference})
+        check(teacher=report(90).extended(**difference))
+
+
+def test_tiles_are_the_same_however_they_were_asked_for():
+    reference = {**student(75), "data": {"tile": [512], "overlap": None}}
+    check(reference=reference, teacher={**report(90), "settings": {"eval_tile": [512, 512], "eval_overlap": 128}})
 
 
 def test_a_teacher_has_a_budget_of_its_own():
@@ -134,6 +141,10 @@ def test_a_gain_that_is_none_or_within_its_spread_is_said_as_it_is():
     assert "**-4.76 ± 6.73** points" in gain_in_words([student(50, 0), student(60, 1)], baseline)
     assert "did not help" in gain_in_words([student(50, 0), student(60, 1)], baseline)
     assert "within its spread" in gain_in_words([student(80, 0), student(50, 1)], baseline)
+    nearly = gain_in_words([student(80, 0), student(60, 1)], baseline)  # +23.81 and 0
+    assert "**+11.90 ± 16.84** points" in nearly
+    assert "within its spread" in nearly
+    assert "spread" not in gain_in_words([student(80, 0), student(65, 1)], baseline)  # 14.55 ± 13.10
     clear = gain_in_words([student(80, 0), student(75, 1)], baseline)
     assert "spread" not in clear
     assert "did not help" not in clear
@@ -159,6 +170,18 @@ def test_settings_in_which_runs_differ_beside_method_and_seed_are_named():
     assert words(ours, (0, ours | {"method": "none", "logging_steps": 5}), runs=[student(80, 1, settings=ours)]) == ""
 
 
+def test_settings_of_the_method_are_compared_with_other_seeds_and_not_with_baselines():
+    ours, theirs = {"teacher_dtype": "auto", "a": 1}, {"teacher_dtype": "bfloat16", "a": 1}
+    assert words(ours, (0, theirs)) == ""
+    assert '`teacher_dtype` `"auto"`, other seeds `"bfloat16"`.' in words(ours, runs=[student(80, 1, settings=theirs)])
+
+
+def test_settings_that_select_the_score_or_that_nobody_classified_are_compared():
+    ours = {"load_best_model_at_end": True, "logit_noise": 0, "do_eval": True}
+    told = words(ours, (0, {"load_best_model_at_end": False, "logit_noise": 1, "do_eval": False}))
+    assert told.endswith("`load_best_model_at_end` `true`, labels alone `false`; `logit_noise` `0`, labels alone `1`.")
+
+
 def test_seeds_that_learnt_from_other_teachers_are_named_and_no_folder_is():
     first, second = (student(75, seed, settings={"a": 1}, teacher=f"/home/ann/teacher{seed}") for seed in (0, 1))
     told = differences_in_words(first, runs=[first, second], baseline_runs=[alone(50, settings={"a": 1}, teacher=None)])
@@ -173,7 +196,7 @@ def test_settings_that_are_not_recorded_are_not_called_the_same():
 
 
 def test_a_report_without_any_labelled_pixel_is_no_score():
-    nothing = student(75) | {"mean_iou": float("nan"), "num_images": 3}
+    nothing = student(75).extended(mean_iou=None, num_images=3)
     with pytest.raises(ValueError, match="The published network has no mIoU: its images have no labelled pixel"):
         check(reference=nothing)
     with pytest.raises(ValueError, match="The teacher has no mIoU"):

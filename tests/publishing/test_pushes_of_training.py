@@ -11,7 +11,8 @@ from several_processes import GLOO, spawn
 from tiny_runs import arguments, network, processor, same, trainer, weights
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, TrainerCallback
 
-from hf_segkd.training import publishing_trainer, reporting_trainer
+from hf_segkd.publishing import pushes
+from hf_segkd.training import run_report
 from hf_segkd.training.trainer import DistillationTrainer
 
 NAME = "tester/student"
@@ -236,7 +237,7 @@ def test_training_is_the_same_bit_for_bit_with_pushes(hub, tmp_path):
 
 def test_a_failed_push_is_told_and_training_goes_on(hub, tmp_path, monkeypatch, scratch):
     told = []
-    monkeypatch.setattr(publishing_trainer.logger, "error", told.append)
+    monkeypatch.setattr(pushes.logger, "error", told.append)
     run = saving(tmp_path / "run", "every_save")
 
     class CutTheFirst(TrainerCallback):
@@ -257,15 +258,15 @@ def test_a_failed_push_is_told_and_training_goes_on(hub, tmp_path, monkeypatch, 
 
 def test_a_push_that_can_not_be_written_is_told_and_training_goes_on(hub, tmp_path, monkeypatch, scratch):
     told = []
-    monkeypatch.setattr(publishing_trainer.logger, "error", told.append)
-    write = reporting_trainer.write_publication
+    monkeypatch.setattr(pushes.logger, "error", told.append)
+    write = run_report.write_publication
 
     def fill_the_disk(folder, **kwargs):
         write(folder, **kwargs)
         raise OSError("No space left on device")
 
     run = saving(tmp_path / "run", "every_save")
-    monkeypatch.setattr(reporting_trainer, "write_publication", fill_the_disk)
+    monkeypatch.setattr(run_report, "write_publication", fill_the_disk)
     run.train()
     assert run.state.global_step == 3
     assert published(hub) == []
@@ -273,7 +274,7 @@ def test_a_push_that_can_not_be_written_is_told_and_training_goes_on(hub, tmp_pa
     *each, last = told
     assert ["No space left" in message for message in each] == [True] * 3
     assert "tester/student on the Hub does not hold the last student" in last
-    monkeypatch.setattr(reporting_trainer, "write_publication", write)
+    monkeypatch.setattr(run_report, "write_publication", write)
     run.push_to_hub()
     assert same(load(published(hub)[-1].files["model.safetensors"]), weights(run.student))
 
@@ -295,7 +296,7 @@ def test_a_checkpoint_is_skipped_while_the_last_is_under_way_unless_all_are_want
     always, pushed, hub, tmp_path, monkeypatch
 ):
     slow_line = threading.Event()
-    send = publishing_trainer.upload
+    send = pushes.upload
 
     def wait_and_send(*args, **kwargs):
         slow_line.wait()
@@ -305,7 +306,7 @@ def test_a_checkpoint_is_skipped_while_the_last_is_under_way_unless_all_are_want
         def on_train_end(self, args, state, control, **kwargs):
             slow_line.set()
 
-    monkeypatch.setattr(publishing_trainer, "upload", wait_and_send)
+    monkeypatch.setattr(pushes, "upload", wait_and_send)
     # Only the newest checkpoint is kept, so that those that wait are deleted before they are sent.
     run = saving(tmp_path / "run", "all_checkpoints", hub_always_push=always, save_total_limit=1)
     run.add_callback(TrainingIsOver())
@@ -393,7 +394,7 @@ def test_a_private_repository_that_was_deleted_does_not_come_back_public(hub, tm
 @pytest.mark.parametrize(("origin", "told"), [("nvidia/segformer", True), ("/home/me/teacher", False), ("", False)])
 def test_the_teacher_is_linked_when_it_is_on_the_hub_and_its_folder_is_nobodys_business(origin, told, hub, tmp_path):
     run = pushing(tmp_path / "run", method="kd")
-    run.teacher.name_or_path = origin
+    run.teacher.network.name_or_path = origin
     run.push_to_hub()
     readme = published(hub)[-1].files["README.md"].decode()
     assert ("base_model: nvidia/segformer" in readme) == told

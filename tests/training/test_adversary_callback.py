@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from hf_segkd.losses import LOSSES
 from hf_segkd.training.adversary_callback import AdversaryCallback
-from hf_segkd.training.trainer import LOSS_STATE_FILE
+from hf_segkd.training.student_files import LOSS_STATE_FILE
 
 
 def adversary_of(run):

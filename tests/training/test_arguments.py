@@ -2,9 +2,10 @@ import json
 from dataclasses import dataclass, field
 
 import pytest
+from accelerate import PartialState
 
 from hf_segkd.commands.command_line import parse_arguments
-from hf_segkd.training.arguments import DistillationArguments
+from hf_segkd.training.arguments import DistillationArguments, default_settings
 
 
 @dataclass
@@ -28,9 +29,9 @@ def test_yaml_gives_defaults_and_flags_win(tmp_path):
 
 
 def test_a_number_in_scientific_notation_is_a_number(tmp_path):
-    extra = parse(tmp_path, "name: a\nrate: 1e-2\noptions: {x: 1e-2, y: [.5E+1], z: e1, v: 1.2e3.4}\n")
+    extra = parse(tmp_path, "name: a\nrate: 1e-2\noptions: {x: 1e-2, y: [.5E+1, -1e-2], z: e1, v: 1.2e3.4}\n")
     assert extra.rate == 0.01
-    assert json.loads(extra.options) == {"x": 0.01, "y": [5.0], "z": "e1", "v": "1.2e3.4"}
+    assert json.loads(extra.options) == {"x": 0.01, "y": [5.0, -0.01], "z": "e1", "v": "1.2e3.4"}
 
 
 def test_a_second_config_file_is_refused(tmp_path, capsys):
@@ -41,6 +42,16 @@ def test_a_second_config_file_is_refused(tmp_path, capsys):
 
 def test_a_list_given_as_flag_replaces_the_one_of_the_file(tmp_path):
     assert parse(tmp_path, "name: a\nsizes: [3, 4, 5]\n", "--sizes", "7").sizes == [7]
+
+
+def test_losses_on_the_labels_are_read_from_yaml_and_flags(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("label_loss: ce,dice\nlabel_loss_kwargs: {dice: {weight: 5e-1}}\nclass_weights: [1, 2.5, 4]\n")
+    for flags, weights in (([], [1.0, 2.5, 4.0]), (["--class_weights", "sqrt"], "sqrt")):
+        given = ["--config", str(path), "--output_dir", str(tmp_path), "--use_cpu", *flags]
+        (args,) = parse_arguments(DistillationArguments, args=given)
+        assert args.label_loss_kwargs == {"dice": {"weight": 0.5}}
+        assert args.class_weights == weights
 
 
 @pytest.mark.parametrize(
@@ -93,7 +104,17 @@ def test_defaults_are_those_of_the_literature(tmp_path):
         ({"scale_lr": True}, "give recipe_batch_size"),
         ({"crop_size": [3]}, "height and width"),
         ({"scale_range": [1.0]}, "smallest and the largest scale"),
-        ({"label_smoothing_factor": 0.1}, "without label smoothing"),
+        ({"label_loss": "focl"}, "Unknown loss on the labels 'focl'. Did you mean 'focal'"),
+        ({"label_loss_kwargs": "{oops"}, "--label_loss_kwargs takes a JSON object"),
+        ({"label_loss": "dice", "label_smoothing_factor": 0.1}, "are of the cross-entropy, and label_loss is 'dice'"),
+        ({"label_smoothing_factor": 1.0}, "it must be from 0 to below 1"),
+        ({"class_weights": "invers"}, "class_weights is 'invers'. Did you mean 'inverse'"),
+        ({"class_weights": ["1", "car"]}, "one word or a number for each class"),
+        (
+            {"class_weights": "sqrt", "label_loss": "dice,lovasz"},
+            "class_weights weigh the pixels of ce, ohem and focal",
+        ),
+        ({"repeat_threshold": 1.5}, "repeat_threshold is a share of the images, from 0"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
         ({"method_kwargs": "{oops"}, "--method_kwargs takes a JSON object"),
         ({"lr_scheduler_kwargs": "power=2"}, "--lr_scheduler_kwargs takes a JSON object"),
@@ -103,3 +124,10 @@ def test_defaults_are_those_of_the_literature(tmp_path):
 def test_values_that_make_no_sense_are_refused(tmp_path, values, message):
     with pytest.raises(ValueError, match=message):
         DistillationArguments(output_dir=str(tmp_path), **values)
+
+
+def test_the_defaults_are_found_without_setting_up_the_devices_of_a_run_anew(tmp_path):
+    DistillationArguments(output_dir=str(tmp_path), use_cpu=True)
+    before = dict(PartialState._shared_state)
+    assert default_settings()["optim_args"] == "momentum=0.9"
+    assert before == PartialState._shared_state != {}

@@ -15,9 +15,9 @@ import torch
 from tiny_runs import arguments, network, processor, scenes, trainer
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 
-from hf_segkd.networks import ForeignNetwork
+from hf_segkd.networks import FeatureNetwork
 from hf_segkd.training.checkpoints import RECORD_FILE
-from hf_segkd.training.run_settings import digest
+from hf_segkd.training.run_settings import digest, run_settings
 from hf_segkd.training.trainer import DistillationTrainer
 
 SAVING = {"method": "kd", "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
@@ -48,6 +48,7 @@ def resume(folder, checkpoint="checkpoint-1", **options):
         ({"method": "cwd"}, "trained with method 'kd', this run has 'cwd'"),
         ({"method": "none"}, "taught by a teacher whose weights have the SHA-256 .*, those of this run's .* None"),
         ({"method_kwargs": {"weight": 2.0}}, r"trained with method_kwargs \{\}, this run has \{'weight': 2.0\}"),
+        ({"teacher_dtype": "float32"}, "trained with teacher_dtype 'auto', this run has 'float32'"),
         ({"seed": 7}, "trained with seed 42, this run has 7"),
         ({"learning_rate": 0.5}, "trained with learning_rate 0.01, this run has 0.5"),
         ({"optim": "adamw_torch"}, "trained with optim 'sgd', this run has 'adamw_torch'"),
@@ -115,8 +116,8 @@ def test_other_taps_of_foreign_networks_are_refused(tmp_path):
     def of_taps(student, teacher):
         return trainer(
             tmp_path,
-            student=ForeignNetwork(segformer(), {"mine": f"segformer.stages.{student}.patch_embeddings.proj"}),
-            teacher=ForeignNetwork(segformer(), {"mine": f"segformer.stages.{teacher}.patch_embeddings.proj"}),
+            student=FeatureNetwork(segformer(), {"mine": f"segformer.stages.{student}.patch_embeddings.proj"}),
+            teacher=FeatureNetwork(segformer(), {"mine": f"segformer.stages.{teacher}.patch_embeddings.proj"}),
             **{**SAVING, "max_steps": 1, "method": "at", "method_kwargs": {"taps": ["mine"]}},
         )
 
@@ -152,6 +153,12 @@ def test_the_student_of_a_checkpoint_and_records_of_other_versions_are_resumed(r
     file.write_text(json.dumps(record))
     resume(run)
     assert not [record for record in caplog.records if "The run goes on" in record.message]
+
+
+def test_a_record_is_json_whatever_the_arguments_are(tmp_path):
+    args = arguments(tmp_path, lr_scheduler_kwargs={"power": float("nan"), "lr_end": float("inf")})
+    record = json.loads(json.dumps(run_settings(args, None, network(), None), allow_nan=False))
+    assert record == run_settings(args, None, network(), None)
 
 
 def test_all_that_differs_is_in_one_error(finished):

@@ -4,7 +4,7 @@ from safetensors.torch import load_file
 from tiny_runs import StopAfter, network, same, trainer, weights
 
 from hf_segkd.training.ema import AVERAGE_FILE
-from hf_segkd.training.trainer import LOSS_STATE_FILE
+from hf_segkd.training.student_files import LOSS_STATE_FILE
 
 PLAIN = {"aspp_dropout": 0.0, "decoder_dropout": 0.0, "classifier_dropout": 0.0}  # its masks are drawn otherwise
 FILES = ("model.safetensors", LOSS_STATE_FILE, AVERAGE_FILE)

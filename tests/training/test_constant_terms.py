@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 from tiny_runs import trainer
 
-from hf_segkd.training import constant_terms
-from hf_segkd.training.constant_terms import ConstantTerms, logger
+from hf_segkd.training import term_means
+from hf_segkd.training.term_means import ConstantTerms, logger
 
 
 @pytest.fixture
@@ -48,6 +48,6 @@ def test_a_run_whose_term_sees_nothing_is_warned_about(warnings, tmp_path, monke
     run = trainer(tmp_path, method="cwd,kd", max_steps=6)
     terms = run.model.loss.losses[0].terms
     run.model.loss.losses[0].terms = lambda *args: {name: value * 0 for name, value in terms(*args).items()}
-    monkeypatch.setattr(constant_terms, "STEPS", 5)
+    monkeypatch.setattr(term_means, "STEPS", 5)
     run.train()
     assert [text.split(" in ")[0] for text in warnings] == ["The term cwd is 0"]

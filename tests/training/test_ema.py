@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from tiny_runs import arguments, network, same, trainer, weights
 from transformers import AutoModelForSemanticSegmentation, TrainerCallback
 
-from hf_segkd.training.ema import AVERAGE_FILE, StudentAverage
+from hf_segkd.training.ema import AVERAGE_FILE, AverageAfterStep, StudentAverage
 
 OPTIONS = {"method": "kd", "ema_decay": 0.3, "max_steps": 5, "save_strategy": "steps", "save_steps": 2}
 
@@ -67,7 +67,7 @@ def test_evaluation_scores_the_average_and_gives_the_student_its_weights_back(tm
 
         def on_evaluate(self, args, state, control, **kwargs):
             seen["after"], seen["matrix"] = weights(run.student), run.confusion_matrix
-            run._save(str(tmp_path / "average"))
+            run.save_model(str(tmp_path / "average"))
             control.should_training_stop = True
 
     run.add_callback(Watch())
@@ -118,7 +118,9 @@ def test_steps_that_fp16_skips_do_not_count():
         student.weight += 1
     for skipped in (True, False):
         before = parameters(student)
-        average.on_optimizer_step(None, None, None, optimizer=SimpleNamespace(step_was_skipped=skipped))
+        AverageAfterStep(average).on_optimizer_step(
+            None, None, None, optimizer=SimpleNamespace(step_was_skipped=skipped)
+        )
         with average.in_student():
             moved = student.weight - before["weight"]
         torch.testing.assert_close(moved, torch.full((1, 2), -1.0 if skipped else -0.1))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_runs import uncoupled_trainer, weights
+from tiny_runs import network, uncoupled_trainer, weights, without_batch_coupling
 
 from hf_segkd.losses import LOSSES
 
@@ -72,14 +72,21 @@ def test_an_image_without_labels_counts_nothing_among_labelled_ones(tmp_path):
             images = torch.randn(3, 32, 48, generator=torch.Generator().manual_seed(index))
             return {"pixel_values": images, "labels": torch.full((32, 48), 255 if index % 3 else index // 3)}
 
+    student, images = without_batch_coupling(network()), Half()
+    entropies = []  # of each labelled pixel, in float64: the images 0, 3 and 6 have the classes 0, 1 and 2
+    with torch.no_grad():
+        for label, index in enumerate((0, 3, 6)):
+            scores = student(pixel_values=images[index]["pixel_values"][None]).logits[0].double().exp()  # (k, h, w)
+            entropies.append(-(scores[label] / scores.sum(0)).log())
+    expected = torch.stack(entropies).mean().item()
     runs = []
     for batch_size, accumulation in ((8, 1), (1, 8)):
         options = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
         run = uncoupled_trainer(tmp_path, max_steps=1, **options)
-        run.train_dataset = Half()
+        run.train_dataset = images
         run.train()
         runs.append((run.state.log_history[0]["loss"], run.student.classifier.weight))
-    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-5)
+    assert [loss for loss, _ in runs] == pytest.approx([expected] * 2, rel=1e-5)
     torch.testing.assert_close(*(weight for _, weight in runs), rtol=1e-4, atol=1e-6)
 
 

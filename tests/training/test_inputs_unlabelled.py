@@ -141,8 +141,8 @@ def test_the_command_trains_on_a_folder_of_images_and_the_report_tells_their_num
             *("--output_dir", str(tmp_path / "student")),
         ]
     )
-    assert report["steps"] == 4  # 8 labelled and 4 unlabelled images
-    assert (report["train_images"], report["unlabelled_images"], report["unlabelled_ratio"]) == (8, 5, 0.5)
+    assert report.steps == 4  # 8 labelled and 4 unlabelled images
+    assert (report.train_images, report.unlabelled_images, report.unlabelled_ratio) == (8, 5, 0.5)
 
 
 def train_uncoupled(folder, batch_size, **options):

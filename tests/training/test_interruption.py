@@ -2,12 +2,13 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 from tiny_runs import trainer
 from transformers import TrainerCallback
 
-from hf_segkd.training.interruption import EXIT_CODE
+from hf_segkd.training.interruption import EXIT_CODE, Sigterm
 
 EVALUATED = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2}
 
@@ -63,3 +64,15 @@ def test_the_checkpoint_can_be_resumed_though_others_hold_the_student_alone(tmp_
     assert run.args.save_only_model
     assert [(tmp_path / f"checkpoint-{step}" / "optimizer.pt").exists() for step in (1, 2, 3)] == [False, False, True]
     assert trainer(tmp_path, **EVALUATED, **options).train("last").global_step == 4
+
+
+def test_a_signal_within_a_second_is_the_same_one_and_a_later_one_kills(monkeypatch):
+    seconds, kills = iter([5.0, 5.9, 6.1]), []
+    monkeypatch.setattr("hf_segkd.training.interruption.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(os, "kill", lambda *signalled: kills.append(signalled))
+    with Sigterm().listening():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert kills == []
+        signal.raise_signal(signal.SIGTERM)
+    assert kills == [(os.getpid(), signal.SIGTERM)]

@@ -123,7 +123,7 @@ def test_the_teacher_is_judged_with_its_own_normalisation_and_class_map(tmp_path
     teacher = Knowing((50, 0, 3, 60), labels)
     run = run_with(tmp_path, teacher, teacher_processor=own)
     run.train()
-    assert run.teacher.class_map.common == (0, 3)
+    assert run.teacher.classes.common == (0, 3)
     assert scores(run)[0] == 1.0
     wrong = ClassMap([None, 0, 3, None], labels, NAMES)
     with pytest.raises(ValueError, match=r"Teacher 0\.0 %"):

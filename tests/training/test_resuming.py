@@ -11,6 +11,7 @@ import killed_runs
 import pytest
 from resumed_runs import differing, resume
 from tiny_runs import same, trainer, weights
+from transformers import TrainerCallback
 
 from hf_segkd.losses import LOSSES
 from hf_segkd.training.checkpoints import RECORD_FILE
@@ -120,6 +121,29 @@ def test_checkpoints_at_the_end_of_epochs_and_the_best_one_are_resumed_exactly(t
     assert found <= {"trainer_state.json"}  # which holds the seconds that evaluations took
     assert resumed.state.best_model_checkpoint == straight.state.best_model_checkpoint
     assert same(weights(resumed.student), weights(straight.student))
+
+
+def test_a_finished_run_that_is_resumed_trains_evaluates_and_saves_nothing(tmp_path):
+    options = {"max_steps": 4, "save_strategy": "epoch", "eval_strategy": "epoch"}  # 3 steps an epoch
+    finished = trainer(tmp_path, **options)
+    finished.train()
+    events = []
+
+    class Record(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            events.append("step")
+
+        def on_evaluate(self, args, state, control, **kwargs):
+            events.append("evaluation")
+
+        def on_save(self, args, state, control, **kwargs):
+            events.append("checkpoint")
+
+    resumed = trainer(tmp_path, **options)
+    resumed.add_callback(Record())
+    resumed.train("last")
+    assert (resumed.state.global_step, events) == (4, [])
+    assert same(weights(resumed.student), weights(finished.student))
 
 
 def test_a_moved_run_keeps_its_best_checkpoint_and_ends_with_it(tmp_path, monkeypatch):

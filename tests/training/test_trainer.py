@@ -8,7 +8,8 @@ from transformers import AutoModelForSemanticSegmentation, Trainer, TrainerCallb
 
 from hf_segkd.data import AugmentedDataset, train_collator
 from hf_segkd.losses import LOSSES
-from hf_segkd.training.trainer import LOSS_STATE_FILE, DistillationTrainer
+from hf_segkd.training.student_files import LOSS_STATE_FILE
+from hf_segkd.training.trainer import DistillationTrainer
 
 
 @pytest.mark.usefixtures("_small_discriminator")
@@ -200,19 +201,19 @@ def test_augmentation_follows_the_epoch(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_trainer_knows_the_names_of_the_images_in_each_batch(num_workers, tmp_path):
     run = trainer(tmp_path, dataloader_num_workers=num_workers)
-    seen = []
+    seen, remember = [], run._guard.remember
 
-    class Record(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            seen.append(run._batch_files)
+    def record(inputs, files, terms):
+        assert "image_ids" not in inputs
+        seen.append(files)
+        remember(inputs, files, terms)
 
-    run.add_callback(Record())
+    run._guard.remember = record
     run.train()
     assert [len(names) for names in seen] == [4, 4, 4]
     assert sorted(name for names in seen for name in names) == sorted(scenes()["image_id"])
     run.evaluate(run.train_dataset)  # the names must not reach the network there either
     run.evaluate()
-    assert run._batch_files == []
 
 
 def test_channels_last_gives_the_same_student_up_to_rounding(tmp_path):

@@ -6,8 +6,8 @@ from tiny_runs import SIZE, StopAfter, arguments, network, processor, same, scen
 
 from hf_segkd.commands import train
 from hf_segkd.data import AugmentedDataset, TrainTransform, label_info, load_segmentation_dataset
+from hf_segkd.training.inputs import unreadable_images
 from hf_segkd.training.trainer import DistillationTrainer
-from hf_segkd.training.unreadable import unreadable_images
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_the_report_of_the_command_tells_how_many_images_were_left_out(folder, t
         *("--per_device_train_batch_size", "4", "--save_strategy", "no", "--use_cpu", "--disable_tqdm", "true"),
     ]
     report = train.main([*flags, "--bad_images", "skip"])
-    assert (report["train_images"], report["unreadable_images"]) == (12, 1)
+    assert (report.train_images, report.unreadable_images) == (12, 1)
     with pytest.raises(ValueError, match=r"05\.png: cannot be decoded"):
         train.main(flags)
 

@@ -12,10 +12,11 @@ from transformers import MobileViTImageProcessor, SegformerImageProcessor
 
 from hf_segkd.commands import train
 from hf_segkd.losses import LOSSES
-from hf_segkd.networks.adapted_teacher import AdaptedTeacher, Renormalisation, adapted
 from hf_segkd.networks.class_map import ClassMap
 from hf_segkd.networks.inference import predict
+from hf_segkd.networks.teacher import Renormalisation, Teacher
 from hf_segkd.training.distiller import build_distiller
+from hf_segkd.training.run_report import shown_networks
 from hf_segkd.training.trainer import DistillationTrainer
 
 pytestmark = pytest.mark.usefixtures("no_scipy")
@@ -52,10 +53,8 @@ def with_head_of(teacher, rows, labels):
 def distiller_terms(student, teacher, tmp_path, method, labels=LABELS, **options):
     """Each term of the loss on one batch, and the gradient of all for the classifier of the student."""
     distiller = build_distiller(student, teacher, arguments(tmp_path, method=method, **options))
-    with torch.no_grad():
-        features = teacher(pixel_values=IMAGES, output_features=True).features
     torch.manual_seed(0)  # dropout
-    outputs = distiller(pixel_values=IMAGES, labels=labels, teacher_features=features)
+    outputs = distiller(pixel_values=IMAGES, labels=labels, teacher_features=teacher.features(IMAGES))
     student.zero_grad()
     outputs["loss"].backward()
     return outputs["terms"], student.classifier.weight.grad
@@ -97,14 +96,22 @@ def test_in_training_the_teacher_sees_what_its_own_processor_makes_of_the_crop(k
     network_alone = run.teacher.network
     with torch.no_grad():
         expected = network_alone(pixel_values=own_pixels, output_features=True).features["logits"]
-    assert isinstance(run.teacher, AdaptedTeacher)
+    assert run.teacher.renormalisation is not None
     torch.testing.assert_close(given[0]["logits"], expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
 def test_processors_that_prepare_pixels_alike_and_classes_that_agree_leave_the_teacher_as_it_is():
     teacher, student = network(width=12, seed=1), network()
     alike = SegformerImageProcessor(size={"height": 8, "width": 8})
-    assert adapted(teacher, student, teacher_processor=alike, student_processor=processor()) is teacher
+    alone = Teacher(teacher, alike, student=student, student_processor=processor())
+    with torch.no_grad():
+        expected = teacher(pixel_values=IMAGES, output_features=True)
+        assert torch.equal(alone(IMAGES).logits, expected.logits)
+    actual = alone.features(IMAGES)
+    assert actual.keys() == expected.features.keys()
+    assert all(torch.equal(actual[tap], feature) for tap, feature in expected.features.items())
+    assert alone.renormalisation is None
+    assert alone.classes.is_identity
     assert Renormalisation(PROCESSORS["BGR"], PROCESSORS["BGR"]).is_identity
     assert not any(Renormalisation(processor(), other).is_identity for other in PROCESSORS.values())
 
@@ -121,7 +128,7 @@ def test_pixels_are_normalised_before_they_are_rounded_to_the_teachers_number_fo
     )
     seen = []
     run.student.register_forward_pre_hook(lambda _, __, inputs: seen.append(inputs["pixel_values"]), with_kwargs=True)
-    teacher.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    run.teacher.network.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     run.train()
     of_the_teacher, of_the_student = seen
     assert torch.equal(of_the_teacher, run.teacher.renormalisation(of_the_student).bfloat16())
@@ -129,7 +136,7 @@ def test_pixels_are_normalised_before_they_are_rounded_to_the_teachers_number_fo
 
 def test_a_teachers_processor_without_the_students_is_refused():
     with pytest.raises(ValueError, match="but not processing_class"):
-        adapted(network(seed=1), network(), teacher_processor=processor())
+        Teacher(network(seed=1), processor(), student=network())
 
 
 def test_a_student_of_bgr_images_is_trained_on_them(tmp_path):
@@ -144,9 +151,9 @@ def test_a_student_of_bgr_images_is_trained_on_them(tmp_path):
 def test_a_teacher_of_permuted_classes_gives_the_loss_of_the_unpermuted_one(method, tmp_path):
     teacher = network(width=12, seed=1).eval()
     permuted = with_head_of(teacher, ORDER, [NAMES[row] for row in ORDER])
-    expected, gradient = distiller_terms(network(), teacher, tmp_path, method)
+    expected, gradient = distiller_terms(network(), Teacher(teacher), tmp_path, method)
     student = network()
-    actual, its_gradient = distiller_terms(student, adapted(permuted, student), tmp_path, method)
+    actual, its_gradient = distiller_terms(student, Teacher(permuted, student=student), tmp_path, method)
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, rtol=1e-6, atol=1e-7, msg=name)
@@ -157,8 +164,8 @@ def test_a_teacher_of_permuted_classes_gives_the_loss_of_the_unpermuted_one(meth
 def test_paired_by_index_permuted_classes_give_another_loss(tmp_path):
     student, teacher = network(), network(width=12, seed=1).eval()
     permuted = with_head_of(teacher, ORDER, [NAMES[row] for row in ORDER])
-    right, _ = distiller_terms(student, adapted(permuted, student), tmp_path, "kd")
-    wrong, _ = distiller_terms(student, adapted(permuted, student, class_map="index"), tmp_path, "kd")
+    right, _ = distiller_terms(student, Teacher(permuted, student=student), tmp_path, "kd")
+    wrong, _ = distiller_terms(student, Teacher(permuted, class_map="index", student=student), tmp_path, "kd")
     assert abs(right["kd"] - wrong["kd"]) > 1e-3
 
 
@@ -168,7 +175,7 @@ def test_classes_of_one_side_alone_are_out_of_the_distillation_terms(method, tmp
     rows, labels = [None, 3, None, 0, 2, None, None], ["x", NAMES[3], "y", NAMES[0], NAMES[2], "z", "u"]
     larger = with_head_of(teacher, rows, labels)
     student = network()
-    terms, gradient = distiller_terms(student, adapted(larger, student), tmp_path, method, ce_weight=0.0)
+    terms, gradient = distiller_terms(student, Teacher(larger, student=student), tmp_path, method, ce_weight=0.0)
     assert all(torch.isfinite(value) for value in terms.values())
     assert (gradient[1] == 0).all()
     if method in ON_FEATURES:
@@ -182,7 +189,7 @@ def test_classes_of_one_side_alone_are_out_of_the_distillation_terms(method, tmp
     for name in ("classifier.weight", "classifier.bias"):
         state[name] = state[name][common]
     small.load_state_dict(state)
-    small_teacher = with_head_of(teacher, common, [NAMES[row] for row in common])
+    small_teacher = Teacher(with_head_of(teacher, common, [NAMES[row] for row in common]))
     labels = torch.full_like(LABELS, 255)
     for index, row in enumerate(common):
         labels.masked_fill_(LABELS.eq(row), index)
@@ -193,14 +200,16 @@ def test_classes_of_one_side_alone_are_out_of_the_distillation_terms(method, tmp
 
 def test_methods_on_features_need_no_common_class_and_those_on_logits_say_what_to_do(tmp_path):
     student = network()
-    stranger = adapted(network(width=12, seed=1, **named(*"abcdefg")).eval(), student)
-    assert stranger.class_map is None
-    assert "logits" not in stranger.tap_channels
+    stranger = Teacher(network(width=12, seed=1, **named(*"abcdefg")), student=student)
+    assert stranger.classes is None
+    assert "logits" not in stranger.spec.channels
+    assert stranger.features(IMAGES).keys() == stranger.spec.channels.keys()
     terms, _ = distiller_terms(student, stranger, tmp_path, "attnfd")
-    same_classes, _ = distiller_terms(network(), network(width=12, seed=1).eval(), tmp_path, "attnfd")
+    same_classes, _ = distiller_terms(network(), Teacher(network(width=12, seed=1)), tmp_path, "attnfd")
     assert terms.keys() == same_classes.keys()
     terms, _ = distiller_terms(network(), stranger, tmp_path, "ifvd")  # the labels are the student's
-    expected, _ = distiller_terms(network(), network(width=12, seed=1, **named(*"abcdefg")).eval(), tmp_path, "ifvd")
+    alone = Teacher(network(width=12, seed=1, **named(*"abcdefg")))
+    expected, _ = distiller_terms(network(), alone, tmp_path, "ifvd")
     assert terms["ifvd"] == expected["ifvd"] > 0
     with pytest.raises(ValueError, match=r"teacher's 7 classes are which of the student's 4.*--class_map FILE\.yaml"):
         distiller_terms(student, stranger, tmp_path, "kd")
@@ -211,9 +220,9 @@ def test_adding_up_classes_works_with_query_models(tmp_path):
     labels = [NAMES[0], "part of 1", "other part of 1", NAMES[2], NAMES[3]]
     model = build(foreign_models.maskformer, **named(*labels))
     class_map = ClassMap([0, 1, 1, 2, 3], labels, NAMES)
-    teacher = adapted(model, student, class_map=class_map)
+    teacher = Teacher(model, class_map=class_map, student=student)
+    merged = teacher.features(IMAGES)["logits"].exp()
     with torch.no_grad():
-        merged = teacher(pixel_values=IMAGES, output_features=True).features["logits"].exp()
         own = teacher.network(pixel_values=IMAGES).logits.exp()
     torch.testing.assert_close(merged, torch.stack([own[:, 0], own[:, 1] + own[:, 2], own[:, 3], own[:, 4]], 1))
     terms, _ = distiller_terms(student, teacher, tmp_path, "kd")
@@ -229,12 +238,12 @@ def test_the_command_distils_a_student_of_four_classes_from_a_teacher_of_seven_w
         train.main(flags(tmp_path / "run", **recipe))
     (tmp_path / "map.yaml").write_text(json.dumps({"a": NAMES[0], "b": 0, "g": NAMES[3], "c": None}))
     report = train.main(flags(tmp_path / "run", **recipe, class_map=str(tmp_path / "map.yaml")))
-    assert report["steps"] == 2
+    assert report.steps == 2
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert 0 < history[0]["raw_kd"] < math.inf
 
 
-def test_the_card_of_a_student_shows_the_masks_of_an_adapted_teacher_in_the_students_colours(tmp_path):
+def test_the_card_of_a_student_shows_the_masks_of_a_teacher_of_other_classes_in_the_students_colours(tmp_path):
     run = DistillationTrainer(
         network(),
         arguments(tmp_path, method="kd"),
@@ -244,9 +253,9 @@ def test_the_card_of_a_student_shows_the_masks_of_an_adapted_teacher_in_the_stud
         processing_class=processor(),
         teacher_processor=PROCESSORS["not rescaled"],
     )
-    assert run._teacher_network() is teacher
+    assert run.teacher.network is teacher
     assert run._costs[0]["parameters"] == teacher.num_parameters()
-    shown, its_processor = run._networks()["teacher"]
+    shown, its_processor = shown_networks(run._run)["teacher"]
     image = scenes("val", 1)[0]["image"]
     pixels = PROCESSORS["not rescaled"](images=image, size=dict(its_processor.size), return_tensors="pt")[
         "pixel_values"
@@ -264,13 +273,15 @@ def test_the_card_of_a_student_shows_the_masks_of_an_adapted_teacher_in_the_stud
         eval_dataset=scenes("val", 2),
         processing_class=processor(),
     )
-    assert list(stranger._networks()) == ["student"]
+    assert list(shown_networks(stranger._run)) == ["student"]
 
 
 @pytest.mark.parametrize("method", ["cirkd"])
 def test_an_ignored_label_below_the_number_of_common_classes_changes_nothing(method, tmp_path):
-    teacher = adapted(with_head_of(network(width=12, seed=1), [1, 3, 2], [NAMES[1], NAMES[3], NAMES[2]]), network())
-    assert teacher.class_map.common == (1, 2, 3)
+    its_network = with_head_of(network(width=12, seed=1), [1, 3, 2], [NAMES[1], NAMES[3], NAMES[2]])
+    teacher = Teacher(its_network, student=network())
+    assert teacher.classes.common == (1, 2, 3)
+    assert (teacher.spec.num_labels, teacher.spec.channels["logits"]) == (3, 3)
     results = []
     for ignored in (255, 0):
         labels = LABELS.masked_fill((LABELS == 0) | (LABELS == 255), ignored)
@@ -285,7 +296,8 @@ def test_an_ignored_label_below_the_number_of_common_classes_changes_nothing(met
 
 def test_an_ignored_label_that_is_a_common_class_stays_ignored(tmp_path):
     rows = [0, 1, 3]
-    teacher = adapted(with_head_of(network(width=12, seed=1), rows, [NAMES[row] for row in rows]), network())
+    its_network = with_head_of(network(width=12, seed=1), rows, [NAMES[row] for row in rows])
+    teacher = Teacher(its_network, student=network())
     student = network(semantic_loss_ignore_index=0)
     distiller = build_distiller(student, teacher, arguments(tmp_path, method="cirkd"))
     labels = torch.tensor([[[0, 1, 2, 3]]])

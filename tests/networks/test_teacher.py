@@ -2,11 +2,13 @@ import copy
 
 import pytest
 import torch
+from accelerate import Accelerator
 from foreign_models import build, segformer
-from tiny_runs import arguments, network, same, trainer, weights
+from tiny_runs import arguments, network, same, trainer, weights, without_batch_coupling
 from torch import nn
 
-from hf_segkd.networks.teacher_modes import batch_statistics, takes_batch_statistics
+from hf_segkd.networks.class_map import ClassMap
+from hf_segkd.networks.teacher import Teacher, batch_statistics
 
 IMAGES = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
 
@@ -54,6 +56,75 @@ def in_training(run):
     return run._teacher_features(IMAGES)
 
 
+def everything_in(model):
+    """All that a module can carry, but for its mode and what it requires gradients of."""
+    parts = {}
+    for name, module in model.named_modules():
+        values = vars(module).items()
+        hooks = {attribute: dict(value) for attribute, value in values if attribute.endswith("_hooks") and value}
+        parts[name] = (module, set(vars(module)), hooks)
+    return parts, [id(value) for value in model.parameters()], [value.dtype for value in model.state_dict().values()]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: network(width=12, seed=1), lambda: build(segformer, seed=1)], ids=["own", "segformer"]
+)
+def test_three_trainers_leave_one_teacher_as_it_was_but_frozen_and_in_evaluation_mode(make, tmp_path):
+    teacher = make().train()
+    teacher(pixel_values=IMAGES)  # models of transformers give themselves hooks when they first run
+    before, values = everything_in(teacher), weights(teacher)
+    for options in ({}, {"bf16": True}, {"teacher_dtype": "bfloat16", "channels_last": True}):
+        run = trainer(tmp_path, teacher=teacher, method="kd", max_steps=2, **options)
+        run.train()
+        run.evaluate()
+        assert everything_in(teacher) == before
+        assert same(weights(teacher), values)
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_a_teacher_of_another_dtype_is_a_copy_and_the_network_stays_as_it_was():
+    given = network(width=12, seed=1).train()
+    teacher = Teacher(given, dtype="bfloat16")
+    assert given.dtype == torch.float32
+    assert all(parameter.requires_grad for parameter in given.parameters())
+    assert given.training
+    assert teacher.network.dtype == torch.bfloat16
+    assert teacher.network is not given
+    assert Teacher(given, dtype="float32").network is given
+
+
+def test_by_itself_a_teacher_answers_in_its_own_classes():
+    alone = network(width=12, seed=1).eval()
+    teacher = Teacher(alone)
+    assert teacher.classes.is_identity
+    assert teacher.spec.channels == alone.tap_channels
+    assert all(torch.equal(feature, features(alone)[tap]) for tap, feature in teacher.features(IMAGES).items())
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_its_features_have_no_gradients_and_are_of_the_batch_where_the_method_wants_it(wanted):
+    alone = network(width=12, seed=1).eval()
+    teacher = Teacher(alone)
+    teacher.prepare(Accelerator(cpu=True), batch_statistics=wanted)
+    with batch_statistics(alone) if wanted else torch.no_grad():
+        expected = features(alone)
+    for tap, feature in teacher.features(IMAGES).items():
+        assert torch.equal(feature, expected[tap])
+        assert not feature.requires_grad
+
+
+def test_the_losses_are_told_of_the_common_classes():
+    student, labels = network(), ["a", "b", "c", "d", "e"]
+    given = network(width=12, seed=1, id2label=dict(enumerate(labels)))
+    class_map = ClassMap([0, 0, 2, None, 3], labels, list(student.config.id2label.values()))
+    teacher = Teacher(given, class_map=class_map, student=student)
+    assert (teacher.spec.num_labels, teacher.spec.channels["logits"]) == (3, 3)
+    assert teacher.features(IMAGES)["logits"].shape[1] == 3
+    assert teacher(IMAGES).logits.shape[1] == 4
+    assert teacher.spec.norms.keys() == given.tap_norms.keys()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_teacher_of_its_own_dtype_computes_in_it_whatever_the_students_autocast(dtype, tmp_path):
     alone = network(width=12, seed=1).eval().to(getattr(torch, dtype))
@@ -62,8 +133,8 @@ def test_a_teacher_of_its_own_dtype_computes_in_it_whatever_the_students_autocas
     teacher = network(width=12, seed=1)
     run = trainer(tmp_path, teacher=teacher, method="attnfd", teacher_dtype=dtype, bf16=True)
     run.train()
-    assert same(weights(teacher), weights(alone))  # the buffers too
-    assert teacher.dtype == alone.dtype
+    assert same(weights(run.teacher.network), weights(alone))  # the buffers too
+    assert run.teacher.dtype == alone.dtype
     for tap, feature in in_training(run).items():
         assert torch.equal(feature, expected[tap])
     assert all(torch.isfinite(value).all() for value in weights(run.model).values())
@@ -122,12 +193,16 @@ def test_wrong_settings_of_the_teacher_are_refused(tmp_path):
         arguments(tmp_path, teacher_dtype="half")
     with pytest.raises(ValueError, match="teacher_batch_norm is one of auto, eval, batch_stats; got 'train'"):
         arguments(tmp_path, teacher_batch_norm="train")
+    without = without_batch_coupling(network(width=12, seed=1))
     with pytest.raises(ValueError, match="the teacher has no batch norm"):
-        takes_batch_statistics(nn.Conv2d(3, 4, 1), "batch_stats", False)
+        trainer(tmp_path, teacher=without, method="kd", teacher_batch_norm="batch_stats")
 
 
 def test_a_method_that_wants_batch_statistics_of_a_teacher_without_batch_norms_is_told(caplog):
+    teacher = Teacher(without_batch_coupling(network(width=12, seed=1)))
+    expected = features(teacher.network)
     for wanted, told in ((False, False), (True, True), (None, True)):
         caplog.clear()
-        assert not takes_batch_statistics(nn.Conv2d(3, 4, 1), "auto", wanted)
+        teacher.prepare(Accelerator(cpu=True), batch_statistics=wanted)
+        assert all(torch.equal(feature, expected[tap]) for tap, feature in teacher.features(IMAGES).items())
         assert ("and the teacher has none" in caplog.text) == told
