@@ -108,6 +108,8 @@ class Layout:
         if not image_folder.is_dir():
             raise ValueError(f"{image_folder} is not a folder; image_dir says where the images lie.")
         names = MASK_FOLDERS if self.mask_dir is None else (self.mask_dir,)
+        if "{split}" in names[0]:
+            forms = ("{name}",)
         candidates = [root / form.replace("{name}", name).replace("{split}", split) for name in names for form in forms]
         there = [folder for folder in candidates if folder.is_dir()]
         if not there:
@@ -122,7 +124,8 @@ class Layout:
         if image_folder == mask_folder:
             if not self.mask_suffix:
                 raise ValueError(f"{image_folder} holds images and masks: mask_suffix says how the masks' names end.")
-            images = {name: path for name, path in images.items() if path not in masks.values()}
+            taken = set(masks.values())
+            images = {name: path for name, path in images.items() if path not in taken}
         else:
             _refuse_jpeg_masks(mask_folder, images, masks)
         by_file_name = {name + Path(path).suffix: name for name, path in images.items()}  # Supervisely: a.jpg.png

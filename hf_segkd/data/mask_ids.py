@@ -69,7 +69,7 @@ class MaskReader:
         if mask.mode in WIDE_MODES:
             return self._from_wide(np.asarray(mask), mask.mode, name)
         palette = _palette(mask) if mask.mode == "P" else None
-        return self._from_bytes(np.asarray(mask, dtype=np.uint8), palette, name)
+        return self._from_bytes(np.asarray(mask).astype(np.uint8, copy=False), palette, name)
 
     def blank(self, size: tuple[int, int]) -> Image.Image:
         """Class ids of an image of (width, height) that has no mask file."""

@@ -55,6 +55,13 @@ def test_folders_can_have_any_name(tmp_path, order):
         load(tmp_path, image_dir="img_dir", mask_dir="anno")
 
 
+@pytest.mark.parametrize("image_dir", ["{split}", "images"])
+def test_the_split_may_stand_anywhere_in_the_folders_names(tmp_path, image_dir):
+    images = "images/train" if image_dir == "images" else "train"
+    write(tmp_path, (f"{images}/a.png", "trainannot/a.png"))  # SegNet's CamVid
+    assert load(tmp_path, image_dir=image_dir, mask_dir="{split}annot") == ["a"]
+
+
 def test_folders_in_folders_are_read_and_their_endings_cut_off(tmp_path):
     write(
         tmp_path,
