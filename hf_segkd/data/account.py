@@ -145,7 +145,7 @@ def count_labels(dataset: datasets.Dataset, num_samples: int | None = None, *, p
         ValueError: If the data set has another origin, or a mask holds a number that it does not know.
     """
     account = LabelAccount(label_info(dataset), len(dataset))
-    masks = evenly_spread(_masks(dataset), len(dataset) if num_samples is None else num_samples)
+    masks = evenly_spread(masks_of(dataset), len(dataset) if num_samples is None else num_samples)
     for row in tqdm(range(len(masks)), desc="Counting labels", unit="mask", disable=not progress):
         try:
             account.add(masks[row]["annotation"])
@@ -215,7 +215,7 @@ def evenly_spread(dataset: datasets.Dataset, number: int) -> datasets.Dataset:
     return dataset.select(np.linspace(0, len(dataset) - 1, number).round().astype(int))
 
 
-def _masks(dataset: datasets.Dataset) -> datasets.Dataset:
+def masks_of(dataset: datasets.Dataset) -> datasets.Dataset:
     """The annotations alone, but with the images where these give those without a mask file their size."""
     needs_images = decoder_of(dataset).scheme.without_mask is not None
     wanted = ("annotation", "image_id", *(("image",) if needs_images else ()))
@@ -226,7 +226,7 @@ def _require_labels(account: LabelAccount, dataset: datasets.Dataset) -> None:
     """Raise if no pixel of a data set has a class; where none of those read has one, masks are read until one has."""
     if account.pixels.any() or not account.num_read:
         return
-    masks, ignored = _masks(dataset), account.labels.ignore_index
+    masks, ignored = masks_of(dataset), account.labels.ignore_index
     for row in range(len(masks)):
         try:
             if masks[row]["annotation"].getextrema() != (ignored, ignored):

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from .account import masks_of
 from .decoding import label_info
 from .image_files import UnreadableImageError
 
@@ -17,7 +18,7 @@ from .image_files import UnreadableImageError
 def count_classes(
     dataset: datasets.Dataset, rows: Iterable[int] | None = None, num_workers: int = 0, progress: bool = True
 ) -> np.ndarray:
-    """Pixels of each class in each mask; every mask is read once, no image.
+    """Pixels of each class in each mask, by as many processes as one likes; `count_labels` sums over all masks.
 
     Args:
         dataset: From `load_segmentation_dataset`.
@@ -50,7 +51,7 @@ class _Counts(Dataset):
 
     def __init__(self, dataset: datasets.Dataset) -> None:
         self.num_labels = label_info(dataset).num_labels
-        self.masks = dataset.select_columns(["annotation", "image_id"])
+        self.masks = masks_of(dataset)
 
     def __len__(self) -> int:
         return len(self.masks)
