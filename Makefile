@@ -36,6 +36,7 @@ benchmark: $(INSTALLED)  ## Time the distillation step, the trainer, the losses,
 	$(BIN)/python scripts/benchmark_fakd.py
 	$(BIN)/python scripts/benchmark_losses.py
 	$(BIN)/python scripts/benchmark_data.py
+	$(BIN)/python scripts/benchmark_large.py
 
 clean:  ## Remove the virtual environment and caches, keep runs/
 	rm -rf $(VENV) site .pytest_cache .ruff_cache .import_linter_cache *.egg-info

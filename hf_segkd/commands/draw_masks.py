@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from hf_segkd.commands.command_line import parse_arguments
 from hf_segkd.data.annotated_images import PlacedImage, link_or_copy, place
 from hf_segkd.data.annotations import AnnotatedImage, Annotations, class_ids, draw, require_pycocotools
+from hf_segkd.data.class_files import read_classes
 from hf_segkd.data.coco import read_coco
-from hf_segkd.data.folder import read_class_names
 from hf_segkd.data.image_files import TURNS
 from hf_segkd.data.labelme import read_labelme
 from hf_segkd.data.labels import IGNORE_INDEX, MAX_NUM_CLASSES
@@ -120,7 +120,7 @@ def class_names_of(command: DrawingCommand, annotations: Annotations) -> list[st
     """
     if command.classes is not None:
         one_file = len(command.classes) == 1 and Path(command.classes[0]).expanduser().is_file()
-        names = read_class_names(command.classes[0]) if one_file else command.classes
+        names = read_classes(command.classes[0]).names if one_file else command.classes
         if twice := sorted(name for name, count in Counter(names).items() if count > 1):
             raise ValueError(f"classes: {', '.join(twice)} occurs several times.")
         if command.unlabelled not in (VOID, *names):
@@ -217,7 +217,7 @@ def _draw_all(
 
 
 def _check_classes_file(file: Path, names: list[str]) -> None:
-    if file.exists() and (there := read_class_names(file)) != names:
+    if file.exists() and (there := read_classes(file).names) != names:
         raise ValueError(
             f"{file} holds the classes {', '.join(there)}, of another split; here they are {', '.join(names)}. Give "
             f"--classes {file}, or another output."

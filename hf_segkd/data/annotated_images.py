@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .annotations import AnnotatedImage
-from .files import shorten
-from .folder import IMAGE_SUFFIXES
+from .files import IMAGE_SUFFIXES, shorten
 from .image_files import size_and_orientation
 
 logger = logging.getLogger(__name__)

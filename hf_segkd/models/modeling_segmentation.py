@@ -107,6 +107,7 @@ class SegKDSegmentationModel(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         loss_function: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+        resize_logits: bool = True,
     ) -> SemanticSegmenterOutputWithFeatures | tuple:
         """Scores of each class for each pixel.
 
@@ -126,6 +127,8 @@ class SegKDSegmentationModel(PreTrainedModel):
             return_dict: False returns a tuple.
             loss_function: Takes logits (b, k, hh, ww), labels and the ignored label and gives what `loss` shall be; in
                 training it gets the auxiliary head's logits too. By default `segmentation_loss`.
+            resize_logits: False leaves `logits` at the classifier's resolution, where no labels are given: of a large
+                image and many classes they take gigabytes at its own.
 
         Returns:
             `logits` at the resolution of `pixel_values`; `loss` when labels were given, in training with the auxiliary
@@ -151,7 +154,9 @@ class SegKDSegmentationModel(PreTrainedModel):
         decoder_pre, taps = self.decode(maps, keep_sums=bool(output_features))
         decoder = F.relu(decoder_pre, inplace=not output_features)
         head_logits = self.classifier(self.classifier_dropout(decoder))
-        logits = resize(head_logits, pixel_values.shape[-2:], self.config.align_corners)
+        logits = head_logits
+        if resize_logits:
+            logits = resize(head_logits, pixel_values.shape[-2:], self.config.align_corners)
 
         loss, features = None, None
         if labels is not None:

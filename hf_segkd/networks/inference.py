@@ -11,10 +11,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_segkd.data.image_processors import whole_image
+from hf_segkd.models.modeling_segmentation import SegKDSegmentationModel
 from hf_segkd.networks.tiles import tiled_logits
 
 # Fewer classes at once and PyTorch would interpolate by another kernel, with other last digits.
 CLASSES_AT_ONCE = 8
+# So many logits at the size of an image, 64 MiB of them, are nothing to be saved.
+FEW_LOGITS = 2**24
 
 
 def predict(
@@ -41,15 +44,19 @@ def predict(
     """
     size = (image.height, image.width)
     pixel_values = whole_image(processor, image)[None].to(model.device)
+    # Networks of hf_segkd resize their logits to the image, unless they are told not to.
+    options, align_corners = {}, None
+    if isinstance(model, SegKDSegmentationModel) and model.config.num_labels * pixel_values[0, 0].numel() > FEW_LOGITS:
+        options, align_corners = {"resize_logits": False}, model.config.align_corners
 
     def logits_of(images: Tensor) -> Tensor:
         with torch.inference_mode():
-            return model(pixel_values=images).logits
+            return model(pixel_values=images, **options).logits
 
     if tile is None:
-        return classes_at(logits_of(pixel_values), size)[0]
+        return classes_at(logits_of(pixel_values), size, tuple(pixel_values.shape[-2:]), align_corners)[0]
     classes = torch.empty(size, dtype=torch.int64, device=model.device)
-    for rows, columns, logits in tiled_logits(logits_of, pixel_values, size, tile, overlap):
+    for rows, columns, logits in tiled_logits(logits_of, pixel_values, size, tile, overlap, align_corners):
         classes[rows, columns] = logits.max(0).indices
     return classes
 
@@ -62,10 +69,19 @@ def logits_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 
 
-def classes_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def classes_at(
+    logits: Tensor, size: tuple[int, int], image_size: tuple[int, int] | None = None, align_corners: bool | None = None
+) -> Tensor:
     """`logits_at(logits, size).argmax(1)`, (b, h, w) int64, without ever holding all classes at that size.
 
     Of equal logits the lowest class wins; a few classes are resized at a time, so that nothing but memory differs.
+
+    Args:
+        logits: (b, k, h4, w4).
+        size: Height and width of the result.
+        image_size: That of the image which the network saw; it matters with `align_corners`.
+        align_corners: Resize the logits to the image first, in this way, as networks of hf_segkd do it themselves
+            unless they are told not to; None does not.
     """
     best = logits.new_full((len(logits), *size), -torch.inf, dtype=torch.float32)
     classes = torch.zeros_like(best, dtype=torch.int64)
@@ -73,9 +89,14 @@ def classes_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
     num_labels = logits.shape[1]
     starts = range(0, max(num_labels - CLASSES_AT_ONCE, 0) + 1, CLASSES_AT_ONCE)
     for first, last in zip(starts, [*starts[1:], num_labels], strict=True):
-        part = logits_at(logits[:, first:last].contiguous(memory_format=layout), size)
+        part = logits[:, first:last].contiguous(memory_format=layout)
+        if align_corners is not None:
+            part = F.interpolate(part, size=image_size, mode="bilinear", align_corners=align_corners)
+        if part.shape[-2:] != size:
+            part = logits_at(part, size)
         for index in range(first, last):
-            values = part[:, index - first]
+            values = part[:, index - first].float()
             classes.masked_fill_(values > best, index)
             torch.maximum(best, values, out=best)
+        del part, values  # before there are others
     return classes

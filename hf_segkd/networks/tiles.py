@@ -60,6 +60,7 @@ def tiled_logits(
     size: tuple[int, int],
     tile: int | Sequence[int] | None = None,
     overlap: int | None = None,
+    align_corners: bool | None = None,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Logits of an image at a size, block after block, each pixel once.
 
@@ -74,12 +75,15 @@ def tiled_logits(
         size: Height and width of the result.
         tile: As in `tile_and_overlap`; None is one tile, the whole image.
         overlap: As in `tile_and_overlap`.
+        align_corners: Resize the logits of a tile to the tile first, in this way, as networks of hf_segkd do it unless
+            they are told not to; None does not.
 
     Yields:
         Rows and columns of the result, and the logits there, (k, rows, columns) float32.
     """
     sides, overlaps = (image.shape[-2:], (0, 0)) if tile is None else tile_and_overlap(tile, overlap)
-    rows, columns = map(_windows, image.shape[-2:], size, sides, overlaps)
+    axes = zip(image.shape[-2:], size, sides, overlaps, strict=True)
+    rows, columns = (_windows(*axis, align_corners) for axis in axes)
     above: list[_Tile | None] = [None] * len(columns)
     for row in rows:
         before = None
@@ -123,6 +127,7 @@ class _Window:
         ramp: Over how many pixels around a seam.
         scale: Pixels that the network sees for each one of the result.
         block: Pixels of the result that are complete with it.
+        align_corners: As in `tiled_logits`.
     """
 
     start: int
@@ -131,6 +136,7 @@ class _Window:
     ramp: float
     scale: float
     block: slice
+    align_corners: bool | None
 
     def weights(self, pixels: slice, length: int) -> tuple[slice, Tensor]:
         """What a tile with `length` values along the axis says of some pixels of the result: matrix times values.
@@ -143,12 +149,32 @@ class _Window:
         """
         points = (torch.arange(pixels.start, pixels.stop, dtype=torch.float64) + 0.5) * self.scale
         share = _faded_in(points, self.seams[0], self.ramp) - _faded_in(points, self.seams[1], self.ramp)
-        centres = ((points - self.start) * (length / (self.stop - self.start)) - 0.5).clamp(0, length - 1)
-        if not (counted := centres[share > 0]).numel():
+        if not (counted := (share > 0).nonzero()[:, 0]).numel():
             return slice(0, 0), torch.zeros(len(points), 0)
-        values = slice(int(counted[0]), min(int(counted[-1]) + 2, length))
-        distances = (centres[:, None] - torch.arange(values.start, values.stop)).abs()
-        return values, ((1 - distances).clamp(min=0) * share[:, None]).float()
+        inside = slice(int(counted[0]), int(counted[-1]) + 1)
+        side = self.stop - self.start
+        values, matrix = _interpolation(
+            points[inside] - self.start, side, length if self.align_corners is None else side
+        )
+        if self.align_corners is not None:
+            of_tile = torch.arange(values.start, values.stop, dtype=torch.float64) + 0.5
+            values, resized = _interpolation(of_tile, side, length, self.align_corners)
+            matrix = matrix @ resized
+        weights = matrix.new_zeros(len(points), values.stop - values.start)
+        weights[inside] = matrix * share[inside, None]
+        return values, weights.float()
+
+
+def _interpolation(points: Tensor, side: int, length: int, align_corners: bool = False) -> tuple[slice, Tensor]:
+    """Values at points of an axis of `side` pixels, ascending, from `length` values on it: which, and their weights."""
+    if align_corners:
+        centres = (points - 0.5) * ((length - 1) / max(side - 1, 1))
+    else:
+        centres = points * (length / side) - 0.5
+    centres = centres.clamp(0, length - 1)
+    values = slice(int(centres[0]), min(int(centres[-1]) + 2, length))
+    distances = (centres[:, None] - torch.arange(values.start, values.stop)).abs()
+    return values, (1 - distances).clamp(min=0)
 
 
 def _faded_in(points: Tensor, seam: float, ramp: float) -> Tensor:
@@ -157,7 +183,7 @@ def _faded_in(points: Tensor, seam: float, ramp: float) -> Tensor:
     return ((points - seam) / ramp + 0.5).clamp(0, 1)
 
 
-def _windows(length: int, size: int, side: int, overlap: int) -> list[_Window]:
+def _windows(length: int, size: int, side: int, overlap: int, align_corners: bool | None) -> list[_Window]:
     """The tiles along an axis of `length` pixels of which the result has `size`; the last ends where the axis does."""
     starts = [0] if length <= side else [*range(0, length - side, side - overlap), length - side]
     stops = [min(start + side, length) for start in starts]
@@ -167,7 +193,9 @@ def _windows(length: int, size: int, side: int, overlap: int) -> list[_Window]:
     ends = [math.ceil((seam - ramp / 2) / scale - 0.5) for seam in seams[1:-1]]
     ends = [0, *ends, size]
     return [
-        _Window(start, stop, tuple(seams[index : index + 2]), ramp, scale, slice(*ends[index : index + 2]))
+        _Window(
+            start, stop, tuple(seams[index : index + 2]), ramp, scale, slice(*ends[index : index + 2]), align_corners
+        )
         for index, (start, stop) in enumerate(zip(starts, stops, strict=True))
     ]
 

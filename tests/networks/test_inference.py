@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from tiny_runs import network
 from transformers import SegformerImageProcessor
 
+from hf_segkd.networks import inference
 from hf_segkd.networks.inference import classes_at, logits_at, predict
 
 WHOLE = SegformerImageProcessor(do_resize=False, do_reduce_labels=False)
@@ -22,6 +24,28 @@ def test_the_classes_are_those_of_all_logits_at_once_bit_for_bit(num_labels, lay
         for small in ((1, 1), (10, 13), (33, 65)):
             logits = torch.randn(2, num_labels, *small, generator=generator).contiguous(memory_format=layout)
             assert classes_at(logits, size).equal(logits_at(logits, size).argmax(1))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("num_labels", [4, 19, 150])
+def test_they_are_so_of_logits_that_the_network_would_have_resized(num_labels, align_corners):
+    logits = torch.randn(2, num_labels, 17, 23, generator=torch.Generator().manual_seed(0))
+    resized = F.interpolate(logits, size=(67, 90), mode="bilinear", align_corners=align_corners)
+    for size in ((67, 90), (33, 101)):
+        assert classes_at(logits, size, (67, 90), align_corners).equal(logits_at(resized, size).argmax(1))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_a_network_that_leaves_its_logits_small_gives_the_same_classes(align_corners, monkeypatch):
+    model, image = network(align_corners=align_corners).eval(), picture(101, 131)
+    whole = predict(model, WHOLE, image)
+    tiles = predict(model, WHOLE, image, 64)
+    shapes = []
+    model.register_forward_hook(lambda *call: shapes.append(tuple(call[-1].logits.shape[2:])))
+    monkeypatch.setattr(inference, "FEW_LOGITS", 1)
+    assert predict(model, WHOLE, image).equal(whole)
+    assert shapes == [(26, 33)]
+    assert (predict(model, WHOLE, image, 64) == tiles).float().mean() > 0.9999  # but for rounding
 
 
 def test_of_equal_logits_the_lowest_class_wins():

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from hf_segkd.networks.inference import logits_at
@@ -66,6 +67,15 @@ def test_one_tile_is_the_whole_image_resized_as_torch_does(size, stride):
     expected = logits_at(logits, size)[0]
     # PyTorch's points are in float32: of 72 pixels they are off by up to 4e-6.
     torch.testing.assert_close(composed(lambda _: logits, image, size), expected, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(128, 160), (61, 75), (200, 333)])
+def test_logits_are_resized_to_the_image_first_where_a_network_does(size, align_corners):
+    logits, image = torch.randn(1, 6, 16, 40), torch.zeros(1, 3, 128, 160)
+    resized = F.interpolate(logits, size=(128, 160), mode="bilinear", align_corners=align_corners)
+    parts = composed(lambda _: logits, image, size, None, None, align_corners)
+    torch.testing.assert_close(parts, logits_at(resized, size)[0], atol=5e-5, rtol=0)
 
 
 def test_what_tiles_can_not_be_is_refused():
