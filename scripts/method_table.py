@@ -1,4 +1,6 @@
-"""README's table of methods and docs/method_arguments.md, from the losses: python scripts/method_table.py [--write].
+"""The tables of methods in README.md and docs/methods.md, and docs/method_arguments.md: made from the losses.
+
+python scripts/method_table.py [--write]
 
 Parameters and memory are those of a DeepLabV3+ with ResNet-18 that learns from one with ResNet-101, 21 classes.
 Memory is what the loss keeps for its backward pass and as state, for two crops of 256 x 256.
@@ -27,6 +29,7 @@ from hf_segkd.training.distiller import network_spec
 from hf_segkd.types import NetworkSpec
 
 README = Path(__file__).parents[1] / "README.md"
+METHODS_PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 ARGUMENTS_PAGE = Path(__file__).parents[1] / "docs" / "method_arguments.md"
 START, END = "<!-- methods: made by scripts/method_table.py -->", "<!-- end of methods -->"
 BATCH, CROP, NUM_CLASSES = 2, 256, 21
@@ -54,26 +57,39 @@ TYPES = {
 def main() -> None:
     """Print table and page, or put them into README.md and docs/."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write README.md and docs/method_arguments.md")
-    text = method_table()
+    parser.add_argument("--write", action="store_true", help="write them")
+    tables = {README: catalogue(), METHODS_PAGE: method_table()}
     if parser.parse_args().write:
-        README.write_text(in_readme(README.read_text(), text))
+        for page, text in tables.items():
+            page.write_text(with_table(page.read_text(), text))
         ARGUMENTS_PAGE.write_text(arguments_page())
     else:
-        print(text, arguments_page(), sep="\n\n")
+        print(*tables.values(), arguments_page(), sep="\n\n")
 
 
-def in_readme(readme: str, text: str) -> str:
-    """The README with this table in place of the one it has."""
-    before, rest = readme.split(START)
+def with_table(page: str, text: str) -> str:
+    """The page with this table in place of the one it has."""
+    before, rest = page.split(START)
     _, after = rest.split(END)
     return f"{before}{START}\n{text}\n{END}{after}"
 
 
+def catalogue() -> str:
+    """Name, idea and paper of each method."""
+    return table(["name", "matches", "paper"], [entry(name) for name in LOSSES])
+
+
+def entry(name: str) -> list[str]:
+    """What the catalogue says of a method."""
+    paper = LOSSES[name].paper
+    title = f"[{paper.venue}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else paper.venue
+    return [f"`{name}`", LOSSES[name].matches, title]
+
+
 def method_table() -> str:
-    """One row for each method."""
+    """What each method reads and costs."""
     student, teacher = spec("resnet18"), spec("resnet101")
-    header = ["name", "matches", "taps", "labels", "weight", "extra parameters", "extra MiB", "paper"]
+    header = ["name", "features", "labels", "weight", "extra parameters", "extra MiB"]
     return table(header, [row(name, student, teacher) for name in LOSSES])
 
 
@@ -82,16 +98,13 @@ def row(name: str, student: NetworkSpec, teacher: NetworkSpec) -> list[str]:
     loss = create_loss(name, student, teacher)
     parameters = sum(parameter.numel() for parameter in loss.parameters())
     weights = loss.weights
-    title = f"[{loss.paper.venue}](https://arxiv.org/abs/{loss.paper.arxiv})" if loss.paper.arxiv else loss.paper.venue
     return [
         f"`{name}`",
-        loss.matches,
         ", ".join(loss.student_taps),
         "yes" if loss.needs_labels else "",
         ", ".join(f"{weight:.4g}" if len(weights) == 1 else f"{term} {weight:.4g}" for term, weight in weights.items()),
         f"{parameters / 1e6:.2f} M" if parameters else "",
         f"{kept_bytes(loss, student, teacher) / 2**20:.1f}",
-        title,
     ]
 
 

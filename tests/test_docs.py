@@ -9,6 +9,7 @@ from foreign_models import build
 from tiny_runs import arguments, network, processor, scenes
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 
+from hf_segkd.data import label_info
 from hf_segkd.losses.labels import LABEL_LOSSES
 from hf_segkd.networks.class_map import ClassMap
 from hf_segkd.training.trainer import DistillationTrainer
@@ -25,12 +26,14 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
     network().save_pretrained("runs/teacher")
     processor().save_pretrained("runs/teacher")
     (example,) = blocks("README.md", "python")
-    example = example.replace('{"num_classes": 4}', '{"num_classes": 4, "num_images": 8, "image_size": (32, 48)}')
+    example = example.replace("num_classes=4", "num_classes=4, num_images=8, image_size=(32, 48)")
     example = example.replace("max_steps=500", "max_steps=1, preflight_images=0, use_cpu=True, disable_tqdm=True")
     exec(example, given := {})
-    assert given["trainer"].state.global_step == 1
+    trainer = given["trainer"]
+    assert trainer.state.global_step == 1
     saved = AutoModelForSemanticSegmentation.from_pretrained("runs/student")
-    assert saved.config.id2label == given["teacher"].config.id2label
+    assert saved.config.id2label == label_info(scenes()).id2label
+    assert trainer.processing_class.to_dict() == processor().to_dict()
 
 
 def test_the_example_of_a_teacher_of_other_pixels_and_classes_runs(tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ import torch
 from hf_segkd.losses import LOSSES, create_loss
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 
 spec = importlib.util.spec_from_file_location("method_table", ROOT / "scripts" / "method_table.py")
 method_table = importlib.util.module_from_spec(spec)
@@ -20,19 +19,21 @@ def networks():
     return method_table.spec("resnet18"), method_table.spec("resnet101")
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_the_readme_says_of_each_method_what_the_code_does(name, networks):
-    row = [" ".join(cell.split()) for cell in method_table.row(name, *networks)]
-    table = README.split(method_table.START)[1].split(method_table.END)[0]
-    rows = [[" ".join(cell.split()) for cell in line.strip("| ").split(" | ")] for line in table.splitlines()]
-    found = [[cell.strip() for cell in cells] for cells in rows if cells[0] == f"`{name}`"]
-    assert found == [row], "run scripts/method_table.py --write"
+def rows_of(page):
+    table = page.read_text().split(method_table.START)[1].split(method_table.END)[0]
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()]
+    return [[" ".join(cell.split()) for cell in cells] for cells in rows if cells[0].startswith("`")]
+
+
+@pytest.mark.parametrize("index", range(len(LOSSES)), ids=LOSSES)
+def test_the_methods_page_says_of_each_method_what_the_code_does(index, networks):
+    row = [" ".join(cell.split()) for cell in method_table.row(list(LOSSES)[index], *networks)]
+    assert rows_of(method_table.METHODS_PAGE)[index] == row, "run scripts/method_table.py --write"
 
 
 def test_the_readme_lists_each_method_once_and_no_other():
-    table = README.split(method_table.START)[1].split(method_table.END)[0]
-    names = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
-    assert names == list(LOSSES)
+    assert rows_of(method_table.README) == [method_table.entry(name) for name in LOSSES]
+    assert len(rows_of(method_table.METHODS_PAGE)) == len(LOSSES)
 
 
 def test_the_page_of_the_arguments_is_made_from_the_losses():

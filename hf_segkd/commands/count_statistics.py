@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_segkd.commands.command_line import parse_arguments
-from hf_segkd.commands.data_flags import DataFlags
+from hf_segkd.commands.command_line import DataFlags, parse_arguments
 from hf_segkd.data.statistics import count_statistics, processor_values
 from hf_segkd.evaluation.reports import table, write_json
 

@@ -6,8 +6,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_segkd.commands.command_line import parse_arguments
-from hf_segkd.commands.data_flags import DataFlags
+from hf_segkd.commands.command_line import DataFlags, parse_arguments
 from hf_segkd.data import label_info
 from hf_segkd.evaluation.reports import evaluation_report, format_report, write_json
 from hf_segkd.evaluation.run_report import RunReport

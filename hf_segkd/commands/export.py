@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_segkd.commands.command_line import parse_arguments
-from hf_segkd.commands.data_flags import DataFlags
+from hf_segkd.commands.command_line import DataFlags, parse_arguments
 from hf_segkd.data import EvaluationDataset, evenly_spread, label_info
 from hf_segkd.data.image_processors import fixed_size
 from hf_segkd.evaluation.reports import versions, write_json

@@ -10,7 +10,7 @@ from hf_segkd.evaluation.reports import ARGUMENTS_FILE, SCORES_FILE, read_json
 from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.export import REPORT as EXPORT_REPORT
 from hf_segkd.export import SNIPPET
-from hf_segkd.networks.config_values import CLASS_NAMES, config_values
+from hf_segkd.networks.class_names import CLASS_NAMES, config_values
 from hf_segkd.publishing.publication import EXPORTS, weights_sha256
 
 

@@ -14,8 +14,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_segkd.commands.command_line import parse_arguments
-from hf_segkd.commands.data_flags import DataFlags
+from hf_segkd.commands.command_line import DataFlags, parse_arguments
 from hf_segkd.data import (
     LabelAccount,
     LabelInfo,

@@ -70,7 +70,7 @@ class Adversary(nn.Module):
     module tree would have to do all of the former by itself.
 
     A step: the loss's forward, `learn` for each batch accumulated, `update`. The trainer's `AdversaryCallback`
-    (`hf_segkd.training.adversary_callback`) does so, and methods without an adversary never meet it.
+    (`hf_segkd.training.callbacks`) does so, and methods without an adversary never meet it.
 
     Args:
         num_labels: Number of classes of the logits.

@@ -21,12 +21,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from hf_segkd.losses.adapters import pixel_rows
-from hf_segkd.losses.class_covariance import sort_by_class
-from hf_segkd.losses.logit_variance import (
+from hf_segkd.losses.class_covariance import (
     logit_difference_variances,
     logit_variances,
     own_class_difference_variances,
     own_class_variances,
+    sort_by_class,
 )
 
 CWDBound = Literal["pair", "tight", "direct", "isda"]

@@ -1,8 +1,10 @@
-"""`check_labels`: whether a network and a data set have the same classes in the same order."""
+"""`check_labels`: whether a network has the classes of a data set. `config_values`: all that a config says of it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -64,3 +66,26 @@ def label_names(model: PreTrainedModel) -> list[str]:
 def are_default_names(names: list[str]) -> bool:
     """Whether the classes are called LABEL_0, LABEL_1 ..., as transformers calls those without names."""
     return names == [f"LABEL_{index}" for index in range(len(names))]
+
+
+# Entries that do not change what a network computes.
+NOT_OF_THE_NETWORK = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version", "use_cache")
+# Entries that name its classes, for those who compare them otherwise.
+CLASS_NAMES = ("id2label", "label2id")
+
+
+def config_values(config: dict[str, Any], without: Sequence[str] = (), prefix: str = "") -> dict[str, Any]:
+    """Path -> value of what makes up a network, in a configuration and in the configurations within it.
+
+    Args:
+        config: As config.json has it.
+        without: Names of more entries to leave out.
+        prefix: Of the paths.
+    """
+    found = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and "model_type" in value:
+            found |= config_values(value, without, f"{prefix}{name}.")
+        elif name not in (*NOT_OF_THE_NETWORK, *without):
+            found[prefix + name] = value
+    return found

@@ -19,7 +19,7 @@ from hf_segkd.data.image_processors import normalisation, reverses_channels
 from hf_segkd.evaluation.argument_roles import OnResume, role_of
 from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.networks import FeatureNetwork, FeatureReader
-from hf_segkd.networks.config_values import CLASS_NAMES, config_values
+from hf_segkd.networks.class_names import CLASS_NAMES, config_values
 from hf_segkd.networks.teacher import Renormalisation, Teacher
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.checkpoints import check_files, checkpoints_in, newest_whole, read_record

@@ -29,20 +29,18 @@ from hf_segkd.networks.class_map import ClassMap
 from hf_segkd.networks.loading import load_teacher, make_student
 from hf_segkd.networks.teacher import Teacher
 from hf_segkd.publishing.pushes import HubPushes, progress_message, repository_name
-from hf_segkd.training.adversary_callback import AdversaryCallback
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.balance import balance_classes
-from hf_segkd.training.callbacks import AtTrainBegin, EpochBegin, ResumedRun
+from hf_segkd.training.callbacks import AdversaryCallback, AtTrainBegin, EpochBegin, ResumedRun
 from hf_segkd.training.checkpoint_writer import CheckpointWriter
 from hf_segkd.training.checkpoints import RECORD_FILE, copy_without_machine
-from hf_segkd.training.connectors_first import ConnectorsFirst
 from hf_segkd.training.distiller import Distiller, build_distiller
 from hf_segkd.training.ema import AverageAfterStep, StudentAverage
 from hf_segkd.training.inputs import augmented, known_labels, refuse_need_of_labels, unreadable_images, whole_images
 from hf_segkd.training.interruption import EXIT_CODE, Sigterm, StopAtSigterm, ignore_sigterm_in_workers
 from hf_segkd.training.nonfinite import NonFiniteGuard, require_finite_scores
 from hf_segkd.training.own_loss import with_method
-from hf_segkd.training.parameter_groups import parameter_groups, require_all_parameters
+from hf_segkd.training.parameter_groups import ConnectorsFirst, parameter_groups, require_all_parameters
 from hf_segkd.training.preflight import preflight, require_better_teacher
 from hf_segkd.training.processes import check_supported_modes, synchronise_batch_norms, warn_single_process
 from hf_segkd.training.run_report import Evaluation, Run, network_costs, refuse_card_kwargs, run_report, write_student

@@ -8,7 +8,7 @@ from transformers import get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from hf_segkd.commands import cli
-from hf_segkd.commands.failures import plain_errors
+from hf_segkd.commands.cli import plain_errors
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -109,7 +109,7 @@ def test_ctrl_c_ends_a_command_as_it_ends_other_programs(monkeypatch, capsys):
 
 @pytest.mark.parametrize("length", [1, 10**6])
 def test_a_reader_who_leaves_ends_a_command_quietly(length):
-    code = "import sys\nfrom hf_segkd.commands.failures import plain_errors\nsys.stdin.read()\nwith plain_errors(): "
+    code = "import sys\nfrom hf_segkd.commands.cli import plain_errors\nsys.stdin.read()\nwith plain_errors(): "
     command = [sys.executable, "-c", f"{code}print({length} * 'x')"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as process:

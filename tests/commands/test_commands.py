@@ -14,7 +14,7 @@ from tiny_runs import SIZE, network, processor, scenes
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
 from hf_segkd.commands import evaluate, predict, publish, train
-from hf_segkd.commands.data_flags import DataFlags
+from hf_segkd.commands.command_line import DataFlags
 from hf_segkd.data import cityscapes
 from hf_segkd.networks.loading import load_network
 

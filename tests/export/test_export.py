@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from hf_segkd.commands import export as export_command
-from hf_segkd.commands.failures import plain_errors
+from hf_segkd.commands.cli import plain_errors
 from hf_segkd.data.image_processors import fixed_size
 from hf_segkd.evaluation.metrics import MeanIoU
 from hf_segkd.export import run_onnx, runtimes

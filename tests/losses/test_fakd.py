@@ -7,15 +7,15 @@ from loss_cases import STUDENT, TEACHER, make_features, make_labels, reference
 
 from hf_segkd.losses import create_loss, fakd_bounds
 from hf_segkd.losses.adapters import resize_labels
-from hf_segkd.losses.cwd import channel_wise_divergence
-from hf_segkd.losses.fakd import augmentation_strength
-from hf_segkd.losses.fakd_bounds import augmented_channel_wise_divergence, augmented_pixel_wise_divergence
-from hf_segkd.losses.kd import pixel_wise_divergence
-from hf_segkd.losses.logit_variance import (
+from hf_segkd.losses.class_covariance import (
     logit_difference_variances,
     logit_variances,
     own_class_difference_variances,
 )
+from hf_segkd.losses.cwd import channel_wise_divergence
+from hf_segkd.losses.fakd import augmentation_strength
+from hf_segkd.losses.fakd_bounds import augmented_channel_wise_divergence, augmented_pixel_wise_divergence
+from hf_segkd.losses.kd import pixel_wise_divergence
 
 AUGMENTED = [name for name in case.OUTPUTS if "aug" in name]
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_segkd.losses import LOSSES
-from hf_segkd.training.adversary_callback import AdversaryCallback
+from hf_segkd.training.callbacks import AdversaryCallback
 from hf_segkd.training.student_files import LOSS_STATE_FILE
 
 

@@ -1,4 +1,4 @@
-from hf_segkd.networks.config_values import CLASS_NAMES, config_values
+from hf_segkd.networks.class_names import CLASS_NAMES, config_values
 
 CONFIG = {
     "model_type": "segkd-pspnet",
