@@ -277,15 +277,6 @@ class FeatureNetwork(nn.Module):
         """The model's number format."""
         return self.model.dtype
 
-    @property
-    def classifier(self) -> nn.Conv2d:
-        """The 1x1 convolution whose output is the tap `logits`.
-
-        Raises:
-            ValueError: If there is none.
-        """
-        return self.reader.classifier
-
     def num_parameters(self) -> int:
         """Number of the model's parameters."""
         return self.model.num_parameters()

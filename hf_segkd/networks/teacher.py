@@ -19,7 +19,7 @@ from transformers.utils import logging
 from hf_segkd.data.image_processors import normalisation, reverses_channels
 from hf_segkd.models.modeling_segmentation import SemanticSegmenterOutputWithFeatures
 from hf_segkd.networks.class_map import ClassMap, match_classes
-from hf_segkd.networks.feature_network import FeatureNetwork, FeatureReader, network_spec, with_taps
+from hf_segkd.networks.feature_network import FeatureNetwork, network_spec, with_taps
 from hf_segkd.types import Features, NetworkSpec
 
 logger = logging.get_logger(__name__)
@@ -61,7 +61,7 @@ class Teacher(nn.Module):
         dtype: str = "auto",
         batch_norm: str = "auto",
         *,
-        student: PreTrainedModel | FeatureNetwork | FeatureReader | None = None,
+        student: PreTrainedModel | FeatureNetwork | None = None,
         student_processor: Any = None,
     ) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Teacher(nn.Module):
         self.dtype = self.network.dtype
         self._under_autocast = dtype == "auto"
         self._batch_norm = batch_norm
-        self._of_batch = batch_norm == "batch_stats"
+        self._uses_batch_statistics = batch_norm == "batch_stats"
         self._call = self.__call__
         self.eval().requires_grad_(False)
 
@@ -106,7 +106,7 @@ class Teacher(nn.Module):
         Raises:
             ValueError: If `batch_norm` is `batch_stats` and would do nothing, or `auto` and the methods differ.
         """
-        self._of_batch = self._takes_batch_statistics(batch_statistics)
+        self._uses_batch_statistics = self._takes_batch_statistics(batch_statistics)
         if channels_last:
             self.to(memory_format=torch.channels_last)
         if self._under_autocast:
@@ -124,7 +124,8 @@ class Teacher(nn.Module):
         Returns:
             Tap name -> map; `logits` of the common classes, in the student's order, and missing where there are none.
         """
-        with torch.no_grad(), batch_statistics(self.network) if self._of_batch else contextlib.nullcontext():
+        norms = batch_statistics(self.network) if self._uses_batch_statistics else contextlib.nullcontext()
+        with torch.no_grad(), norms:
             return self._call(pixel_values=images, output_features=True).features
 
     def forward(self, pixel_values: Tensor, output_features: bool = False) -> SemanticSegmenterOutputWithFeatures:

@@ -128,8 +128,8 @@ def test_every_method_trains_a_segformer_with_its_default_taps(method, tmp_path)
 def test_fakd_gets_the_classifier_and_the_map_that_enters_it(make, tmp_path):
     network = FeatureNetwork(student(make))
     features = network(IMAGES, output_features=True).features
-    torch.testing.assert_close(network.classifier(features["decoder"]), features["logits"])
-    assert network.classifier.weight.shape[:2] == (NUM_CLASSES, features["decoder"].shape[1])
+    torch.testing.assert_close(network.reader.classifier(features["decoder"]), features["logits"])
+    assert network.reader.classifier.weight.shape[:2] == (NUM_CLASSES, features["decoder"].shape[1])
     run = trainer(tmp_path, student=network, method="fakd_pd", **CROP)
     run.train()
     assert run.state.log_history[0]["raw_fakd_pd"] > 0
