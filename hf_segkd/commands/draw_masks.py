@@ -22,7 +22,7 @@ from hf_segkd.data.class_files import read_classes
 from hf_segkd.data.coco import read_coco
 from hf_segkd.data.image_files import TURNS
 from hf_segkd.data.labelme import read_labelme
-from hf_segkd.data.labels import IGNORE_INDEX, MAX_NUM_CLASSES
+from hf_segkd.data.labels import IGNORE_INDEX
 from hf_segkd.evaluation.reports import table
 from hf_segkd.suggestions import did_you_mean
 
@@ -138,8 +138,8 @@ def class_names_of(command: DrawingCommand, annotations: Annotations) -> list[st
         names = [name for name in annotations.names if name not in without]
         if command.unlabelled not in (VOID, *names):
             names = [command.unlabelled, *names]
-    if len(names) > MAX_NUM_CLASSES:
-        raise ValueError(f"There are {len(names)} classes, and masks of 8 bits hold at most {MAX_NUM_CLASSES}.")
+    if len(names) > IGNORE_INDEX:
+        raise ValueError(f"There are {len(names)} classes, and masks of 8 bits hold at most {IGNORE_INDEX}.")
     return names
 
 
