@@ -5,17 +5,77 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import dataclass, field
+from argparse import Action
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import datasets
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from hf_segkd.data import load_segmentation_dataset
 from hf_segkd.suggestions import did_you_mean
 from hf_segkd.training.arguments import json_object
+
+# Subject of `--help` -> its flags. The rest are a command's own, the Hub's by their beginning, and transformers'.
+SUBJECTS = {
+    "data": (
+        *(
+            "dataset",
+            "data_dir",
+            "hub_id",
+            "dataset_options",
+            "split",
+            "train_split",
+            "eval_split",
+            "max_train_samples",
+        ),
+        *("max_eval_samples", "image_size", "image_statistics", "check_data", "unlabelled_dir"),
+        *(
+            "unlabelled_ratio",
+            "bad_images",
+            "crop_size",
+            "scale_range",
+            "scale_base",
+            "flip_probability",
+            "max_class_share",
+        ),
+        *("photometric", "train_sampling_strategy", "repeat_threshold", "class_weights"),
+    ),
+    "student": (
+        *("student", "student_config", "pretrained_backbone", "student_taps", "frozen", "ema_decay", "sync_batch_norm"),
+    ),
+    "teacher": (
+        *("teacher", "teacher_taps", "class_map", "teacher_dtype", "teacher_batch_norm", "preflight_images"),
+        "allow_weak_teacher",
+    ),
+    "method": ("method", "method_kwargs", "ce_weight", "label_loss", "label_loss_kwargs", "connector_lr_multiplier"),
+}
+HUB = ("hub_", "push_to_hub")
+
+
+class _Parser(HfArgumentParser):
+    """Its help lists the flags by subject; there are 170 of a training run."""
+
+    def format_help(self) -> str:
+        """Usage, then the flags."""
+        subject_of = {flag: subject for subject, flags in SUBJECTS.items() for flag in flags}
+        kinds = [kind for kind in self.dataclass_types if issubclass(kind, TrainingArguments)]
+        of_training = {field.name for kind in kinds for field in fields(kind)}
+        groups: dict[str, list[Action]] = {title: [] for title in ("options", *SUBJECTS, "training", "Hub")}
+        for action in self._actions:
+            title = subject_of.get(action.dest)
+            if title is None and action.dest in of_training:
+                title = "Hub" if action.dest.startswith(HUB) else "training"
+            groups[title or "options"].append(action)
+        formatter = self.formatter_class(prog=self.prog)
+        formatter.add_usage(self.usage, self._actions, [])
+        for title, actions in groups.items():
+            formatter.start_section(title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        return formatter.format_help()
 
 
 class _Loader(yaml.SafeLoader):
@@ -41,7 +101,7 @@ def parse_arguments(*types: type, args: list[str] | None = None) -> tuple[Any, .
         SystemExit: With a message, on an unknown flag or YAML key (the nearest known one is named) or a bad value.
     """
     flags = list(sys.argv[1:] if args is None else args)
-    parser = HfArgumentParser(
+    parser = _Parser(
         types,
         allow_abbrev=False,
         usage="%(prog)s --config FILE.yaml [--flag value ...]   (--help lists all flags)",

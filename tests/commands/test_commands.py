@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -316,3 +317,20 @@ def test_the_launched_scripts_distil_and_resume(tmp_path, teacher):
     output = launch("scripts/distill.py", *recipe, "--teacher", teacher)
     assert "mIoU" in output
     assert "mean class accuracy" in launch("scripts/train.py", *recipe, "--method", "none")
+
+
+def test_the_help_of_a_training_run_lists_its_flags_by_subject(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = capsys.readouterr().out
+    titles = re.findall(r"^(\w+):$", text, flags=re.M)
+    assert titles == ["options", "data", "student", "teacher", "method", "training", "Hub"]
+    sections = dict(zip(titles, re.split(r"^\w+:$", text, flags=re.M)[1:], strict=True))
+    assert set(re.findall(r"--(\w+)", sections["options"])) == {"help", "config"}
+    for flag, subject in {
+        "class_map": "teacher",
+        "crop_size": "data",
+        "scale_lr": "training",
+        "hub_token": "Hub",
+    }.items():
+        assert [title for title, part in sections.items() if f"  --{flag} " in part] == [subject]
