@@ -118,7 +118,7 @@ def load_network(source: str, colours: dict[str, Sequence[int]] | None = None) -
     model = auto_class.from_pretrained(source, use_safetensors=True, trust_remote_code=False, dtype="float32").eval()
     processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     processor.do_center_crop = False  # the classes are laid over the whole picture
-    return Network(source, with_taps(model), processor, colours or {})  # also masks with classes become logits
+    return Network(source, with_taps(model), processor, colours or {})  # also turns masks with classes into logits
 
 
 def usual_colours(source: str) -> dict[str, Colour]:

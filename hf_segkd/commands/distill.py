@@ -1,4 +1,4 @@
-"""`hf-segkd distill`: trains a student on labels and a teacher. It takes the flags of `train`, which include `--teacher`."""
+"""`hf-segkd distill`: trains a student on labels and a teacher. Its flags are those of `train`, with `--teacher`."""
 
 from hf_segkd.commands.train import main
 

@@ -82,7 +82,7 @@ def newest_whole(folder: Path) -> Path:
 
 
 def check_files(checkpoint: Path) -> None:
-    """Make sure that a checkpoint is whole, and that reading it can not run what somebody put into a pickle.
+    """Make sure that a checkpoint is whole, and that reading it can not run code in a pickle.
 
     Raises:
         ValueError: If it is not; the message names the file, and the checkpoint before this one.

@@ -273,8 +273,8 @@ class DistillationTrainer(Trainer):
             **kwargs: As in `Trainer`.
 
         Raises:
-            ValueError: If the checkpoint is damaged, or that of a run which this one can't go on with.
-            SystemExit: With code 143 after SIGTERM, when the checkpoint of the step in work is written.
+            ValueError: If the checkpoint is damaged, or that of a run that this one can't continue.
+            SystemExit: With code 143 after SIGTERM, when the checkpoint of the current step is written.
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         self.resumed_from_step = self._best_step = self._evaluation = None
