@@ -1,8 +1,8 @@
-"""Makes `AutoConfig`, `AutoModelForSemanticSegmentation` ... know our networks, without importing transformers early.
+"""`register_when_transformers_loads`: makes the Auto classes know our networks, without importing transformers early.
 
-`AutoModel.register` wants classes, and importing those takes seconds (torch, transformers). So `import hf_segkd`
-only leaves a note with Python's import system: right after transformers has loaded one of its Auto modules, ours
-are registered there. If it has loaded them before, they are registered at once.
+`AutoModel.register` takes classes, and importing those takes seconds (torch, transformers). So `import hf_segkd` only
+adds an import hook: right after transformers has loaded one of its Auto modules, our classes are registered there. If
+it has loaded them before, they are registered at once.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""`predict` and `logits_at` under the path they had before `hf_segkd.networks`."""
+"""`predict`, `logits_at`: kept under the path they had before `hf_segkd.networks`."""
 
 from hf_segkd.networks.inference import logits_at, predict
 

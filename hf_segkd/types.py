@@ -1,4 +1,7 @@
-"""Types that losses, trainer and hub share. Shapes: b batch, c channels, k classes, h w feature map, hh ww image."""
+"""`NetworkSpec`, `Paper`: types that losses, trainer and hub share.
+
+Shapes: b batch, c channels, k classes, h w feature map, hh ww image.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-# Tap name -> map. `logits` is (b, k, h, w) at the head's resolution, the others are (b, c, h, w).
+# Feature name -> map. `logits` is (b, k, h, w) at the head's resolution, the others are (b, c, h, w).
 Features = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Paper:
-    """Where a method comes from: the source of the README's method table and of a model card's citation."""
+    """Publication of a method, for the README's method table and a model card's citation."""
 
     title: str
     venue: str
@@ -27,10 +30,10 @@ class NetworkSpec:
     """What a loss must know of a network before it has seen a feature map.
 
     Args:
-        channels: Channels of each tap the network offers, e.g. `{"decoder": 256, "logits": 21}`.
+        channels: Channels of each feature the network offers, e.g. `{"decoder": 256, "logits": 21}`.
         num_labels: Number of classes k.
         ignore_index: Label of the pixels that have no class.
-        norms: Weight and bias, (c,) each, of the batch norm that ends in a tap, for the taps that have one.
+        norms: Weight and bias, (c,) each, of the batch norm that ends in a feature, for the features that have one.
     """
 
     channels: Mapping[str, int]

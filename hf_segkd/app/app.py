@@ -112,17 +112,17 @@ class Network:
 
 
 def load_network(source: str, colours: dict[str, Sequence[int]] | None = None) -> Network:
-    """A network from a folder or the Hub; of safetensors files, and without running code of a repository."""
+    """A network from a folder or the Hub, from safetensors files, and without running code of a repository."""
     masks = predicts_masks(AutoConfig.from_pretrained(source, trust_remote_code=False))
     auto_class = AutoModelForUniversalSegmentation if masks else AutoModelForSemanticSegmentation
     model = auto_class.from_pretrained(source, use_safetensors=True, trust_remote_code=False, dtype="float32").eval()
     processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     processor.do_center_crop = False  # the classes are laid over the whole picture
-    return Network(source, with_taps(model), processor, colours or {})  # also masks with classes become logits
+    return Network(source, with_taps(model), processor, colours or {})  # also turns masks with classes into logits
 
 
 def usual_colours(source: str) -> dict[str, Colour]:
-    """The colours of a network's classes by their names; not in a Space, which holds no data sets."""
+    """The colours of a network's classes by their names; not for a Space, which lacks the data sets."""
     from hf_segkd.data import class_colours
 
     names = class_names(AutoConfig.from_pretrained(source, trust_remote_code=False).id2label)
@@ -163,7 +163,7 @@ def legend(mask: np.ndarray, names: list[str], palette: list[Colour]) -> list[tu
 
 
 def overlay(image: Image.Image, mask: np.ndarray, palette: list[Colour]) -> str:
-    """The image with its classes (h, w) over it as HTML: two layers, so that the browser alone sets the opacity."""
+    """The image with its classes (h, w) over it as HTML: two layers, so that only the browser sets the opacity."""
     photo = image.copy()
     photo.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     classes = Image.fromarray(mask).resize(photo.size, Image.Resampling.NEAREST)
@@ -184,7 +184,7 @@ def _data_uri(image: Image.Image, kind: str) -> str:
 
 
 def result(role: str, network: Network, image: Image.Image) -> tuple[str, np.ndarray]:
-    """What the page says of a picture: overlay, time, size and legend as HTML; and the mask (h, w) uint8."""
+    """The result for a picture: overlay, time, size and legend as HTML; and the mask (h, w) uint8."""
     mask, milliseconds = segment(network, image)
     rows = "".join(
         f'<tr><th scope="row"><span class="swatch" style="background: rgb{colour}"></span>{escape(name)}</th>'
@@ -201,7 +201,7 @@ def result(role: str, network: Network, image: Image.Image) -> tuple[str, np.nda
 
 
 def empty_result(role: str, network: Network, text: str) -> str:
-    """What stands where a result would be, as HTML."""
+    """A message in place of a result, as HTML."""
     return f'{_heading(role, network)}<div class="stage empty">{text}</div>'
 
 

@@ -1,6 +1,6 @@
-"""The commands, a module each: it parses the command's flags, builds things and calls them.
+"""The commands, a module each, which parses the command's flags and runs it.
 
-`cli` lists the commands, `command_line` reads flags and YAML, `failures` is how commands end on mistakes. Shared are
-`data_flags` and `run_folder` (what training, evaluation and export leave). `publish` has its flags, and what it finds
-out for the card, in modules of their own; `study` runs commands side by side for the scripts that compare them.
+`cli` lists the commands and ends them on mistakes, `command_line` reads flags and YAML. `run_folder` reads what
+training, evaluation and export leave. `publish` has its flags in `publish_flags`, and gathers the facts of the card in
+`publish_facts`. `study` runs commands side by side for the scripts that compare them.
 """

@@ -1,4 +1,4 @@
-"""`hf-segkd COMMAND`: runs a command, and ends it with a message where the user can mend what went wrong."""
+"""`main`: runs `hf-segkd COMMAND`, and ends it with a message where the user can correct the mistake."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ OF_FLAGS = ("transformers.integrations.", "transformers.optimization", "transfor
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Inside, an error that this package raises on purpose, or the system (files, network), ends as a message.
+    """Inside, an error that this package raises on purpose, or that the system raises (files, network), is a message.
 
     The exit code is 1; that of wrong flags is 2, argparse's. Anything else is a defect and keeps its traceback, and
-    `HF_SEGKD_TRACEBACK=1` shows that of every error. Ctrl-C and a reader of the output who leaves (`| head`) end a
-    command as they end other programs: without a traceback, with 130 and 141. Messages begin a new line, since a
-    progress bar may stand on the last one.
+    `HF_SEGKD_TRACEBACK=1` shows that of every error. Ctrl-C and a closed output (`| head`) end a command as they end
+    other programs: without a traceback, with 130 and 141. Messages begin a new line, because a progress bar may stand
+    on the last one.
 
     Raises:
         SystemExit: In place of such an error.
@@ -39,7 +39,7 @@ def plain_errors() -> Iterator[None]:
         raise SystemExit(128 + signal.SIGINT) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush would fail again
-        raise SystemExit(141) from None  # 128 + SIGPIPE, which Windows has not
+        raise SystemExit(141) from None  # 128 + SIGPIPE, which Windows lacks
     except Exception as error:
         if not _is_meant(error) or os.environ.get(TRACEBACK, "0") != "0":
             raise
@@ -48,14 +48,14 @@ def plain_errors() -> Iterator[None]:
 
 
 def _is_meant(error: Exception) -> bool:
-    """Whether an error says what its user can mend."""
+    """Whether an error is one that the user can correct."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     module = frame.f_globals.get("__name__", "")
     ours = isinstance(error, (ValueError, FloatingPointError, ImportError)) and module.startswith("hf_segkd.")
     return ours or isinstance(error, OSError) or module.startswith(OF_FLAGS)
 
 
-# Command -> what it does. The module of its name in this folder has its `main`, which the script of its name runs too.
+# Command -> what it does. The module of its name in this folder has its `main`; the script of its name runs it too.
 COMMANDS = {
     "train": "train a network on labels",
     "distill": "train a student on labels and a teacher",
@@ -95,9 +95,9 @@ def main(args: list[str] | None = None) -> None:
 
 
 def run(command: str, args: list[str] | None = None) -> None:
-    """Run a command with its flags, by default those of the program; mistakes end it with a message."""
+    """Run a command with its flags, by default the program's; mistakes end it with a message."""
     with plain_errors():
-        # Imported only now: neither --help nor Ctrl-C should have to wait for torch.
+        # Imported only now, so that neither --help nor Ctrl-C waits for torch.
         importlib.import_module(f"hf_segkd.commands.{command}").main(args)
 
 

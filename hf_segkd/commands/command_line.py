@@ -1,4 +1,4 @@
-"""The command line: `parse_arguments` reads flags and YAML (flags win); `DataFlags` are those that name a data set."""
+"""`parse_arguments`: reads flags and YAML (flags win); `DataFlags`: the flags that name a data set."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class _Parser(HfArgumentParser):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML reads YAML 1.1, to which 1e-3 is a word; here it is a number, as in YAML 1.2."""
+    """A YAML loader that reads 1e-3 as a number, as in YAML 1.2; in PyYAML's YAML 1.1 it is a word."""
 
 
 _Loader.add_implicit_resolver(
@@ -121,7 +121,7 @@ def parse_arguments(*types: type, args: list[str] | None = None) -> tuple[Any, .
 def _parse(parser: HfArgumentParser, flags: list[str]) -> tuple[tuple[Any, ...], list[str]]:
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(args=flags, return_remaining_strings=True)
-    except ValueError as error:  # of transformers' own checks too, which are about flags like ours
+    except ValueError as error:  # also from transformers' own checks of its flags
         raise ValueError(str(error)) from error
     # HfArgumentParser hands flags that belong to none of its dataclasses back as a namespace of their own.
     return tuple(part for part in parsed if type(part) in parser.dataclass_types), unknown
@@ -187,7 +187,7 @@ class DataFlags:
         return load_segmentation_dataset(self.dataset, self.data_dir, split, hub_id=self.hub_id, **self.dataset_options)
 
     def source(self, split: str) -> dict[str, Any]:
-        """What a report says of where its images came from, so that they can be found again."""
+        """The origin of the images for a report, so that they can be found again."""
         data_dir = None if self.data_dir is None else str(Path(self.data_dir).absolute())
         flags = {"dataset": self.dataset, "data_dir": data_dir, "hub_id": self.hub_id}
         return {**flags, "dataset_options": self.dataset_options, "split": split}

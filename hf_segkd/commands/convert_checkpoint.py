@@ -1,4 +1,4 @@
-"""`scripts/convert_checkpoint.py`: a checkpoint of another code base as a folder that `from_pretrained` loads."""
+"""`hf-segkd convert_checkpoint`: turns a checkpoint of another code base into a folder that `from_pretrained` loads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONVERTERS = {"attnfd": convert_attnfd_state_dict, "mmsegmentation": convert_mms
 
 @dataclass(kw_only=True)
 class ConversionCommand:
-    """What to convert, and the network it belongs to."""
+    """Flags: the checkpoint to convert, and its network."""
 
     checkpoint: str = field(
         metadata={"help": "The .pth or .pth.tar file; of transformers the folder or Hub id with a pytorch_model.bin."}
@@ -40,7 +40,7 @@ def main(args: list[str] | None = None) -> Path:
     """Convert, load strictly, save; returns the folder.
 
     Raises:
-        ValueError: If the folder exists, the file is not a network's of that code base, or does not fit its config.
+        ValueError: If the folder exists, the file holds no network of that code base, or it does not fit its config.
     """
     (command,) = parse_arguments(ConversionCommand, args=args)
     output = Path(command.output)
@@ -63,7 +63,7 @@ def main(args: list[str] | None = None) -> Path:
         first = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise ValueError(f"The checkpoint does not fit network_config. The first differences: {first}") from error
     model.save_pretrained(output)
-    # Mean and std of ImageNet, which both code bases normalise with.
+    # Both code bases normalise with ImageNet's mean and std.
     SegformerImageProcessor(do_resize=False, do_reduce_labels=False).save_pretrained(output)
     print(f"Wrote {type(model).__name__} with {model.num_parameters():,} parameters to {output}.")
     return output

@@ -1,4 +1,4 @@
-"""`scripts/count_statistics.py`: mean and standard deviation of each channel of the training images."""
+"""`hf-segkd count_statistics`: computes mean and standard deviation of each channel of the training images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_segkd.evaluation.reports import table, write_json
 
 @dataclass(kw_only=True)
 class StatisticsCommand(DataFlags):
-    """What to count."""
+    """Flags: the images to count."""
 
     split: str = field(
         default="train", metadata={"help": "Split to count: what is evaluated on must not decide how images are seen."}

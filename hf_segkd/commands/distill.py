@@ -1,4 +1,4 @@
-"""`distill`: train a student on labels and a teacher. It takes the flags of `train`, of which `--teacher` is one."""
+"""`hf-segkd distill`: trains a student on labels and a teacher. Its flags are those of `train`, with `--teacher`."""
 
 from hf_segkd.commands.train import main
 

@@ -1,4 +1,4 @@
-"""`scripts/draw_masks.py`: index masks from polygons and run-length encodings, drawn once."""
+"""`hf-segkd draw_masks`: draws index masks from polygons and run-length encodings, once."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 CLASSES_FILE = "classes.json"
 VOID = "void"
-LABELME_IGNORE = "__ignore__"  # what labelme's own scripts take for pixels without a class
+LABELME_IGNORE = "__ignore__"  # labelme's own scripts use it for pixels without a class
 
 
 @dataclass(kw_only=True)
 class DrawingCommand:
-    """What to draw, and what the classes are."""
+    """Flags: the annotations to draw, and their classes."""
 
     annotations: str = field(metadata={"help": "COCO JSON file, or a folder of labelme's JSON files."})
     images: str = field(metadata={"help": "Folder of the images."})
@@ -68,11 +68,11 @@ class DrawingCommand:
 
 
 def main(args: list[str] | None = None) -> Path:
-    """Write the masks, put the images beside them, tell what was drawn; returns the folder of the masks.
+    """Write the masks, put the images beside them, print what was drawn; returns the folder of the masks.
 
     Raises:
-        ValueError: If the annotations cannot be read, a label has no place among the classes, an image is missing or
-            of another size, or the masks or other classes are there already. Nothing is written then.
+        ValueError: If the annotations cannot be read, a label is not among the classes, an image is missing or of
+            another size, or the masks or other classes exist already. Nothing is written then.
     """
     (command,) = parse_arguments(DrawingCommand, args=args)
     require_pycocotools()
@@ -116,7 +116,7 @@ def class_names_of(command: DrawingCommand, annotations: Annotations) -> list[st
     """Names of the classes in the order of their ids.
 
     Raises:
-        ValueError: If they are not known, are too many, occur twice, or the class of unlabelled pixels is not there.
+        ValueError: If they are not known, too many or not unique, or the class of unlabelled pixels is not among them.
     """
     if command.classes is not None:
         one_file = len(command.classes) == 1 and Path(command.classes[0]).expanduser().is_file()
@@ -151,7 +151,7 @@ def _tell_of_unknown_labels(command: DrawingCommand, known: set[str]) -> None:
 
 
 def _with_shapes(images: list[AnnotatedImage], ids: dict[str, int | None]) -> list[AnnotatedImage]:
-    """The images of which something is labelled; of the others there would be nothing to learn."""
+    """The images that have a label; the others would teach nothing."""
     labelled = [image for image in images if any(ids[shape.label] is not None for shape in image.shapes)]
     if not labelled:
         raise ValueError("No image has a shape, so that there is nothing to draw.")
@@ -164,12 +164,12 @@ def _with_shapes(images: list[AnnotatedImage], ids: dict[str, int | None]) -> li
 
 @dataclass
 class Account:
-    """What was drawn.
+    """Counts of what was drawn.
 
     Args:
-        shapes: Label -> shapes drawn.
-        pixels: Pixels of each value, (256,).
-        contested: Pixels that shapes of several classes share.
+        shapes: Label -> number of shapes drawn.
+        pixels: Number of pixels of each value, (256,).
+        contested: Number of pixels that shapes of several classes share.
     """
 
     shapes: Counter[str]

@@ -1,4 +1,4 @@
-"""`scripts/evaluate.py`: the score of a network, class by class."""
+"""`hf-segkd evaluate`: scores a network, class by class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_segkd.training.trainer import DistillationTrainer
 
 @dataclass(kw_only=True)
 class EvaluationCommand(DataFlags):
-    """What to evaluate, on what."""
+    """Flags: the network to evaluate, and the data."""
 
     model: str = field(metadata={"help": "Folder or Hub id of the network."})
     split: str = field(default="val", metadata={"help": "Split to evaluate on."})
@@ -51,7 +51,7 @@ def main(args: list[str] | None = None) -> RunReport:
     model, processor = load_network(command.model, labels)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = DistillationTrainer(
-            model=with_taps(model),  # also masks with classes become logits
+            model=with_taps(model),  # also turns masks with classes into logits
             args=DistillationArguments(
                 output_dir=scratch,
                 per_device_eval_batch_size=command.batch_size,

@@ -1,4 +1,4 @@
-"""`scripts/export.py`: a network as an ONNX or torch.export file, checked on real images and timed."""
+"""`hf-segkd export`: writes a network as an ONNX or torch.export file, checked on real images and timed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "onnx-int8": "model-
 
 @dataclass(kw_only=True)
 class ExportCommand(DataFlags):
-    """What to export, and the images to check it on."""
+    """Flags: the network to export, and the images to check it on."""
 
     model: str = field(metadata={"help": "Folder or Hub id of the network."})
     format: Literal["onnx", "torch_export"] = field(metadata={"help": "ONNX, or a .pt2 file of torch.export."})
@@ -74,7 +74,7 @@ class ExportCommand(DataFlags):
                 raise ValueError(f"--{name} is for the file of --int8, which is not asked for.")
         if self.teacher is not None and self.latency_runs == 0:
             raise ValueError("--teacher is timed beside the network, and --latency_runs 0 times nothing.")
-        images = 2 if self.dynamic else 1  # of one, batches would go unchecked
+        images = 2 if self.dynamic else 1  # one would leave batches unchecked
         for name, least in (("num_images", images), ("calibration_images", 1), ("latency_runs", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
@@ -82,7 +82,7 @@ class ExportCommand(DataFlags):
             raise ValueError(f"{self.folder()} is a file, and --output takes the folder to write to.")
 
     def folder(self) -> Path:
-        """Where the files go."""
+        """The folder that the files are written to."""
         if self.output is not None:
             return Path(self.output)
         model = Path(self.model)
@@ -93,20 +93,20 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     """Export a network, check and time it, print the tables, write export.json and return what is in it.
 
     Raises:
-        ValueError: If the exported network is not the one it was made from, or int8 costs too much; with the numbers.
-            Nothing is written then, and an earlier export stays.
+        ValueError: If the exported network differs from the original, or int8 costs too much; the message has the
+            numbers. Nothing is written then, and an earlier export stays.
     """
     (command,) = parse_arguments(ExportCommand, args=args)
     export = Export(command)
     folder = command.folder()
-    near = next(parent for parent in folder.absolute().parents if parent.is_dir())  # of one file system, mostly
+    near = next(parent for parent in folder.absolute().parents if parent.is_dir())  # mostly on the same file system
     with tempfile.TemporaryDirectory(prefix=".export-", dir=near) as scratch:
         report = export.run(Path(scratch))
         folder.mkdir(parents=True, exist_ok=True)
-        # The report goes first and comes last, so that it never tells of files that are not there.
+        # The report is deleted first and written last, so that it never lists files that do not exist.
         names = (*FILES.values(), SNIPPET, REPORT)
         for name in reversed(names):
-            (folder / name).unlink(missing_ok=True)  # of an earlier export
+            (folder / name).unlink(missing_ok=True)  # from an earlier export
         for name in names:
             if Path(scratch, name).is_file():
                 os.replace(Path(scratch, name), folder / name)
@@ -118,12 +118,12 @@ class Export:
     """One run of the command.
 
     Args:
-        command: What to do.
+        command: The flags.
 
     Raises:
         ImportError: If packages of the extra `export` are needed and missing.
-        ValueError: If the network is not one of logits or does not fit the data set, the size of images is not known or
-            not one that the network and the teacher take, or the image processor does what a user of the exported file
+        ValueError: If the network gives no logits or does not fit the data set, the size of images is not known or not
+            one that the network and the teacher take, or the image processor does what a user of the exported file
             could not do.
     """
 
@@ -159,7 +159,7 @@ class Export:
         if command.teacher is not None:
             teacher, _ = load_network(command.teacher)
             check_teacher(teacher.config, self.model.config)
-            # With taps, masks with classes become logits.
+            # With features, masks with classes become logits.
             teacher = with_taps(teacher) if predicts_masks(teacher.config) else teacher
             self.teacher = DenseNetwork(teacher, command.argmax)
             check_takes(self.teacher, self.example)
@@ -187,7 +187,7 @@ class Export:
             "exports": exports,
             "latency": self.time(files) if command.latency_runs else None,
             "versions": versions(PACKAGES),
-            "weights_sha256": self.weights_sha256,  # by which publishing knows that they belong together
+            "weights_sha256": self.weights_sha256,  # publishing checks by it that they belong together
         }
         write_json(report, scratch / REPORT)
         return report
@@ -203,7 +203,7 @@ class Export:
                 samples = EvaluationDataset(self.images, with_size(self.processor, size))
                 try:
                     there = compare(self.network, network, samples, num_labels, batch_size=3)
-                except Exception as error:  # each runtime has its own
+                except Exception as error:  # each runtime raises its own kind
                     raise ValueError(
                         f"{path.name} does not run with several images or at another size than {width} x {height}, "
                         "although it was made with --dynamic. Export it for one size, without --dynamic. The runtime "
@@ -225,7 +225,7 @@ class Export:
         }
 
     def write_snippet(self, scratch: Path) -> float:
-        """A program that runs the ONNX file; returns for which share of the pixels it gives PyTorch's class."""
+        """Write a program that runs the ONNX file; returns the share of pixels for which it gives PyTorch's class."""
         shutil.copyfile(run_onnx.__file__, scratch / SNIPPET)
         session, facts = run_onnx.load(scratch / FILES["onnx"])
         same, pixels = 0, 0

@@ -1,4 +1,4 @@
-"""`scripts/inspect_model.py`: the maps of a network that distillation can compare, as a table."""
+"""`hf-segkd inspect_model`: prints a table of the maps of a network that distillation can compare."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_SIZE = 256
 
 @dataclass
 class InspectionCommand:
-    """What to look at."""
+    """Flags: the network to inspect."""
 
     model: str = field(metadata={"help": "Folder or Hub id of the network; may also come first, without the flag."})
     image_size: list[int] | None = field(
@@ -41,13 +41,13 @@ class InspectionCommand:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A map that a tap can name.
+    """A map that a feature can name.
 
     Attributes:
-        path: What to name: a module's path, with `:N` where it gives several maps; of hf_segkd's networks the tap.
+        path: Its name: a module's path, with `:N` where it gives several maps; in hf_segkd's networks the feature.
         kind: The module's class.
         shape: (b, c, h, w).
-        taps: The taps that are this map without being named.
+        taps: The default features that are this map.
     """
 
     path: str
@@ -87,13 +87,14 @@ def load(command: InspectionCommand) -> PreTrainedModel:
 
 
 def candidates(network: torch.nn.Module, image: Tensor, everything: bool = False) -> list[Candidate]:
-    """The maps that taps can name, in the order of the modules.
+    """The maps that features can name, in the order of the modules.
 
-    Each map is listed once, under the name of its default tap or else the shortest, and of equal blocks in a row the
-    last. What is inside a block that gives a map is left out, unless it is a default tap or the block a head.
+    Each map is listed once, under the name of its default feature or else the shortest; of equal blocks in a row only
+    the last is listed. Modules inside a block that gives a map are left out, unless they are default features or the
+    block is a head.
 
     Args:
-        network: A network with taps.
+        network: A network with features.
         image: (1, c, hh, ww).
         everything: Leave nothing out.
     """
@@ -114,7 +115,7 @@ def candidates(network: torch.nn.Module, image: Tensor, everything: bool = False
     for name, tap in network.taps.items():
         defaults.setdefault(tap, []).append(name)
     if "logits" not in network.taps and (ends := [tap for tap, map_ in maps.items() if map_ is logits]):
-        defaults[ends[-1]] = ["logits"]  # the classifier, behind the head that it is in
+        defaults[ends[-1]] = ["logits"]  # the classifier, after the head that it is in
     shown = list(maps) if everything else _not_hidden(maps, defaults, network.config.num_labels)
     rows = [
         Candidate(
@@ -126,7 +127,7 @@ def candidates(network: torch.nn.Module, image: Tensor, everything: bool = False
 
 
 def _not_hidden(maps: Mapping[Tap, Tensor], defaults: Container[Tap], num_labels: int) -> list[Tap]:
-    # A module that ends in a channel for each class is a head, whose insides are worth a look.
+    # A module that ends in a channel for each class is a head, whose modules are listed too.
     blocks = tuple(f"{tap.path}." for tap, map_ in maps.items() if tap.index is None and map_.shape[1] != num_labels)
     names: dict[int, list[Tap]] = {}
     for tap, map_ in maps.items():
@@ -140,7 +141,7 @@ def _not_hidden(maps: Mapping[Tap, Tensor], defaults: Container[Tap], num_labels
 
 
 def _without_repeats(rows: list[Candidate]) -> list[Candidate]:
-    """Of blocks in a row that differ in their number alone the last one, which says how many they are."""
+    """Keep only the last of blocks in a row that differ only in their number, which shows how many there are."""
     kept: list[Candidate] = []
     count = 1
     for row, following in itertools.zip_longest(rows, rows[1:]):
@@ -157,7 +158,7 @@ def _like(row: Candidate) -> tuple[object, ...]:
 
 
 def _with_any_task(model: PreTrainedModel) -> torch.nn.Module:
-    if isinstance(model.config, OneFormerConfig):  # its words change no shape
+    if isinstance(model.config, OneFormerConfig):  # the text of its task changes no shape
         task = torch.zeros(1, model.config.task_seq_len, dtype=torch.int64)
         return FeatureNetwork(model, inputs={"task_inputs": task})
     return with_taps(model)

@@ -1,4 +1,4 @@
-"""`scripts/predict.py`: pictures of what a network sees."""
+"""`hf-segkd predict`: writes pictures of a network's predictions."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from hf_segkd.networks.loading import load_network
 from hf_segkd.networks.tiles import check_tile
 from hf_segkd.training.run_settings import digest
 
-LONGEST_WAIT = timedelta(days=30)  # of the processes that are done for those that are not
+LONGEST_WAIT = timedelta(days=30)  # how long processes that are done wait for the others
 
 
 @dataclass
 class PredictionCommand:
-    """What to look at."""
+    """Flags: the network and the images."""
 
     model: str = field(metadata={"help": "Folder or Hub id of the network."})
     images: list[str] = field(metadata={"help": "Image files, or folders of them and of further folders."})
@@ -69,10 +69,10 @@ class PredictionCommand:
 
 
 def main(args: list[str] | None = None) -> list[Path]:
-    """Write an overlay and a mask for each image; returns the overlays' paths (of masks alone, the masks').
+    """Write an overlay and a mask for each image; returns the overlays' paths (if only masks are written, theirs).
 
-    Under `accelerate launch` each process takes its share of the images. A file appears when it is whole, so that a run
-    that was stopped goes on with the images that are missing when it is started again.
+    Under `accelerate launch` each process takes its share of the images. A file appears when it is whole, so a run that
+    was stopped continues with the missing images when it is started again.
 
     Raises:
         ValueError: If the flags make no sense, or, when all others are done, some images could not be read.
@@ -90,7 +90,7 @@ def main(args: list[str] | None = None) -> list[Path]:
     model, processor = load_network(command.model)
     check_processor(model.config, processor)
     bands = num_bands(processor)
-    model = with_taps(model.to("cpu" if command.use_cpu else state.device))  # also masks with classes become logits
+    model = with_taps(model.to("cpu" if command.use_cpu else state.device))  # also turns masks with classes into logits
     names = class_names(model.config.id2label)
     numbers = np.arange(len(names), dtype=np.uint8 if len(names) <= 256 else np.uint16)
     if command.numbering != "classes":
@@ -108,14 +108,14 @@ def main(args: list[str] | None = None) -> list[Path]:
             continue
         try:
             image = read_rgb(str(file), str(file)) if bands is None else read_bands(str(file), str(file), bands)
-        except ValueError as error:  # the others are worth having
+        except ValueError as error:  # go on with the others
             refused.append(str(error))
             continue
         mask = predict(model, processor, image, command.tile, command.overlap).cpu().numpy()
         mask_file.parent.mkdir(parents=True, exist_ok=True)
         if not command.masks_only:
             save(overlay(image, mask, palette, command.opacity), picture)
-        save(Image.fromarray(numbers[mask]), mask_file, made_with)  # last: what tells that both are there
+        save(Image.fromarray(numbers[mask]), mask_file, made_with)  # last, so that it shows that both exist
         written.append(wanted[0])
     if state.is_main_process and not command.masks_only:
         save(legend(names, palette, width=480), output / LEGEND, made_with)
@@ -127,7 +127,7 @@ def main(args: list[str] | None = None) -> list[Path]:
 
 
 def _report(results: list[tuple[int, int, list[str]]], command: PredictionCommand) -> None:
-    """Say what all processes wrote, and raise for what they could not read."""
+    """Report what all processes wrote, and raise for what they could not read."""
     written, kept = (sum(result[part] for result in results) for part in (0, 1))
     refused = sorted(error for result in results for error in result[2])
     what = "masks" if command.masks_only else f"overlays with their masks, and {LEGEND},"
@@ -138,7 +138,7 @@ def _report(results: list[tuple[int, int, list[str]]], command: PredictionComman
 
 
 def _made_with(command: PredictionCommand, model: nn.Module, processor: Any) -> str:
-    """A hash of all that pictures depend on beside their images: weights, classes, image processor and flags."""
+    """A hash of what pictures depend on beside their images: weights, classes, image processor and flags."""
     places = ("model", "images", "output", "use_cpu")
     flags = {name: value for name, value in asdict(command).items() if name not in places}
     facts = [digest(model), model.config.id2label, processor.to_json_string(), flags]

@@ -1,4 +1,4 @@
-"""Files of `predict`: which images there are, what their pictures are called, and which of these are there already."""
+"""`image_files`: the images of `predict` and the names of their pictures; `are_there`: which pictures exist already."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from PIL.PngImagePlugin import PngInfo
 
 from hf_segkd.data.files import IMAGE_SUFFIXES
 
-MADE_WITH = "hf_segkd"  # text in the PNG of a mask, by which it is known to be that of a run
+MADE_WITH = "hf_segkd"  # key of the text in a mask's PNG that identifies the run
 LEGEND = "legend.png"
 
 
 def image_files(paths: list[str], output: Path | None = None) -> dict[Path, str]:
-    """The images among files, in folders and in folders of these, in order of name.
+    """The images among files and in folders and their subfolders, in order of name.
 
     Args:
         paths: Files and folders.
-        output: Folder in which no images are looked for, nor in those that this command wrote before, nor in hidden
-            ones; links to folders are not followed.
+        output: Folder that is not searched for images. Folders that this command wrote before and hidden ones are not
+            searched either; links to folders are not followed.
 
     Returns:
-        File -> what its pictures are called: its path in the folder it was found in, without the suffix.
+        File -> name of its pictures: its path in the folder it was found in, without the suffix.
 
     Raises:
         ValueError: If a path does not exist, there is no image, or two images would be written to one name.
@@ -51,7 +51,7 @@ def _images_in(root: Path, output: Path | None) -> Iterator[Path]:
     for folder, folders, names in os.walk(root):
         place = Path(folder)
         if place != root and (place.resolve() == left_out or (LEGEND in names and _made_here(place / LEGEND))):
-            folders.clear()  # pictures of what a network saw
+            folders.clear()  # pictures of predictions
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -72,7 +72,7 @@ def _stem(path: Path) -> str:
 
 
 def refuse_overwriting(files: dict[Path, str], output: Path) -> None:
-    """Make sure that no picture would take the place of an image, or of another picture.
+    """Make sure that no picture would overwrite an image or another picture.
 
     Args:
         files: As `image_files` gives them.
@@ -91,7 +91,7 @@ def refuse_overwriting(files: dict[Path, str], output: Path) -> None:
 
 
 def are_there(pictures: list[Path], image: Path, made_with: str) -> bool:
-    """Whether pictures of an image, the mask last, are those of an earlier run like this one and not older than it."""
+    """Whether pictures, the mask last, come from an earlier run like this one and are not older than their image."""
     try:
         with Image.open(pictures[-1]) as mask:
             same = mask.info.get(MADE_WITH) == made_with
@@ -101,7 +101,7 @@ def are_there(pictures: list[Path], image: Path, made_with: str) -> bool:
 
 
 def save(picture: Image.Image, path: Path, made_with: str | None = None) -> None:
-    """Write a PNG so that a file of its name is a whole one."""
+    """Write a PNG so that a file of its name is always whole."""
     info = PngInfo()
     if made_with is not None:
         info.add_text(MADE_WITH, made_with)

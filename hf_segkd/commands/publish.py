@@ -1,4 +1,4 @@
-"""`scripts/publish.py`: a trained student, its card and what was measured, to the Hub in one commit."""
+"""`hf-segkd publish`: sends a trained student, its card and its scores to the Hub in one commit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hf_segkd.training.ema import AVERAGE_FILE
 
 @dataclass
 class Part:
-    """What goes into one repository: its name, the files, and where they are kept too."""
+    """The content of one repository: its name, its files, and the folder that keeps a copy."""
 
     repo_id: str
     folder: Path
@@ -46,7 +46,7 @@ def main(args: list[str] | None = None) -> Path | str:
         if command.dry_run:
             print(f"\nDry run: nothing was sent. The folder is {command.kept}; its README.md is the card.")
             return command.kept
-        # All before anything is sent: a wrong name, token, right or licence leaves nothing half published.
+        # All before anything is sent, so that a wrong name, token, right or licence leaves nothing half published.
         for part in parts:
             prepare_repository(part.repo_id, private=command.private, license=command.license, **part.kind)
         urls = [send(part, command.private, message) for part in parts]
@@ -59,7 +59,7 @@ def write(command: PublishingCommand, scratch: Path) -> tuple[str, list[Part]]:
     """Write all files of the network's repository, and of the Space's where one is asked for.
 
     Returns:
-        What the commit is called, and the repositories.
+        The message of the commit, and the repositories.
     """
     folder = checked_folder(command)
     student, processor = load_network(command.model)
@@ -111,7 +111,7 @@ def checked_folder(command: PublishingCommand) -> Path:
     """The folder of the network.
 
     Raises:
-        ValueError: If no network is saved there, but maybe in its subfolders.
+        ValueError: If no network is saved there; the message names subfolders that hold one.
     """
     folder = Path(command.model)
     if not (folder / "config.json").is_file():
@@ -124,7 +124,7 @@ def checked_folder(command: PublishingCommand) -> Path:
 
 
 def tell_what_is_not_known(facts: CardFacts) -> None:
-    """Say what the card has to leave open, and what would fill it."""
+    """Print what the card has to leave open, and what would fill it."""
     questions: dict[str, Any] = {
         "how it was trained (training leaves a record in its folder)": facts.method,
         "on what (--dataset_name)": facts.dataset,

@@ -1,4 +1,4 @@
-"""What a card tells of a network: from its folder, from those it is compared with, and from its user."""
+"""`gather_facts`: what a card says of a network, from its folder, the folders it is compared with, and the flags."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class FoundTeacher:
 
 
 def find_teacher(command: PublishingCommand, report: RunReport | None) -> FoundTeacher | None:
-    """The teacher that the flag or else the run names; what can't be found any more is said and left out."""
+    """The teacher that the flag or else the run names; what can't be found any more is reported and left out."""
     name = command.teacher or (None if report is None else report.teacher)
     if name is None:
         return None
     try:
-        if looks_like_path(name) and not Path(name).is_dir():  # nobody's business, the Hub's neither
+        if looks_like_path(name) and not Path(name).is_dir():  # a private path, which must not be sent to the Hub
             raise ValueError(f"there is no folder {name}.")
         model, processor = load_network(name)
         check_keeps_whole_images(processor)  # its pictures are of whole images
@@ -59,7 +59,7 @@ def find_teacher(command: PublishingCommand, report: RunReport | None) -> FoundT
 def teacher_to_show(
     teacher: FoundTeacher, student: PreTrainedModel, processor: Any, report: RunReport | None
 ) -> dict[str, tuple[nn.Module, Any]]:
-    """The teacher for the pictures, as it speaks of the student's classes; scores on other classes are left out."""
+    """The teacher for the pictures, in the student's classes; scores on other classes are left out."""
     network, its_processor = teacher.network
     taught, learnt = network.config.id2label, student.config.id2label
     targets = None if report is None else report.class_map
@@ -80,15 +80,15 @@ def teacher_to_show(
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a name can only be a folder's, and none on the Hub."""
+    """Whether a name can only be a folder's, not one on the Hub."""
     return name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
 
 
 def evaluated_images(command: PublishingCommand, report: RunReport | None) -> datasets.Dataset | None:
-    """The images of the split that was evaluated; None where they are not known or not there any more.
+    """The images of the split that was evaluated; None where they are not known or no longer there.
 
     Raises:
-        ValueError: If it is so and the flags ask for pictures of them.
+        ValueError: If they are not known or there, and the flags ask for pictures of them.
     """
     source = None if report is None else report.data
     if source is not None:
@@ -116,13 +116,13 @@ def gather_facts(
     teacher: FoundTeacher | None,
     images: datasets.Dataset | None,
 ) -> CardFacts:
-    """All that the card tells."""
+    """Gather all facts of the card."""
     folder = Path(command.model)
     training = with_training(folder, report or RunReport())
     if (command.runs or command.baseline) and (report is None or training.method is None):
         missing = "holds no scores" if report is None else "does not tell how the network was trained"
         raise ValueError(f"{folder} {missing}, so there is nothing to set --runs or --baseline beside.")
-    size = image_size(processor, images)  # both networks': the student's is what counts
+    size = image_size(processor, images)  # the student's, used for both networks
     costs = [cost("student", student, size)]
     if teacher is not None and teacher.network is not None:
         costs.append(cost("teacher", teacher.network[0], size))
@@ -163,7 +163,7 @@ def gather_facts(
 
 
 def _rename_dataset(reports: list[RunReport], exports: list[dict[str, Any]], known_as: str | None, name: str) -> None:
-    """Call a data set by the name that its user gives it, wherever something was scored on it."""
+    """Give a data set the user's name for it in all reports and exports that were scored on it."""
     for report in reports:
         if report.dataset == known_as:
             report.dataset = name

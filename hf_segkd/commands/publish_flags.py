@@ -1,4 +1,4 @@
-"""What the publishing command is asked for."""
+"""`PublishingCommand`: the flags of the publishing command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_segkd.evaluation.reports import SCORES_FILE
 
 @dataclass(kw_only=True)
 class PublishingCommand:
-    """What to publish, under which name, and what it is compared with."""
+    """Flags: what to publish, under which name, and what it is compared with."""
 
     model: str = field(metadata={"help": "Folder of the network, as training leaves it."})
     repo_id: str = field(metadata={"help": "Name on the Hub: user/name."})
@@ -71,7 +71,7 @@ class PublishingCommand:
 
     @property
     def kept(self) -> Path | None:
-        """Folder in which what is sent stays, if it does."""
+        """Folder that keeps the sent files, if they are kept."""
         if self.output is not None:
             return Path(self.output).resolve()
         model = Path(self.model).resolve()
@@ -79,13 +79,13 @@ class PublishingCommand:
 
     @property
     def kept_space(self) -> Path | None:
-        """The same for the Space, beside it."""
+        """The folder beside it that keeps the Space's files."""
         kept = self.kept
         return None if kept is None or self.space is None else kept.with_name(f"{kept.name}-space")
 
 
 def _check_name(flag: str, name: str) -> None:
-    """Make sure that a name is a full one on the Hub, before any work is done for it."""
+    """Make sure that a name is a full one on the Hub, before any work is done."""
     try:
         validate_repo_id(name)
     except ValueError as error:

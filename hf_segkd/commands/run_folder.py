@@ -1,4 +1,4 @@
-"""What training, evaluation and export left in a run's folder."""
+"""`run_report`, `scores`, `read_exports`: read what training, evaluation and export left in a run's folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hf_segkd.publishing.publication import EXPORTS, weights_sha256
 
 
 def run_report(folder: Path, evaluation: str) -> RunReport:
-    """The scores in the folder of a run that others are compared with, with what its training says of itself.
+    """The scores in the folder of a run that others are compared with, and how it was trained.
 
     Raises:
-        ValueError: If the file is not there, or nothing in the folder names the method: what was distilled must not
-            pass for trained on the labels alone.
+        ValueError: If the file is not there, or nothing in the folder names the method: a distilled student must not
+            pass for one trained only on the labels.
     """
     report = with_training(folder, scores(folder, evaluation))
     if report.method is None:
@@ -33,7 +33,7 @@ def run_report(folder: Path, evaluation: str) -> RunReport:
 def scores(folder: Path, evaluation: str) -> RunReport:
     """The scores in any network's folder, with what training wrote beside them, if it was trained here.
 
-    `trained_on` is the data set of the training, which may be another one than that of the scores; None where it is not
+    `trained_on` is the data set of the training, which may differ from that of the scores; None where it is not
     recorded.
 
     Raises:
@@ -41,20 +41,20 @@ def scores(folder: Path, evaluation: str) -> RunReport:
     """
     training, file = folder / SCORES_FILE, folder / evaluation
     if not file.is_file():
-        # Another name than training's, whose file says more than scores and must stay.
+        # Not the name of training's file, which holds more than scores and must stay.
         name = "val.json" if evaluation == SCORES_FILE else evaluation
         raise ValueError(
             f"There is no {evaluation} in {folder}. Score the network with `hf-segkd evaluate --model {folder} "
             f"--output {folder / name}` and the flags of its data set, and publish with `--evaluation {name}`."
         )
     report = RunReport.from_json(read_json(training)) if training.is_file() else RunReport()
-    # Scores that name no method are of the evaluation command, which knows nothing of the training.
+    # Scores that name no method come from the evaluation command, which knows nothing of the training.
     trained_on = None if report.method is None else report.dataset
     return RunReport.from_json({**report.to_json(), "trained_on": trained_on, **read_json(file)})
 
 
 def with_training(folder: Path, report: RunReport) -> RunReport:
-    """A report with method and seed, from the training arguments in the folder where it lacks them, and the network.
+    """A report with the network, and with method and seed from the folder's training arguments where it lacks them.
 
     Without a method it is not known how the network was trained.
     """
@@ -71,16 +71,16 @@ def training_settings(folder: Path) -> dict[str, Any]:
 
 
 def network_configuration(folder: Path) -> dict[str, Any]:
-    """Path in the configuration -> value, of all that makes up the network in a folder; classes reports compare."""
+    """`config_values` of the network in a folder, without its classes, which reports compare."""
     file = folder / "config.json"
     return config_values(read_json(file), without=CLASS_NAMES) if file.is_file() else {}
 
 
 def read_exports(folder: Path) -> dict[str, Any] | None:
-    """What the export command left in the network's folder, of all formats together.
+    """What the export command left in the network's folder, all formats together.
 
     Raises:
-        ValueError: If an export was made from other weights than the folder's, or does not say from which.
+        ValueError: If an export was made from other weights than the folder's, or does not name its weights.
     """
     reports = _export_reports(folder)
     if not reports:
@@ -110,7 +110,7 @@ def copy_exports(folder: Path, publication: Path) -> None:
         (publication / name).mkdir()
         for file in [export["file"] for export in report["exports"]] + [EXPORT_REPORT]:
             shutil.copy(folder / name / file, publication / name / file)
-        if (folder / name / SNIPPET).is_file():  # of ONNX files only
+        if (folder / name / SNIPPET).is_file():  # only ONNX files have one
             shutil.copy(folder / name / SNIPPET, publication / name / SNIPPET)
 
 

@@ -1,4 +1,4 @@
-"""Several runs of one protocol side by side, each in a process of its own."""
+"""`run_all`: several training runs of one protocol side by side, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Run:
 
     Args:
         script: Path of the script that is launched with accelerate.
-        output_dir: Its folder; a run whose evaluation.json lies there already is not run again.
+        output_dir: The run's folder; a run whose evaluation.json lies there already is not run again.
         flags: The rest of the command line.
     """
 
@@ -31,12 +31,12 @@ class Run:
 
     @property
     def report_file(self) -> Path:
-        """What the run leaves when it is done."""
+        """The report that the run writes when it is done."""
         return self.output_dir / SCORES_FILE
 
     @property
     def log_file(self) -> Path:
-        """All that the run prints."""
+        """The log of all that the run prints."""
         return self.output_dir / "log.txt"
 
     def command(self) -> list[str]:
@@ -45,7 +45,7 @@ class Run:
         return [*launch, "--output_dir", str(self.output_dir), *self.flags]
 
     def report(self) -> RunReport:
-        """What the run measured."""
+        """The scores of the run."""
         return RunReport.from_json(read_json(self.report_file))
 
 

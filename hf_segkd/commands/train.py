@@ -1,4 +1,4 @@
-"""`train`: train a network on labels. With a teacher it is `distill`, which takes the same flags."""
+"""`hf-segkd train`: trains a network on labels. With a teacher it is `distill`, which takes the same flags."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from hf_segkd.training.trainer import DistillationTrainer
 
 @dataclass(kw_only=True)
 class TrainingCommand(DataFlags):
-    """Networks and data of a run."""
+    """Flags: networks and data of a run."""
 
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="val", metadata={"help": "Split to evaluate on."})
@@ -158,7 +158,7 @@ def save(trainer: DistillationTrainer) -> None:
     """Save the student, and with --push_to_hub publish it; last, so that nothing measured is lost when that fails.
 
     Raises:
-        ValueError: If the Hub refuses it; with what is there and how to publish it.
+        ValueError: If the Hub refuses it; the message says what was saved and how to publish it.
         ConnectionError: The same when the connection breaks.
     """
     folder = trainer.args.output_dir
@@ -176,7 +176,7 @@ def save(trainer: DistillationTrainer) -> None:
 def load_splits(
     command: TrainingCommand, bad_images: str
 ) -> tuple[datasets.Dataset, datasets.Dataset, dict[str, LabelAccount]]:
-    """The training and the evaluation split, checked for what can be known before training, and their labels."""
+    """The training and the evaluation split, checked as far as possible before training, and their labels."""
     train, evaluation = command.load(command.train_split), command.load(command.eval_split)
     if command.max_train_samples is not None:
         train = train.select(range(min(command.max_train_samples, len(train))))
@@ -211,7 +211,7 @@ def build_student(command: TrainingCommand, labels: LabelInfo) -> tuple[PreTrain
     if channels is not None and "backbone_config" not in values:
         values.setdefault("num_channels", channels)
     config = build_config(values, "student_config", id2label=labels.id2label, label2id=label2id)
-    if labels.ignore_index != IGNORE_INDEX:  # of more than 255 classes
+    if labels.ignore_index != IGNORE_INDEX:  # there are more than 255 classes
         config.semantic_loss_ignore_index = labels.ignore_index
     student = network_from_config(config)
     if command.pretrained_backbone is not None:
@@ -227,11 +227,11 @@ def build_processor(
     Args:
         image_size: Height and width to resize to.
         image_statistics: JSON file with other mean and std.
-        num_channels: Of images that are read as they are stored, which take a `MultiBandImageProcessor`.
+        num_channels: Number of bands of images that are read as stored, which take a `MultiBandImageProcessor`.
 
     Raises:
         ValueError: If `image_size` is not a height and a width of at least 2 pixels, or the statistics are missing
-            where they are needed, or are those of other images.
+            where they are needed, or belong to other images.
     """
     given: dict[str, Any] = {"do_reduce_labels": False}
     if image_size is None:
@@ -263,5 +263,5 @@ def _mean_and_std(file: Path, num_channels: int | None) -> dict[str, list[float]
 
 
 def _whole_path(name: str | None) -> str | None:
-    """The name of weights; that of a folder or file as nobody takes it for one on the Hub when it is gone."""
+    """The name of weights; a folder or file as its whole path, so that it is never taken for a name on the Hub."""
     return str(Path(name).resolve()) if name is not None and Path(name).exists() else name

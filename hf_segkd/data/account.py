@@ -1,4 +1,4 @@
-"""What the labels of a data set are, counted, and what that tells of mistakes: `check_dataset`, `count_labels`."""
+"""`check_dataset`, `count_labels`: count the labels of a data set, and warn of likely mistakes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ NUM_SHOWN = 10  # names in a warning
 
 
 class LabelAccount:
-    """How many pixels each class has in the masks that were read.
+    """Number of pixels of each class in the masks that were read.
 
     Args:
         labels: The classes.
         num_masks: Masks that the data set has, read or not.
 
     Attributes:
-        pixels: Of each class, (k,) int64.
+        pixels: Number of pixels of each class, (k,) int64.
         no_class: Pixels without a class.
         num_read: Masks that were read.
         numbers: What the files hold before it becomes class ids: number -> masks with it. Empty where masks are read by
@@ -45,7 +45,7 @@ class LabelAccount:
         self.no_class = 0
         self.num_read = 0
         self.numbers: Counter[int] = Counter()
-        self._colours: dict[int, Colour] = {}  # of the numbers, in the palettes of the files
+        self._colours: dict[int, Colour] = {}  # number -> its colour in the palettes of the files
         self._palettes_differ = False
 
     def add(self, annotation: Image.Image) -> None:
@@ -68,7 +68,7 @@ class LabelAccount:
         return [self.labels.id2label[index] for index in np.flatnonzero(self.pixels == 0)]
 
     def as_dict(self) -> dict[str, Any]:
-        """For a report: pixels of each class by its name and of no class, and how many masks they are of."""
+        """Entries for a report: pixels of each class by name and without one, and the number of masks read."""
         return {
             "pixels": {name: int(self.pixels[index]) for index, name in self.labels.id2label.items()},
             "no_class": self.no_class,
@@ -84,7 +84,7 @@ class LabelAccount:
         return "\n".join([*lines, *(f"{name:{width}}  {n:14,}  {100 * n / total:5.1f}" for name, n in rows)])
 
     def suspicions(self) -> list[str]:
-        """What looks like a mistake, with its likely cause; a class that some masks lack is one where all were read."""
+        """Likely mistakes with their causes; a class without pixels counts as one only if all masks were read."""
         total = int(self.pixels.sum()) + self.no_class
         if not total:
             return []
@@ -155,7 +155,7 @@ def count_labels(dataset: datasets.Dataset, num_samples: int | None = None, *, p
 
 
 def check_labels_of(dataset: datasets.Dataset) -> LabelAccount:
-    """Read some masks before training or evaluation, and warn of what looks like a mistake unless it was said before.
+    """Read some masks before training or evaluation, and warn of likely mistakes that were not logged before.
 
     Raises:
         ValueError: As `count_labels`, or if no pixel of the data set has a class, for which all its masks are read.
@@ -169,7 +169,7 @@ def check_labels_of(dataset: datasets.Dataset) -> LabelAccount:
 def check_dataset(
     dataset: datasets.Dataset, num_samples: int | None = None, bad_images: Literal["stop", "skip"] = "stop"
 ) -> LabelAccount | None:
-    """Read images and masks before training starts, raise the first problem, and tell what the labels are.
+    """Read images and masks before training starts, raise the first problem, and return the label counts.
 
     Args:
         dataset: From `load_segmentation_dataset` or `load_unlabelled_images`.
@@ -182,8 +182,8 @@ def check_dataset(
         mistake is logged as a warning.
 
     Raises:
-        ValueError: If the data set is empty, of another origin, has no labelled pixel, or a row cannot be used; it
-            names the file.
+        ValueError: If the data set is empty, of another origin, has no labelled pixel, or a row cannot be used; the
+            message names the file.
     """
     labelled = not decodes_only_images(dataset.format["format_kwargs"].get("transform"))
     account = LabelAccount(label_info(dataset), len(dataset)) if labelled else None
@@ -210,13 +210,13 @@ def check_dataset(
 
 
 def evenly_spread(dataset: datasets.Dataset, number: int) -> datasets.Dataset:
-    """So many rows from all over a data set, since neighbours are often frames of one film; all where it has fewer."""
+    """`number` rows spread over a data set, since neighbours are often frames of one film; all where it has fewer."""
     number = min(number, len(dataset))
     return dataset.select(np.linspace(0, len(dataset) - 1, number).round().astype(int))
 
 
 def masks_of(dataset: datasets.Dataset) -> datasets.Dataset:
-    """The annotations alone, but with the images where these give those without a mask file their size."""
+    """Only the annotations; the images too where rows without a mask file need their size."""
     needs_images = decoder_of(dataset).scheme.without_mask is not None
     wanted = ("annotation", "image_id", *(("image",) if needs_images else ()))
     return dataset.select_columns([column for column in dataset.column_names if column in wanted])

@@ -1,4 +1,4 @@
-"""The image files that annotations speak of: found, checked, and put beside their masks."""
+"""`place`, `link_or_copy`: find and check the image files of annotations, and put them beside their masks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PlacedImage:
         path: The image file.
         target: Its name in the data set.
         orientation: EXIF orientation that the mask is turned by, since it is drawn on the pixels as stored; 1 for none,
-            and None for none where the sizes do not tell.
+            and None for none where the sizes do not show whether it is needed.
     """
 
     image: AnnotatedImage
@@ -36,7 +36,7 @@ class PlacedImage:
 
 
 def place(images: Sequence[AnnotatedImage], folder: Path) -> list[PlacedImage]:
-    """Find the file of each image and check its size; tell of files that have no annotation.
+    """Find the file of each image and check its size; report files that have no annotation.
 
     Args:
         images: The annotations.
@@ -84,7 +84,7 @@ def link_or_copy(image: Path, target: Path) -> None:
 
 
 def _find(image: AnnotatedImage, folder: Path) -> Path | None:
-    """The file of an image: below the folder by its path, or by its name alone."""
+    """The file of an image: below the folder by its path, or only by its name."""
     for name in (image.name, Path(image.name).name):
         candidate = Path(os.path.normpath(folder / name))
         if candidate.is_file() and candidate.is_relative_to(folder):

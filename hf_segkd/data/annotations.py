@@ -1,4 +1,4 @@
-"""Shapes that people drew, and the index mask they make: what `hf-segkd draw_masks` draws."""
+"""`draw`: the index mask of an image from its annotated shapes, for `hf-segkd draw_masks`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .labels import IGNORE_INDEX
 
 @dataclass(frozen=True)
 class Shape:
-    """A region of an image and what it is.
+    """A region of an image and its label.
 
     Args:
         label: Name of its class.
@@ -47,7 +47,7 @@ class AnnotatedImage:
 
 @dataclass
 class Annotations:
-    """What a file or a folder of annotations holds.
+    """The content of a file or a folder of annotations.
 
     Args:
         images: The images.
@@ -68,10 +68,10 @@ class Annotations:
 
 
 def require_pycocotools() -> None:
-    """Make sure that the package that draws is there.
+    """Make sure that pycocotools, which draws, is installed.
 
     Raises:
-        ImportError: If not; it says how to install it.
+        ImportError: If not; the message says how to install it.
     """
     try:
         import pycocotools.mask  # noqa: F401
@@ -144,7 +144,7 @@ def draw(
     """The index mask of an image.
 
     Args:
-        image: What to draw.
+        image: The image and its shapes.
         ids: Label -> class id, 255 for "no class", or None for what is left out.
         unlabelled: Class id, or 255, of the pixels that no shape covers.
         small_on_top: See `Annotations`; shapes of a crowd lie below all others.

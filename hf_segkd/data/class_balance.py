@@ -1,4 +1,4 @@
-"""Which classes are rare, and images drawn more often for it: `count_classes`, `repeat_factors`, `drawn_rows`."""
+"""`count_classes`, `repeat_factors`, `drawn_rows`: draw images with rare classes more often."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .image_files import UnreadableImageError
 def count_classes(
     dataset: datasets.Dataset, rows: Iterable[int] | None = None, num_workers: int = 0, progress: bool = True
 ) -> np.ndarray:
-    """Pixels of each class in each mask, by as many processes as one likes; `count_labels` sums over all masks.
+    """Pixels of each class in each mask, counted by several processes; `count_labels` sums over all masks.
 
     Args:
         dataset: From `load_segmentation_dataset`.
@@ -96,14 +96,14 @@ def drawn_rows(factors: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     and n e times in the mean over the epochs. They depend on seed and epoch only.
 
     Args:
-        factors: Of each row, (n,), above 0.
+        factors: Factor of each row, (n,), above 0.
         seed: Any integer from 0.
         epoch: Counted from 0.
 
     Returns:
         (n,) int64 in random order.
     """
-    rng = np.random.default_rng((seed, epoch, 0, 1))  # no sample's own, which is that of (seed, epoch, index)
+    rng = np.random.default_rng((seed, epoch, 0, 1))  # differs from all samples' generators of (seed, epoch, index)
     order = rng.permutation(len(factors))
     ends = np.cumsum(factors[order])
     places = (rng.random() + np.arange(len(factors))) * (ends[-1] / len(factors))

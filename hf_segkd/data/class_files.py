@@ -40,10 +40,10 @@ class ClassList:
     """Classes in the order of their ids.
 
     Args:
-        names: Of the classes.
-        numbers: What masks hold for each.
-        colours: Of each, where the file gives them for all.
-        no_class: Numbers that the file says to be no class.
+        names: Names of the classes.
+        numbers: Number of each class in masks.
+        colours: Colour of each class, where the file gives them for all.
+        no_class: Numbers that mean no class, according to the file.
     """
 
     names: list[str]
@@ -57,10 +57,10 @@ def read_classes(classes: Classes, folder: str | os.PathLike | None = None) -> C
 
     Args:
         classes: Names in the order of the numbers in the masks, `{number: name}`, or a file with them.
-        folder: Where a file is looked for that is not in the working directory.
+        folder: Folder to look for a file that is not in the working directory.
 
     Raises:
-        ValueError: If the file does not exist or its form is not known, or a number or name is none.
+        ValueError: If the file does not exist or its form is not known, or a number or name is not valid.
     """
     if not isinstance(classes, str | os.PathLike):
         return _of_names(classes, "classes")
@@ -78,14 +78,14 @@ def read_classes(classes: Classes, folder: str | os.PathLike | None = None) -> C
 
 
 def _of_names(names: Any, where: str) -> ClassList:
-    """From a list of names, or their names by number."""
+    """Classes from a list of names, or their names by number."""
     if isinstance(names, Mapping):
         return _listed(list(names.values()), where, list(names))
     return _listed(list(names), where)
 
 
 def _of_document(content: Any, where: str) -> ClassList:
-    """From what a JSON or YAML file holds."""
+    """Classes from the content of a JSON or YAML file."""
     if isinstance(content, dict):
         if "label_map" in content:  # Datumaro's dataset_meta.json
             names, colours = content["label_map"], content.get("segmentation_colors")
@@ -108,7 +108,7 @@ def _of_document(content: Any, where: str) -> ClassList:
 
 
 def _of_objects(objects: list[dict[str, Any]], where: str) -> ClassList:
-    """From COCO's categories (`id`, `name`), or the classes of Supervisely (`title`) and Mapillary, with a `color`."""
+    """Classes from COCO's categories (`id`, `name`), or from Supervisely (`title`) or Mapillary, with a `color`."""
     names = [item.get("title", item.get("name")) for item in objects]
     if all("id" in item and "title" not in item for item in objects):
         return _listed(names, where, [item["id"] for item in objects])
@@ -117,7 +117,7 @@ def _of_objects(objects: list[dict[str, Any]], where: str) -> ClassList:
 
 
 def _of_lines(text: str, where: str, is_table: bool) -> ClassList:
-    """From a text file; lines that begin with # are comments."""
+    """Classes from a text file; lines that begin with # are comments."""
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     if lines and lines[0] == "__ignore__":  # -1 in labelme's labels.txt
@@ -151,7 +151,7 @@ def _count(numbers: list[int]) -> bool:
 
 
 def _of_table(lines: list[str], where: str) -> ClassList | None:
-    """From a table whose first line is a header that is known; None from other lines."""
+    """Classes from a table whose first line is a known header; None from other lines."""
     delimiter = max("\t;,", key=lines[0].count)
     header, *rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
     header = [column.strip().lower() for column in header]
@@ -198,7 +198,7 @@ def as_colour(value: Any, where: str) -> Colour:
     """A colour from [r, g, b], "r,g,b" or "#RRGGBB".
 
     Raises:
-        ValueError: If it is none; `where` begins the message.
+        ValueError: If it is no colour; `where` begins the message.
     """
     try:
         if isinstance(value, str) and value.startswith("#"):

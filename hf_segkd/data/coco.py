@@ -1,4 +1,4 @@
-"""COCO JSON, with polygons and run-length encodings, as many annotation tools export it: `read_coco`."""
+"""`read_coco`: reads COCO JSON with polygons and run-length encodings, as many annotation tools export it."""
 
 from __future__ import annotations
 

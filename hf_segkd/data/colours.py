@@ -1,4 +1,4 @@
-"""The colours in which classes are drawn where nothing but their names is known."""
+"""`class_colours`: the colours in which classes are drawn where only their names are known."""
 
 from __future__ import annotations
 

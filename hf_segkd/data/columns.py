@@ -1,4 +1,4 @@
-"""`with_usual_columns`: a data set of others with the columns that this package reads."""
+"""`with_usual_columns`: gives a data set from elsewhere the columns that this package reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hf_segkd.suggestions import did_you_mean
 from .files import FEATURES, numbered
 
 IMAGE_COLUMNS = ("image", "pixel_values", "img")
-# Of merve/scene_parse_150, nateraw/pascal-voc-2012, Chris1/cityscapes, and the SegFormer tutorial.
+# Columns of merve/scene_parse_150, nateraw/pascal-voc-2012, Chris1/cityscapes, and the SegFormer tutorial.
 MASK_COLUMNS = (
     "annotation",
     "mask",

@@ -1,4 +1,4 @@
-"""From the files of a row to a checked image and annotation, with errors that name the file."""
+"""`SegmentationDecoder`: decodes and checks the image and annotation of a row, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ORIENTATION_TAG = 0x0112  # EXIF
 
 
 class SegmentationDecoder:
-    """The transform of every data set of this package: decodes, checks, and converts label ids, once and for all.
+    """The transform of every data set of this package: decodes, checks, and converts label ids.
 
     It is set with `Dataset.set_transform`, so it follows the data set through `select`, `shuffle`,
     `train_test_split`, pickling and into workers, and it carries the labels that `label_info` reads back.
@@ -142,7 +142,7 @@ def decodes_only_images(transform: Any) -> bool:
 def label_info(dataset: datasets.Dataset) -> LabelInfo:
     """Names and colours of the classes of a data set from `load_segmentation_dataset`.
 
-    Of several that `datasets.concatenate_datasets` has joined, too, where they were loaded with the same options.
+    Also of several that `datasets.concatenate_datasets` has joined, where they were loaded with the same options.
 
     Raises:
         ValueError: If the data set has another origin, or has lost its transform through `set_format`.

@@ -1,4 +1,4 @@
-"""A generated data set that needs no files: textured objects that occlude each other on a textured background.
+"""`load_demo`: a generated data set without files: textured objects that occlude each other on a textured background.
 
 A class is a pair of shape and texture. Each shape and each texture occurs in several classes, colours of classes
 overlap, and the background has textures of its own, so that neither colour nor a small neighbourhood decides: a

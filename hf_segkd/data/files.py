@@ -1,4 +1,4 @@
-"""Finding, pairing and counting the files of a data set; every problem is reported before the first epoch."""
+"""`find_root`, `files_by_stem`, `check_pairs`: find, pair and count the files of a data set before the first epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .labels import LabelScheme
 
 FEATURES = datasets.Features(
     {
-        # Decoded by SegmentationDecoder: it names the file in its errors and leaves palette masks alone.
+        # Decoded by SegmentationDecoder: it names the file in its errors and does not change palette masks.
         "image": datasets.Image(decode=False),
         "annotation": datasets.Image(decode=False),
         "image_id": datasets.Value("string"),
@@ -30,7 +30,7 @@ def find_root(data_dir: str | os.PathLike | None, places: Sequence[str], needed:
     """The folder of a data set, wherever in the usual tree the user points.
 
     Args:
-        data_dir: What the user gave.
+        data_dir: The folder that the user gave.
         places: Folders below `data_dir` to look in, e.g. `("", "VOCdevkit/VOC2012")`.
         needed: A folder that must exist there.
         layout: The expected layout, for the message.
@@ -53,7 +53,7 @@ def canonical_split(split: str, available: Iterable[str], name: str) -> str:
     """The split under the name the data set uses; "val", "validation" and "valid" are the same.
 
     Raises:
-        ValueError: If there is no such split; it lists those there are.
+        ValueError: If there is no such split; the message lists the available ones.
     """
     available = list(available)
     for candidate in (split, *(name for names in SAME_SPLITS if split in names for name in names)):
@@ -98,7 +98,7 @@ def files_by_stem(folder: Path, suffixes: Sequence[str], ending: str = "") -> di
 
 
 def files_by_name(folder: Path, suffixes: Sequence[str], ending: str = "") -> dict[str, str]:
-    """As `files_by_stem`, by the name without the folders: for data sets whose names tell all images apart.
+    """As `files_by_stem`, by the name without the folders: for data sets whose images have distinct names.
 
     Raises:
         ValueError: If two files have the same name.
@@ -116,7 +116,7 @@ def check_pairs(images: dict[str, str], masks: dict[str, str], ids: Sequence[str
     """Check that every id has an image and a mask.
 
     Raises:
-        ValueError: If one is missing; it names the first of them.
+        ValueError: If one is missing; the message names the first.
     """
     for kind, files in (("image", images), ("mask", masks)):
         missing = [image_id for image_id in ids if image_id not in files]

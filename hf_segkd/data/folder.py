@@ -1,4 +1,4 @@
-"""Your own data: folders of images and masks, and what the masks hold."""
+"""`load_folder`: loads your own folders of images and masks."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ def load_folder(
             "car"}`; or a file with them, in the working directory or in `data_dir`: one name a line, or the class file
             of a tool (docs/data.md), e.g. "labelmap.txt" with the colours too.
         palette: RGB colour of each class, `[[0, 0, 0], [250, 50, 83]]`, by which masks in colours are read; by default
-            those of the class file, else, for pictures alone, those of Pascal VOC.
+            those of the class file, else those of Pascal VOC, only for pictures.
         ignore_index: What means "no class" in the masks, besides 255 (and 65535 in masks of 16 bits): a number, `0`;
             several, `[0, 4]`; also colours, `[[224, 224, 192]]`.
         ids: Class id of each number, or colour, in the masks, None for "no class", where they are not the places in
             `classes`: `{1: 0, 2: 1, 3: 1, 0: None}`, `{0: 0, 255: 1}` for binary masks, `{"128,64,128": 0}`.
         read_colours: Whether masks are read by their colours: True for palette masks whose palettes differ from file to
-            file, False for numbers where `palette` is for pictures alone. By default masks of three channels are,
+            file, False for numbers where `palette` is only for pictures. By default masks of three channels are,
             where the colours are known.
         missing_masks: What the pixels of an image without a mask file are: a class, `"background"`, or `"void"`, no
             class. By default such an image is an error.
         image_dir: Folder of the images, `"img_dir"` for `img_dir/{split}` or `{split}/img_dir`; or with the place of
             the split in it, `"{split}"`; without splits where there is a `split_file` or `validation_share`.
-        mask_dir: Folder of the masks, as `image_dir`: `"ann_dir"`. It may be the same, where `mask_suffix` tells them
-            apart.
+        mask_dir: Folder of the masks, as `image_dir`: `"ann_dir"`. It may be the same, where `mask_suffix`
+            distinguishes them.
         image_suffix: End of the images' names, with or without file suffix: `"_leftImg8bit.png"`.
         mask_suffix: End of the masks' names: `"_mask"`.
         split_file: List of the images of a split in `data_dir`, `"ImageSets/Segmentation/{split}.txt"`: a name a
@@ -99,8 +99,8 @@ def folder_scheme(
     """What the numbers and colours in masks mean; arguments as in `load_folder`.
 
     Raises:
-        ValueError: If a number is none that a mask can hold, an id is no class, the names can't be read, they and the
-            colours differ in number, or arguments contradict each other.
+        ValueError: If a mask cannot hold a number, an id is no class, the names can't be read, they and the colours
+            differ in number, or arguments contradict each other.
     """
     listed = read_classes(classes, folder)
     num_classes = len(listed.names)
@@ -109,7 +109,7 @@ def folder_scheme(
     given = palette if palette is not None else listed.colours
     if given is not None:
         given = [as_colour(colour, "palette") for colour in given]
-    if given is not None and len(set(given)) == len(given):  # of classes of one colour it is for pictures alone
+    if given is not None and len(set(given)) == len(given):  # if classes share a colour, it is only for pictures
         colours = {colour: class_id for class_id, colour in enumerate(given)}
     if ids is not None:
         if listed.numbers != list(range(num_classes)):

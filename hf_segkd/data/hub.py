@@ -1,4 +1,4 @@
-"""Copies of the data sets on the Hugging Face Hub, brought to the same columns and class ids as the local trees."""
+"""`load_official_from_hub`, `load_folder_from_hub`: data sets on the Hub, with the columns and ids of local ones."""
 
 from __future__ import annotations
 

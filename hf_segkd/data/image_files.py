@@ -1,4 +1,4 @@
-"""Picture files that may be damaged, or made to do harm: what they are is known before anything is decoded."""
+"""`open_image`, `read_rgb`: read picture files that may be damaged or malicious; checks come before decoding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageErr
 
 logger = logging.getLogger(__name__)
 
-# PIL goes by the content and not by the name, and of what else it knows some runs a program (EPS: Ghostscript).
+# PIL goes by the content and not by the name, and some of its other formats run a program (EPS: Ghostscript).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")  # phones store previews beside a photo, as MPO, whose first picture it is
 
@@ -71,8 +71,8 @@ def read_rgb(file: str | BinaryIO, name: str, max_pixels: int | None = None) -> 
 
     Raises:
         UnreadableImageError: As in `open_image`.
-        ValueError: If it has more than 8 bits in its only channel, or more channels than colours and transparency. Of
-            colours of 16 bits PIL gives the upper 8; that, and transparency that is left out, is told once.
+        ValueError: If it has more than 8 bits in its only channel, or more channels than colours and transparency. PIL
+            gives only the upper 8 bits of 16-bit colours; that, and dropped transparency, is warned of once.
     """
     try:
         image = open_image(file, name, max_pixels)
@@ -99,11 +99,11 @@ def read_rgb(file: str | BinaryIO, name: str, max_pixels: int | None = None) -> 
 
 
 def _refuse_bands(tags: TiffImagePlugin.ImageFileDirectory_v2 | None, name: str) -> None:
-    """Raise for a TIFF file with channels that PIL drops, or cannot read; tell of bits that it drops."""
+    """Raise for a TIFF file with channels that PIL drops or cannot read; warn of bits that it drops."""
     if tags is None:
         return
     channels = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
-    if not isinstance(channels, int):  # of a damaged file
+    if not isinstance(channels, int):  # the file is damaged
         return
     colours = CHANNELS.get(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION), 1)
     is_transparency = channels == colours + 1 and tags.get(TiffImagePlugin.EXTRASAMPLES) in ((1,), (2,))
@@ -120,7 +120,7 @@ def _refuse_bands(tags: TiffImagePlugin.ImageFileDirectory_v2 | None, name: str)
 
 
 def _tell_once(reason: str, message: str) -> None:
-    """Warn of something that is mostly true of a whole folder, of its first file."""
+    """Warn only for the first file of something that is mostly true of a whole folder."""
     if reason not in _told:
         _told.add(reason)
         logger.warning(f"{message} (Told of the first such file.)")
@@ -155,7 +155,7 @@ def tiff_tags(stream: BinaryIO) -> TiffImagePlugin.ImageFileDirectory_v2 | None:
         stream.seek(tags.next)
         tags.load(stream)
         return tags if TiffImagePlugin.IMAGEWIDTH in tags and TiffImagePlugin.IMAGELENGTH in tags else None
-    except Exception:  # a damaged one: whoever decodes it tells
+    except Exception:  # a damaged file: decoding it raises the error
         return None
     finally:
         stream.seek(0)

@@ -1,4 +1,4 @@
-"""What an image processor does to an image: its size, pixel values and channels. `whole_image` applies it."""
+"""`whole_image`: applies an image processor; `fixed_size`, `normalisation`: how it changes images."""
 
 from __future__ import annotations
 

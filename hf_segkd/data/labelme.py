@@ -1,4 +1,4 @@
-"""The JSON files of labelme, one an image: `read_labelme`."""
+"""`read_labelme`: reads the JSON files of labelme, one for each image."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _read(file: Path, folder: Path, not_drawn: Counter[tuple[str, str]]) -> Anno
 
 
 def _region(kind: str, entry: dict[str, Any], image: AnnotatedImage) -> Any:
-    """The region of a shape; None where it is of points or lines."""
+    """The region of a shape; None where it consists of points or lines."""
     try:
         points = np.asarray(entry["points"], dtype=np.float64).reshape(-1, 2)
         if not np.isfinite(points).all():

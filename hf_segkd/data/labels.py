@@ -1,4 +1,4 @@
-"""What the labels of a data set mean: names, colours, and how the numbers in its files become class ids."""
+"""`LabelInfo`: names and colours of a data set's classes; `LabelScheme`: how its files become class ids."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ class LabelInfo:
 
 @dataclass(frozen=True)
 class LabelScheme:
-    """How what is in the mask files of a data set becomes class ids. Values are class ids, or `info.ignore_index`.
+    """How the content of a data set's mask files becomes class ids. Values are class ids, or `info.ignore_index`.
 
     Args:
         info: The classes after conversion.
-        raw_to_id: By the number in the file, 0..65535. Any other number in a file is an error.
+        raw_to_id: Class id of each number in the file, 0..65535. Any other number in a file is an error.
         out_of_range_hint: Likely cause of such an error, for its message.
-        colours: By the colour in the file, for masks that are pictures in the colours of the classes.
+        colours: Class id of each colour in the file, for masks that are pictures in the colours of the classes.
         read_colours: Whether masks are read by their colours: all (True) or none (False); None, where there are
             `colours`, those of three channels, and palette masks whose numbers are not known but whose colours are.
         without_mask: The id of all pixels of an image that has no mask file; None where each has one.

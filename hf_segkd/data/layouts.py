@@ -1,4 +1,4 @@
-"""`Layout`: which image and which mask file belong together, in folders as tools and benchmarks arrange them."""
+"""`Layout`: pairs image and mask files in folders as tools and benchmarks arrange them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Terms and known limits of the data sets, for the cards of networks trained on them. No legal advice."""
+"""`data_terms`: terms and limits of the data sets, for the cards of networks trained on them. No legal advice."""
 
 from __future__ import annotations
 

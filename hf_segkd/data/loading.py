@@ -1,4 +1,4 @@
-"""One function for all data sets."""
+"""`load_segmentation_dataset`: loads any of the data sets."""
 
 from __future__ import annotations
 

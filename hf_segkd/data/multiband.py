@@ -1,4 +1,4 @@
-"""Images of any number of bands, with all their bits: satellites, near infrared, depth, thermal cameras."""
+"""`MultiBandImage`, `read_bands`: images of any number of bands with all their bits, as of satellites or depth."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class MultiBandImage:
         return MultiBandImage(np.stack([np.asarray(band.resize(size, resample, box)) for band in bands], axis=2))
 
     def transpose(self, method: Image.Transpose) -> MultiBandImage:
-        """As PIL's, for the flip of left and right alone."""
+        """As PIL's, but only for the flip of left and right."""
         assert method is Image.Transpose.FLIP_LEFT_RIGHT, method
         return MultiBandImage(self.values[:, ::-1])
 
@@ -117,7 +117,7 @@ def _read_tiff(stream: BinaryIO, name: str, num_channels: int, max_pixels: int |
     try:
         series = tifffile.TiffFile(stream).series
         pictures = [picture for picture in series if not (picture.keyframe.is_reduced or picture.keyframe.is_mask)]
-    except Exception as error:  # whatever a damaged file makes it stumble over
+    except Exception as error:  # damaged files raise errors of any kind
         raise UnreadableImageError(f"{name}: cannot be decoded, damaged or cut short: {error}") from error
     if not pictures:
         raise UnreadableImageError(f"{name}: cannot be decoded: it holds no picture, damaged or cut short.")
@@ -127,7 +127,7 @@ def _read_tiff(stream: BinaryIO, name: str, num_channels: int, max_pixels: int |
     page, shape = picture.keyframe, picture.shape
     others = [place for place, axis in enumerate(picture.axes) if axis not in "YX"]
     if len(others) == 1 and shape[others[0]] != num_channels == shape[-1] and picture.kind == "shaped":
-        others = [2]  # tifffile.imwrite takes the rows of a (h, w, n) array for pages unless told otherwise
+        others = [2]  # by default tifffile.imwrite takes the rows of a (h, w, n) array for pages
     found = math.prod(shape[place] for place in others)
     if len(others) > 1 or found != num_channels:  # before anything is decoded
         raise ValueError(_other_number(name, found, num_channels))

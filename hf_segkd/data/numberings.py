@@ -22,7 +22,7 @@ def official_numbers(numbering: str, names: Sequence[str]) -> np.ndarray:
 
     Args:
         numbering: "cityscapes" or "ade20k".
-        names: Of the network's classes, in their order; only the defaults LABEL_0 ... stand for the benchmark's own.
+        names: Names of the network's classes, in order; only the defaults LABEL_0 ... stand for the benchmark's own.
 
     Raises:
         ValueError: If there is no such numbering, or it has no number for one of the classes.

@@ -1,4 +1,4 @@
-"""Changes of colour and sharpness for training; they leave the labels alone."""
+"""Changes of colour and sharpness for training; they do not change the labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of each channel of a data set's images: `count_statistics`."""
+"""`count_statistics`: mean and standard deviation of each channel of a data set's images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Torch data sets over the Hugging Face ones: augmented for training, whole images for evaluation."""
+"""`AugmentedDataset`, `EvaluationDataset`: torch data sets of augmented training crops and of whole images."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class AugmentedDataset(Dataset):
         """
         epoch = int(self._epoch)
         rng = np.random.default_rng((self.seed, epoch, index))
-        number = index - len(self.dataset)  # of the epoch's unlabelled images
+        number = index - len(self.dataset)  # among the epoch's unlabelled images
         if number < 0:
             place = self._labelled_row(epoch, index)
             row = self._readable_row(self.dataset, place, self.unreadable[: len(self.dataset)])
@@ -154,7 +154,7 @@ class AugmentedDataset(Dataset):
 class EvaluationDataset(Dataset):
     """Whole images as the model's own processor prepares them, with the labels at their own resolution.
 
-    The processor sees the image alone: labels are neither resized nor shifted by its `do_reduce_labels`.
+    The processor sees only the image: labels are neither resized nor shifted by its `do_reduce_labels`.
 
     Args:
         dataset: From `load_segmentation_dataset`.
@@ -192,7 +192,7 @@ def train_collator(
 
     Args:
         samples: `pixel_values`, (3, h, w), and, where there are some, `labels`, (h, w), and `image_ids`, a name.
-        num_labels: Of the network; by default labels are not checked.
+        num_labels: Number of classes of the network; by default labels are not checked.
         ignore_index: The label besides 0 to `num_labels` - 1.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The joint random scale, crop and flip of image and annotation that all segmentation papers train with."""
+"""The joint random scale, crop and flip of image and annotation, with which all segmentation papers train."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class CropWindow:
     size: tuple[int, int]
 
     def cut(self, image: Image.Image | MultiBandImage, resample: Image.Resampling) -> Image.Image | MultiBandImage:
-        """The crop, resampled from its source region alone.
+        """The crop, resampled only from its source region.
 
         PIL's filters look beyond the region where the image goes on there, so every pixel has the value that
         scaling the whole image and then cropping would give it.
@@ -60,7 +60,7 @@ class TrainTransform:
         scale_range: Smallest and largest scale; (0.5, 2.0) in the AttnFD and FAKD papers.
         scale_base: "image": the scale multiplies the image's own size. An int: the short side
             becomes a uniform random integer of `scale_range` times this number of pixels (AttnFD's code, 513).
-        flip_probability: Of a horizontal flip.
+        flip_probability: Probability of a horizontal flip.
         photometric: "none"; "blur", AttnFD's `RandomBlur`; "jitter", mmsegmentation's `PhotoMetricDistortion`; or
             an instance of either with other strengths.
         image_mean: Per channel, on the rescaled image; ImageNet's by default. Take these three from the image

@@ -1,4 +1,4 @@
-"""Images without masks, which a student learns from by what its teacher sees in them."""
+"""`load_unlabelled_images`: images without masks, from which a student learns through its teacher."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def load_unlabelled_images(data_dir: str | os.PathLike, num_channels: int | None
 
 
 def without_labels(dataset: datasets.Dataset) -> datasets.Dataset:
-    """The images of a data set alone, decoded and checked as those of `load_segmentation_dataset`.
+    """Only the images of a data set, decoded and checked as those of `load_segmentation_dataset`.
 
     Args:
         dataset: With a column `image`. Masks are not even read; a transform that it has is replaced.

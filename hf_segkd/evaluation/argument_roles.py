@@ -1,4 +1,4 @@
-"""What each training argument means to a resumed run and to a model card: `role_of`."""
+"""`role_of`: what each training argument means to a resumed run and to a model card."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class OnResume(Enum):
-    """What another value means to a run that is resumed."""
+    """What a changed value means to a run that is resumed."""
 
     MUST_AGREE = "refused: the state that was saved, or the order of the images, is that of the old value"
     FOLLOWED = "followed from there on, with a warning"
@@ -32,7 +32,7 @@ class Role(NamedTuple):
 
 # Each field of `DistillationArguments` once, by its exact name.
 TABLE: dict[Role, tuple[str, ...]] = {
-    # The optimizer takes its rates and decays from its saved state: it would ignore new ones without a word.
+    # The optimizer takes its rates and decays from its saved state: it would silently ignore new ones.
     Role(OnResume.MUST_AGREE, OnCard.COMPARED): (
         *("dataloader_drop_last", "frozen", "head_lr_multiplier", "learning_rate", "optim", "optim_args", "scale_lr"),
         *("repeat_threshold", "train_sampling_strategy", "weight_decay"),
@@ -93,5 +93,5 @@ ROLES: dict[str, Role] = {name: role for role, names in TABLE.items() for name i
 
 
 def role_of(name: str) -> Role:
-    """The role of a training argument; of one that is not in the table, such as a later transformers', the cautious."""
+    """The role of a training argument; the cautious one for names not in the table, as of a later transformers."""
     return ROLES.get(name, Role(OnResume.FOLLOWED, OnCard.COMPARED))

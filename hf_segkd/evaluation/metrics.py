@@ -1,4 +1,4 @@
-"""Mean intersection over union and its relatives, from one integer confusion matrix over the whole data set."""
+"""`MeanIoU`, `confusion_matrix`: mean IoU and accuracies from one integer confusion matrix over the whole data set."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def scores_from_confusion_matrix(matrix: Tensor) -> dict[str, float | int | list
     """
     counts = matrix.double().cpu()
     correct, labelled, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
-    iou = correct / (labelled + predicted - correct)  # 0 / 0 is the nan that is wanted
+    iou = correct / (labelled + predicted - correct)  # 0 / 0 gives nan, as intended
     accuracy = correct / labelled
     return {
         "mean_iou": iou.nanmean().item(),
@@ -170,7 +170,7 @@ class MeanIoU(evaluate.Metric):
             references: As in `update`, or None.
 
         Returns:
-            Those of `scores_from_confusion_matrix`.
+            The scores of `scores_from_confusion_matrix`.
 
         Raises:
             ValueError: If only one of the two is given, or as in `update`.

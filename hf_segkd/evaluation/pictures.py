@@ -1,4 +1,4 @@
-"""Pictures of segmentations: people look before they read."""
+"""`comparison`, `overlay`, `per_class_chart`: pictures of segmentations and their scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 Palette = Sequence[tuple[int, int, int]]
-# Of the networks in a chart, the last in the last; told apart by the colour-blind and in grey (Okabe and Ito's).
+# Colours of the networks in a chart, the last for the last; distinct for the colour-blind and in grey (Okabe and Ito).
 BAR_COLOURS = ("#999999", "#e69f00", "#0072b2")
 
 
@@ -53,7 +53,7 @@ def comparison(
 
     Args:
         rows: The pictures, row by row.
-        titles: One for each column.
+        titles: One title for each column.
         names: Names of the classes.
         palette: Their RGB colours, 0-255.
     """
@@ -82,7 +82,7 @@ def per_class_chart(names: Sequence[str], series: Mapping[str, Sequence[float | 
     rows = -(-len(names) // columns)
     bar = 0.14 if columns == 1 else 0.08  # inches
     figure = Figure(figsize=(9, rows * (len(series) + 0.8) * bar + 1), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)  # an object of its own: pyplot keeps figures and may want a screen
+    canvas = FigureCanvasAgg(figure)  # not pyplot's, which keeps figures and may need a screen
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for column, axis in enumerate(axes):
         part = slice(column * rows, (column + 1) * rows)
@@ -93,7 +93,7 @@ def per_class_chart(names: Sequence[str], series: Mapping[str, Sequence[float | 
 
 
 def _draw_bars(axis: Axes, names: Sequence[str], series: Mapping[str, Sequence[float | None]], rows: int) -> None:
-    """One column of the chart, with room for so many rows."""
+    """Draw one column of the chart, with room for this many rows."""
     thickness = 1 / (len(series) + 0.8)
     places = np.arange(len(names))
     colours = BAR_COLOURS[-len(series) :]

@@ -1,4 +1,4 @@
-"""The score of a network as people and programs read it."""
+"""`evaluation_report`: the scores of a network as a report; `format_report`, `write_json`: as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ METRICS = {"mean_iou": "mIoU", "mean_accuracy": "mean class accuracy", "overall_
 
 
 def evaluation_report(matrix: Tensor, labels: LabelInfo, split: str, num_images: int) -> RunReport:
-    """Scores of a confusion matrix with names."""
+    """The report of a confusion matrix, with the names of the classes."""
     scores = scores_from_confusion_matrix(matrix)
     classes = {
         name: {
@@ -73,19 +73,19 @@ def write_json(values: dict[str, Any], path: Path) -> None:
     """Write values for people and programs to read.
 
     Raises:
-        ValueError: If there is NaN or infinity among them, which JSON does not have.
+        ValueError: If they contain NaN or infinity, which JSON does not have.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote."""
+    """Read what `write_json` wrote."""
     return json.loads(path.read_text())
 
 
 def mean_and_std(values: Sequence[float], digits: int = 2) -> str:
-    """`mean +- std` (sample standard deviation), or the value alone when there is only one."""
+    """`mean +- std` (sample standard deviation), or only the value when there is one."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
@@ -101,7 +101,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Package -> version, of those that are installed."""
+    """Package -> version, for those that are installed."""
     found = {}
     for package in packages:
         with contextlib.suppress(PackageNotFoundError):
@@ -110,6 +110,6 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def training_versions() -> dict[str, str]:
-    """Versions of what a network is trained with."""
+    """Versions of the packages that a network is trained with."""
     own = {"Python": platform.python_version(), "hf_segkd": hf_segkd.__version__}
     return own | versions(("torch", "torchvision", "transformers", "accelerate", "datasets"))

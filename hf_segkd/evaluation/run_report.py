@@ -1,4 +1,4 @@
-"""What evaluation.json holds: `RunReport`."""
+"""`RunReport`: the content of evaluation.json."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 class RunReport:
     """Scores of a network on one split, and how it was trained where that is known.
 
-    A report holds the entries that it was made with, in their order. One that it does not hold is None as an attribute,
-    and not in `to_json`; one that a file has as null is None too, and stays.
+    A report holds the entries that it was made with, in their order. An entry that it lacks is None as an attribute,
+    and not in `to_json`; one that is null in a file is None too, and is kept.
 
     Attributes:
         dataset: Name of the data set, as `load_segmentation_dataset` or the publisher calls it.
@@ -28,12 +28,12 @@ class RunReport:
         method_kwargs: Arguments of the method.
         class_map: For each class of the teacher the id of the student's class that it teaches, or None; None without
             a teacher, or where they share no classes.
-        seed: Of the training.
+        seed: Seed of the training.
         steps: Optimizer steps that were trained.
         batch_size: Images per optimizer step, over all processes and accumulated batches.
         num_processes: Processes of the training.
         ema_decay: Decay of the average of the weights that is scored, below 1; 0 without.
-        train_images: Number of labelled training images; like the next three None for a data set of one's own.
+        train_images: Number of labelled training images; like the next three None for a user's own data set.
         unlabelled_images: Number of training images without labels.
         unlabelled_ratio: Unlabelled images for each labelled one in an epoch; None where none are mixed in.
         unreadable_images: Number of training images that were left out, since `resumed_from_step`.
@@ -50,7 +50,7 @@ class RunReport:
         label_account: Split -> pixels of each class and without one, in the images that were read before training
             (`LabelAccount.as_dict`); None where none were.
         model: Folder or Hub id of an evaluated network; of `evaluate` only.
-        trained_on: Data set of the training, where scores may be of another; added from a run's folder, as the rest is.
+        trained_on: Data set of the training, where scores may be of another; added, as the rest, from a run's folder.
         settings: Training arguments; in no file.
         network: Path in the configuration -> value (`config_values`); in no file.
     """
@@ -93,7 +93,7 @@ class RunReport:
         """Hold these entries.
 
         Raises:
-            TypeError: If one is no attribute of a report.
+            TypeError: If an entry is no attribute of a report.
         """
         if unknown := entries.keys() - {entry.name for entry in fields(self)}:
             raise TypeError(f"A report has no {', '.join(sorted(unknown))}.")
@@ -101,7 +101,7 @@ class RunReport:
 
     @classmethod
     def from_json(cls, entries: dict[str, Any]) -> RunReport:
-        """The report of a file, of an earlier or a later version too: entries that are unknown here are kept.
+        """The report of a file, also of an earlier or later version: unknown entries are kept.
 
         A score that is NaN, as earlier versions wrote it, is None.
         """
@@ -111,7 +111,7 @@ class RunReport:
         return report
 
     def to_json(self) -> dict[str, Any]:
-        """What a file holds: the entries that there are, in their order."""
+        """The content of a file: the entries of the report, in their order."""
         return dict(vars(self))
 
     def extended(self, **entries: Any) -> RunReport:

@@ -1,4 +1,4 @@
-"""Loss and scores of an evaluation from a confusion matrix of each image, so that neither logits nor masks pile up."""
+"""`StreamingScores`: scores from a confusion matrix of each image, so that neither logits nor masks pile up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_segkd.evaluation.metrics import confusion_matrix, scores_from_confusion_
 from hf_segkd.networks.inference import classes_at, logits_at
 from hf_segkd.networks.tiles import tiled_logits
 
-# Logits of an image that exist at the size of its labels at once, 256 MiB of them; of more it is a part at a time.
+# Most logits of an image that exist at once at the size of its labels, 256 MiB; more are made in parts.
 LOGITS_AT_ONCE = 2**26
 
 
@@ -26,7 +26,7 @@ class StreamingScores:
 
     Attributes:
         confusion_matrix: Counts of the last evaluation, (k, k) int64: rows are the truth, columns the prediction;
-            empty until it has come to its end.
+            empty until it is complete.
     """
 
     def __init__(self, num_labels: int) -> None:
@@ -57,7 +57,7 @@ def loss_and_counts(
     tile: Sequence[int] | None = None,
     overlap: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The cross-entropy of a batch of whole images, and what a network takes their pixels for.
+    """The cross-entropy of a batch of whole images, and the confusion matrix of each.
 
     Args:
         logits_of: Images (b, 3, hh, ww) -> logits (b, k, h, w).
@@ -97,7 +97,7 @@ def _loss_and_classes(logits: Tensor, label: Tensor, ignore_index: int) -> tuple
     if logits.shape[1] * label.numel() <= LOGITS_AT_ONCE:
         resized = logits_at(logits, size)
         return _cross_entropy(resized[0], label, ignore_index), resized[0].argmax(0)
-    parts = tiled_logits(lambda _: logits, logits, size)  # one tile, of which parts are resized
+    parts = tiled_logits(lambda _: logits, logits, size)  # one tile, resized in parts
     return _of_parts(parts, label, ignore_index)[0], classes_at(logits, size)[0]
 
 

@@ -1,4 +1,4 @@
-"""From a network to a graph, and from the graph to a file."""
+"""Functions that trace a network to a graph, and write the graph to an ONNX or `torch.export` file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DenseNetwork(nn.Module):
 
     @property
     def output_name(self) -> str:
-        """What the output is called in files."""
+        """Name of the output in files."""
         return "mask" if self.argmax else "logits"
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def trace(network: DenseNetwork, size: tuple[int, int], dynamic: bool = False, c
         network: What to trace.
         size: (height, width) of the images; with `dynamic` any size the network can take will do.
         dynamic: Leave batch, height and width open. Otherwise the graph takes one image of `size`.
-        channels: Of the images.
+        channels: Channels of the images.
 
     Raises:
         ValueError: If they cannot be left open, because the network was written for one size (as many with position
@@ -94,7 +94,7 @@ def trace(network: DenseNetwork, size: tuple[int, int], dynamic: bool = False, c
             f"{type(network.model).__name__} is written so that PyTorch cannot leave the batch and the size of images "
             f"open. Export it for one size, without --dynamic. PyTorch says: {error}"
         ) from error
-    # They would go into the file: half a megabyte of zeros, and the folders of the machine that exported.
+    # They would end up in the file: half a megabyte of zeros, and the folders of the machine that exported.
     program.example_inputs = None
     for module in program.graph_module.modules():
         if isinstance(module, GraphModule):

@@ -1,4 +1,4 @@
-"""The time an image takes in each runtime, on the CPU, measured side by side in one run."""
+"""`latency_report`: the time an image takes in each runtime, on the CPU, measured side by side in one run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Variant:
     Attributes:
         network: "student" or "teacher".
         runtime: "eager", "compiled", "ONNX Runtime" or "ONNX Runtime int8".
-        call: What is timed.
+        call: The call that is timed.
         file_mb: Size of its file in 10^6 bytes; of its weights where PyTorch runs it.
     """
 
@@ -45,7 +45,7 @@ def pytorch_variants(name: str, network: DenseNetwork, image: Tensor) -> list[Va
     try:
         with torch.inference_mode():
             compiled(image)
-    except Exception as error:  # the tracer and the compiler each have their own
+    except Exception as error:  # the tracer and the compiler each raise their own kinds
         logger.warning(f"The compiled {name} is not timed, torch.compile failed: {_first_line(error)}")
         return [eager]
     return [eager, Variant(name, "compiled", compiled, size)]
@@ -63,7 +63,7 @@ def traced_variants(name: str, network: DenseNetwork, image: Tensor) -> list[Var
         try:
             save_onnx(trace(network, tuple(image.shape[-2:]), channels=image.shape[1]), path, network.output_name)
             return [onnx_variant(name, "ONNX Runtime", path)]
-        except Exception as error:  # PyTorch's tracer, its translator and ONNX Runtime each have their own
+        except Exception as error:  # PyTorch's tracer, its translator and ONNX Runtime each raise their own kinds
             logger.warning(f"The {name} is not timed in ONNX Runtime, its export failed: {_first_line(error)}")
             return []
 
@@ -100,7 +100,7 @@ def latency_report(variants: list[Variant], image: Tensor, runs: int) -> dict[st
 
 
 def latency_table(report: dict[str, Any]) -> str:
-    """How long an image takes, from a `latency_report`."""
+    """A text of how long an image takes, from a `latency_report`."""
     height, width = report["image_size"]
     numbers = ("median_ms", "p95_ms", "file_mb")
     rows = [[row["network"], row["runtime"], *(f"{row[key]:.2f}" for key in numbers)] for row in report["rows"]]

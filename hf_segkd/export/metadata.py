@@ -1,4 +1,4 @@
-"""What a user of an exported file has to know: how to prepare images, and what the classes are."""
+"""The facts that a user of an exported file needs: how to prepare images, and what the classes are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_segkd.evaluation.reports import versions
 
 from .run_onnx import prepare
 
-# What makes exported files.
+# Packages that make exported files.
 PACKAGES = ("hf-segkd", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 

@@ -1,4 +1,4 @@
-"""Whether an exported network is still the network it was, on real images: random ones hide what matters."""
+"""`Parity`: compares an exported network with the original on real images; random ones would hide differences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Parity:
     """Two networks on the same images.
 
     Attributes:
-        images: How many.
+        images: Number of images.
         max_logit_difference: Largest absolute difference of two logits; None where only masks can be compared.
         argmax_agreement: Share of the pixels, at the networks' resolution, that both give the same class.
         miou: Mean IoU of the first network, 0 to 1, at the labels' resolution: of its logits resized, which is what
@@ -48,7 +48,7 @@ def compare(
 
     Args:
         network: The reference.
-        exported: What is to agree with it.
+        exported: The network that must agree with it.
         samples: Whole images with labels at their own resolution; images of one size if they go in batches.
         num_labels: Number of classes.
         batch_size: Images at a time.

@@ -1,4 +1,4 @@
-"""Eight-bit integers instead of floats: smaller files, faster on most processors, at some cost in accuracy."""
+"""Static int8 quantisation: smaller files, faster on most processors, at some cost in accuracy."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def quantize(path: Path, output: Path, samples: EvaluationDataset) -> None:
 
 
 class _Reader:
-    """The images as ONNX Runtime asks for them."""
+    """Gives the images as ONNX Runtime asks for them."""
 
     def __init__(self, samples: EvaluationDataset) -> None:
         self.images = (samples[index]["pixel_values"] for index in range(len(samples)))

@@ -1,4 +1,4 @@
-"""Exported files as functions of a tensor, to compare and to time them."""
+"""Loads exported files as functions of a tensor, to compare and to time them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Network = Callable[[Tensor], Tensor]
 
 
 def require_extra() -> None:
-    """Make sure that the packages for ONNX are there.
+    """Make sure that the packages for ONNX are installed.
 
     Raises:
-        ImportError: If not; it says how to install them.
+        ImportError: If not; the message says how to install them.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:

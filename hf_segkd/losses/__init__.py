@@ -55,8 +55,8 @@ def create_loss(name: str, student: NetworkSpec, teacher: NetworkSpec, **kwargs)
             them all. Of several losses, name -> dict of its arguments.
 
     Raises:
-        ValueError: If the name or an argument is unknown, a tap is missing, a value is out of range, or losses do not
-            go together.
+        ValueError: If the name or an argument is unknown, a feature is missing, a value is out of range, or losses do
+            not go together.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Bring maps of different width or size, and labels, to one shape."""
+"""Adapters that bring maps of different width or size, and labels, to one shape."""
 
 from __future__ import annotations
 

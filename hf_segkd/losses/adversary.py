@@ -17,7 +17,7 @@ from hf_segkd.losses.distributed import all_reduce_sum, world_size
 
 Objective = Literal["wgan-gp", "hinge"]
 
-# Of the released code of SKDS, IFVD and CIRKD alike.
+# Values of the released code of SKDS, IFVD and CIRKD alike.
 GRADIENT_PENALTY_WEIGHT = 10.0
 DISCRIMINATOR_WEIGHT = 0.1
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class ChannelGate(nn.Module):
     """Scales each channel by sigmoid(MLP(average) + MLP(maximum)) of the channel over all positions.
 
-    AttnFD eq. 1 and 3; eq. 3 prints the sigmoid around the average's branch alone, a misprint. (b, c, h, w)
+    AttnFD eq. 1 and 3; eq. 3 prints the sigmoid only around the average's branch, a misprint. (b, c, h, w)
     in and out. The MLP is shared, c -> c / reduction -> c with a ReLU between, and has biases.
     """
 

@@ -1,4 +1,4 @@
-"""What every distillation loss has in common."""
+"""`AbstractDistillationLoss`: the base of every distillation loss."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class TrainingRequest:
 
 
 class AbstractDistillationLoss(nn.Module, ABC):
-    """Base of all losses: picks the taps, computes in fp32 without autocast, weighs each term.
+    """Base of all losses: picks the features, computes in fp32 without autocast, weighs each term.
 
-    A subclass sets the class attributes, hands taps and weights to this constructor and implements `terms`.
+    A subclass sets the class attributes, passes features and weights to this constructor and implements `terms`.
 
     Args:
         student: What the student offers.
@@ -76,7 +76,7 @@ class AbstractDistillationLoss(nn.Module, ABC):
         request: What the loss asks of the training around it.
 
     Raises:
-        ValueError: If a tap is missing or a weight is negative.
+        ValueError: If a feature is missing or a weight is negative.
     """
 
     name: ClassVar[str]
@@ -98,7 +98,7 @@ class AbstractDistillationLoss(nn.Module, ABC):
     ) -> None:
         super().__init__()
         for side, spec, taps in (("student", student, student_taps), ("teacher", teacher, teacher_taps)):
-            missing = [tap for tap in taps if tap not in list(spec.channels)]  # a list takes what has no hash, too
+            missing = [tap for tap in taps if tap not in list(spec.channels)]  # a list also takes unhashable values
             if missing:
                 raise ValueError(
                     f"{self.name} reads the {side}'s {missing}, but that network offers "
@@ -116,8 +116,8 @@ class AbstractDistillationLoss(nn.Module, ABC):
         """Weighted terms of the distillation loss.
 
         Args:
-            student: Tap name -> student feature, with gradient.
-            teacher: Tap name -> teacher feature; gradients never reach it.
+            student: Feature name -> student feature, with gradient.
+            teacher: Feature name -> teacher feature; gradients never reach it.
             labels: Class of each pixel, (b, hh, ww) int64 at the resolution of the image.
 
         Returns:
@@ -137,18 +137,18 @@ class AbstractDistillationLoss(nn.Module, ABC):
 
     @abstractmethod
     def terms(self, student: Features, teacher: Features, labels: Tensor) -> dict[str, Tensor]:
-        """Unweighted terms, from fp32 (or fp64) features of the taps the loss asked for."""
+        """Unweighted terms, from the fp32 (or fp64) features the loss asked for."""
 
     def connector_parameters(self) -> Iterator[nn.Parameter]:
-        """What learns in the first `connector_epochs`; all of the loss's own parameters unless overridden."""
+        """Parameters that learn in the first `connector_epochs`; all of the loss's own unless overridden."""
         return self.parameters()
 
     def finished_parameters(self) -> Iterator[nn.Parameter]:
-        """What stops learning after the first `connector_epochs`; nothing unless overridden."""
+        """Parameters that stop learning after the first `connector_epochs`; none unless overridden."""
         return iter(())
 
     def set_progress(self, progress: float) -> None:
-        """Tell the loss which fraction (0 to 1) of training has passed; called before each optimizer step."""
+        """Set the fraction (0 to 1) of training that has passed; called before each optimizer step."""
 
 
 def weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
@@ -157,11 +157,11 @@ def weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[
 
 
 def usual_taps(name: str, taps: tuple[str, ...], student: NetworkSpec, teacher: NetworkSpec) -> tuple[str, ...]:
-    """Published taps, without the encoder's where a network has no encoder of its own; a warning says so.
+    """Published features, without the encoder's where a network has no encoder of its own; a warning says so.
 
     Args:
         name: The method, for the warning.
-        taps: The taps of its paper or code.
+        taps: The features of its paper or code.
         student: What the student offers.
         teacher: What the teacher offers.
     """
@@ -195,7 +195,7 @@ def require_same_num_labels(name: str, student: NetworkSpec, teacher: NetworkSpe
 
 
 def require_weight(argument: str, value: float) -> None:
-    """Refuse what is below zero.
+    """Refuse values below zero.
 
     Raises:
         ValueError: If `value` is not 0 or more.
@@ -205,7 +205,7 @@ def require_weight(argument: str, value: float) -> None:
 
 
 def require_positive(argument: str, value: float) -> None:
-    """Refuse zero and less.
+    """Refuse values of zero or less.
 
     Raises:
         ValueError: If `value` is not positive.
@@ -215,7 +215,7 @@ def require_positive(argument: str, value: float) -> None:
 
 
 def require_whole(argument: str, value: int, minimum: int = 0) -> None:
-    """Refuse fractions and what is below the minimum.
+    """Refuse fractions and values below the minimum.
 
     Raises:
         ValueError: If `value` is not `minimum`, `minimum` + 1, ...

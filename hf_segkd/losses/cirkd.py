@@ -18,8 +18,8 @@ from hf_segkd.types import Features, NetworkSpec, Paper
 
 logger = logging.get_logger(__name__)
 
-# Of the queues of pixels and of class means (authors' code); those of 19 to 21 classes fit into a GiB, ADE20K's would
-# take 6.8 GB.
+# Lengths of the queues of pixels and of class means (authors' code); those of 19 to 21 classes fit into a GiB, ADE20K's
+# would take 6.8 GB.
 PUBLISHED_LENGTHS = 20000, 2000
 LARGEST_MEMORY = 2**30
 # Keys drawn from all queues of pixels and of class means together (authors' code).

@@ -17,7 +17,7 @@ from hf_segkd.losses.ifvd import class_sums
 
 # Pixels of each class that an image puts into the queue, at most (authors' code).
 PIXELS_PER_IMAGE = 16
-# Of the random draws, with the number of updates.
+# Seed of the random draws, with the number of updates.
 SEED = 0
 
 
@@ -45,7 +45,7 @@ def key_divergence(
 
 
 class _KeyDivergence(torch.autograd.Function):
-    """`key_divergence` in chunks of pixels. The gradient, for the student alone, is made on the way: (m, c) is kept."""
+    """`key_divergence` in chunks of pixels. The gradient, only the student's, is made on the way: (m, c) is kept."""
 
     @staticmethod
     def forward(

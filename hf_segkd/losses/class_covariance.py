@@ -86,7 +86,7 @@ class ClassCovariance(nn.Module):
 
         Args:
             rows: (m, c) features; gradients are not tracked. A pixel with a value that is not finite is left out: one
-                overflow of a step that fp16 training skips anyway would spoil the statistics for ever.
+                overflow of a step that fp16 training skips anyway would spoil the statistics forever.
             labels: (m,) int64, 0 to k-1; pixels of any other label, such as the ignore index, are left out.
         """
         rows = rows.detach().to(self.mean.dtype)

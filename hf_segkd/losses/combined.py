@@ -1,4 +1,4 @@
-"""Several distillation losses as one, as the papers combine them: `--method cwd,kd`."""
+"""`CombinedLoss`: several distillation losses as one, as the papers combine them: `--method cwd,kd`."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class CombinedLoss(AbstractDistillationLoss):
         return (parameter for loss in self.losses for parameter in loss.connector_parameters())
 
     def finished_parameters(self) -> Iterator[nn.Parameter]:
-        """Those of all losses."""
+        """The finished parameters of all losses."""
         return (parameter for loss in self.losses for parameter in loss.finished_parameters())
 
     def set_progress(self, progress: float) -> None:
@@ -78,7 +78,7 @@ class CombinedLoss(AbstractDistillationLoss):
 
 
 def _common_request(losses: Sequence[AbstractDistillationLoss]) -> TrainingRequest:
-    """What all of them ask for; None for the teacher's batch norms where they differ: the user must decide."""
+    """The requirements of all losses; None for the teacher's batch norms where they differ: the user must decide."""
     requests = [asdict(loss.request) for loss in losses]
     common = {}
     for setting, value in requests[0].items():

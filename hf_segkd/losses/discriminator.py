@@ -1,4 +1,4 @@
-"""The discriminator that tells a teacher's logits from a student's (SKDS; SAGAN's, on logits)."""
+"""The discriminator that distinguishes a teacher's logits from a student's (SKDS; SAGAN's, on logits)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Discriminator(nn.Sequential):
 
     As released with SKDS: batch norm of the logits, four spectrally normalised 4x4 convolutions of stride 2 to 64, 128,
     256 and 512 channels with LeakyReLU 0.1, self-attention after the last two, a 4x4 convolution; 3,191,721 parameters
-    for 19 classes. It sees the logits alone, not the image, although the paper says so. A side shorter than 64 is
+    for 19 classes. It sees only the logits, not the image, although the paper says so. A side shorter than 64 is
     enlarged to 64, bilinearly: the released network can't take such maps at all.
 
     Args:

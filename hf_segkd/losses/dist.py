@@ -19,7 +19,7 @@ from hf_segkd.types import Features, NetworkSpec, Paper
 
 # A vector whose deviations from its mean are less than this fraction of it is constant up to fp32's rounding.
 CONSTANT = 1e-6
-# Of the auxiliary heads' term, beside the terms on the logits (authors' segmentation code).
+# Weight of the auxiliary heads' term, beside the terms on the logits (authors' segmentation code).
 AUXILIARY_SHARE = 0.4
 
 
@@ -27,7 +27,7 @@ def pearson_correlation(student: Tensor, teacher: Tensor, dim: tuple[int, ...]) 
     """Correlation coefficients over the dimensions `dim`; 1e-8 is added to the product of the norms, as in the code.
 
     Where the student is constant the result is 0, as in the code, and so is its gradient: there is no direction to
-    follow. (The code divides by that 1e-8 alone: all-equal logits get gradients of 1e5.)
+    follow. (The code divides by only that 1e-8: all-equal logits get gradients of 1e5.)
     """
     mean = student.mean(dim, keepdim=True)
     student, teacher = student - mean, teacher - teacher.mean(dim, keepdim=True)

@@ -1,4 +1,4 @@
-"""Sums and gathered tensors of all processes, for losses that look beyond their own; with one process, its own."""
+"""Sums and gathered tensors of all processes, for losses that need the others' data; with one process, its own."""
 
 from __future__ import annotations
 

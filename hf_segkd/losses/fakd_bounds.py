@@ -4,7 +4,7 @@ Notation: $z_{ic}$ logit c of pixel i, $w_c$ the student's classifier row, $\Sig
 features of class y, $\lambda$ the strength. Pixel i is drawn from $N(s_i, \lambda \Sigma_{y_i})$; an ignored
 pixel stays put. $D[y, c] = w_c^T \Sigma_y w_c$ is the variance of logit c within class y.
 
-The paper prints several slips (v1, eq. 1-8); mended here: the exponents are $s_k - s_i$ (the printed sign
+The paper prints several slips (v1, eq. 1-8); corrected here: the exponents are $s_k - s_i$ (the printed sign
 teaches the opposite), the inner sum of eq. 7 runs over the pixels of one image, variances are divided by
 $\tau^2$, and eq. 8's covariance is that of the pixel's class.
 """
@@ -53,7 +53,7 @@ def augmented_channel_wise_divergence(
     detach_weight: bool = False,
     subtract_entropy: bool = True,
 ) -> Tensor:
-    r"""Eq. 7, mended, in O(pixels x k): mean over images and channels, in nats.
+    r"""Eq. 7, corrected, in O(pixels x k): mean over images and channels, in nats.
 
     With $v_{ic} = \lambda D[y_i, c]$ (0 if ignored), P the teacher's softmax over the M pixels of an image:
     $$\frac{\tau^2}{N C} \sum_c \sum_i P_{ic} \log \sum_k \exp\Big(
@@ -133,7 +133,7 @@ def augmented_pixel_wise_divergence(
     detach_weight: bool = False,
     subtract_entropy: bool = True,
 ) -> Tensor:
-    r"""Eq. 8, mended, in O(pixels x k^2) as one matrix product per class present: mean over pixels, in nats.
+    r"""Eq. 8, corrected, in O(pixels x k^2) as one matrix product per class present: mean over pixels, in nats.
 
     With $Q_y[r, c] = (w_r - w_c)^T \Sigma_y (w_r - w_c)$ and the teacher's softmax p:
     $$\frac{T^2}{M} \sum_{i,c} p_{ic} \log \sum_r \exp\Big(

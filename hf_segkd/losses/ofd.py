@@ -114,7 +114,7 @@ class TeacherMargin(nn.Module):
 
     @torch.no_grad()
     def _update(self, teacher_map: Tensor) -> None:
-        negative = (teacher_map < 0) & teacher_map.isfinite()  # an overflow in fp16 would spoil the mean for ever
+        negative = (teacher_map < 0) & teacher_map.isfinite()  # an overflow in fp16 would spoil the mean forever
         sums = torch.where(negative, teacher_map, 0.0).sum((0, 2, 3))
         sums, counts = all_reduce_sum(torch.stack((sums, negative.sum((0, 2, 3)).to(sums))))
         self.count += counts.long()
@@ -125,8 +125,8 @@ class OFDLoss(AbstractDistillationLoss):
     """A Comprehensive Overhaul of Feature Distillation.
 
     The student's maps before the ReLU go through a connector (1x1 convolution + BatchNorm to the teacher's
-    channels); the term is the sum over the taps of `partial_l2_distance` over the tap's divisor. Connectors learn with
-    the student, in the papers' code and in the trainer at 10 times the backbone's rate.
+    channels); the term is the sum over the features of `partial_l2_distance`, each divided by its divisor. Connectors
+    learn with the student, in the papers' code and in the trainer at 10 times the backbone's rate.
 
     Weight 1e-5 is the code's. It adds 1e-5 / b times the sum over the batch of b images to a mean cross-entropy that
     is divided by b too; beside a mean cross-entropy that is 1e-5 times the sum. So, as there, the term's share grows

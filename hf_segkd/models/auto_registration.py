@@ -83,7 +83,7 @@ def register_image_processors() -> None:
             exist_ok=True,
         )
     # By its name in preprocessor_config.json a class is found among those registered for any configuration: one that
-    # no network has leaves the choice for networks without such a name alone.
+    # no network has does not change the choice for networks without such a name.
     AutoImageProcessor.register(
         SegKDBackboneConfig,
         image_processor_classes={"torchvision": MultiBandImageProcessor, "pil": MultiBandImageProcessor},

@@ -76,7 +76,7 @@ def mobilenet_v2_config(
         depth_multiplier: Scales the channel counts.
         pad_before_expansion: See `SegKDMobileNetV2Config`.
         late_dilation: The AttnFD code's rule: a whole stage whose stride is dropped keeps the dilation before, and
-            only the next stage gets the doubled one (output stride 16: dilation 2 in the last block alone).
+            only the next stage gets the doubled one (output stride 16: dilation 2 only in the last block).
     """
     strides, dilations = [], []
     reached, dilation = 2, 1  # the stem halves the resolution
@@ -102,7 +102,7 @@ def mmseg_backbone_config(name: str) -> SegKDResNetConfig | SegKDMobileNetV2Conf
     """The backbone of mmsegmentation's "d8" networks: output stride 8, with its rules for dilations.
 
     ResNets are of the v1c form (deep stem). The first block of a dilated stage keeps the dilation before
-    (`contract_dilation`), and basic blocks dilate their first convolution alone. MobileNetV2 dilates the first block
+    (`contract_dilation`), and basic blocks dilate only their first convolution. MobileNetV2 dilates the first block
     of a stage and no other. Besides the first and the last level, the one that the auxiliary head sees is returned.
 
     Args:

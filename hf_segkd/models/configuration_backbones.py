@@ -46,7 +46,7 @@ class SegKDResNetConfig(SegKDBackboneConfig):
         deep_stem: Three 3x3 convolutions instead of the 7x7 one, half of `width` channels in the first two: the
             "v1c" form of mmsegmentation and GluonCV.
         dilate_second_conv: Whether the dilation of a basic block holds for its second convolution too; False in
-            mmsegmentation, which dilates the first alone.
+            mmsegmentation, which dilates only the first.
         out_features: Names among `stage_names` ("stem", "stage1" to "stage4") of the maps to return, by
             default the last.
         out_indices: The same by index.

@@ -1,4 +1,4 @@
-"""What the configurations of all networks here have in common: a misspelt keyword is an error."""
+"""The base of all configurations here, for which a misspelt keyword is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the configurations of the segmentation networks share: backbone, resizing, ignored label, auxiliary head."""
+"""The base of the segmentation networks' configurations: backbone, resizing, ignored label, auxiliary head."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class SegKDSegmentationConfig(SegKDConfig):
         """Builds the configuration from the contents of a config.json; unknown entries are left out, warned of.
 
         That of one of our backbones gives the network on this backbone, so that `from_pretrained` takes the folder of
-        a backbone saved alone, and starts the head anew.
+        a backbone saved by itself, and starts the head anew.
         """
         if config_dict.get("model_type") in OWN_BACKBONES:
             given = [name for name in kwargs if name in known_fields(cls) and name != "dtype"]

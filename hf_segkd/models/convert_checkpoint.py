@@ -37,7 +37,7 @@ HEAD_PREFIXES = {
 FIRST_BLOCK = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
 OTHER_BLOCKS = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
 
-# Left out. Attention modules (CBAM) take part in the distillation loss alone, never in the network's output; the
+# Left out. Attention modules (CBAM) take part only in the distillation loss, never in the network's output; the
 # MobileNetV2 backbone lists its layers a second time, under the names of two slices of `features`.
 LEFT_OUT = re.compile(r"(backbone|aspp|decoder)\.cbam\.|backbone\.(low|high)_level_features\.")
 MOBILENET_STEM = re.compile(r"backbone\.features\.0\.[01]\.")

@@ -10,7 +10,7 @@ from transformers.image_utils import ChannelDimension
 
 
 class MultiBandImageProcessor(SegformerImageProcessor):
-    """Resizes if told to, and normalises each band with its own mean and standard deviation; it never rescales.
+    """Resizes on request, and normalises each band with its own mean and standard deviation; it never rescales.
 
     What `SegformerImageProcessor` does for RGB pictures of 8 bits, for (h, w, n) arrays of any number type: satellite
     images, a fourth channel, 16 bits. `post_process_semantic_segmentation` is the same.

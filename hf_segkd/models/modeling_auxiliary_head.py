@@ -1,4 +1,4 @@
-"""A second, small head on an inner map of the backbone, which takes part in training alone (PSPNet, section 3.4)."""
+"""A second, small head on an inner map of the backbone, which takes part only in training (PSPNet, section 3.4)."""
 
 from collections.abc import Callable
 

@@ -32,7 +32,7 @@ class SegKDBackbone(BackboneMixin, PreTrainedModel):
 
     Attributes:
         levels: Those of `stage_names` that are the last at their resolution in the undilated network, from stride 4
-            on: the taps "stage1", "stage2", ... of a segmentation network on this backbone.
+            on: the features "stage1", "stage2", ... of a segmentation network on this backbone.
     """
 
     levels: tuple[str, ...]
@@ -87,7 +87,7 @@ class SegKDBackbone(BackboneMixin, PreTrainedModel):
 
 
 def stage_channels(backbone: PreTrainedModel) -> dict[str, int]:
-    """Tap name -> channels of the maps that `stage_maps` gives."""
+    """Feature name -> channels of the maps that `stage_maps` gives."""
     if isinstance(backbone, SegKDBackbone):
         of_stage = dict(zip(backbone.stage_names, backbone.num_features, strict=True))
         channels = {f"stage{i}": of_stage[level] for i, level in enumerate(backbone.levels, start=1)}
@@ -98,7 +98,7 @@ def stage_channels(backbone: PreTrainedModel) -> dict[str, int]:
 
 
 def stage_maps(backbone: PreTrainedModel, output: BackboneOutput) -> dict[str, Tensor]:
-    """The maps of the backbone's stages by their tap names, after the activation and (`_pre`) before it.
+    """The maps of the backbone's stages by their feature names, after the activation and (`_pre`) before it.
 
     Ours gives each of its `levels` as "stage1", "stage2", ... (the first as "low_level" too); any other backbone the
     maps it is configured to return, by its own stage names and on both sides alike.

@@ -1,4 +1,4 @@
-"""What PSPNet and ISANet share: a head that adds context to the backbone's last map, and a classifier."""
+"""The base of PSPNet and ISANet: a head that adds context to the backbone's last map, and a classifier."""
 
 import torch
 from torch import Tensor, nn

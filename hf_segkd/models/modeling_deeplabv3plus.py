@@ -70,9 +70,9 @@ class DeepLabV3PlusDecoder(nn.Module):
 class DeepLabV3PlusForSemanticSegmentation(SegKDSegmentationModel):
     """DeepLabV3+ with `backbone`, `aspp`, `decoder`, a plain `classifier` convolution, maybe an `auxiliary_head`.
 
-    Taps beside those of every network: `low_level`, the backbone's first map, at stride 4, which enters the decoder;
-    `encoder`, the ASPP's projection after its ReLU and before dropout, at the output stride; and the other side of
-    their activations, `low_level_pre` and `encoder_pre`. `decoder` and `logits` are at stride 4.
+    Features beside those of every network: `low_level`, the backbone's first map, at stride 4, which enters the
+    decoder; `encoder`, the ASPP's projection after its ReLU and before dropout, at the output stride; and the other
+    side of their activations, `low_level_pre` and `encoder_pre`. `decoder` and `logits` are at stride 4.
 
     Example:
         >>> import torch

@@ -135,7 +135,7 @@ class SegKDHRNetBackbone(SegKDBackbone):
             super()._init_weights(module)
 
     def level_norms(self) -> dict[str, nn.BatchNorm2d]:
-        """Of no level: each branch ends in a sum over several batch norms."""
+        """Empty for every level: each branch ends in a sum over several batch norms."""
         return {}
 
     def stages(self, pixel_values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -158,7 +158,7 @@ class SegKDHRNetBackbone(SegKDBackbone):
 class HRNetForSemanticSegmentation(SegKDSegmentationModel):
     """HRNet with `backbone`, `decoder` (a 1x1 convolution on all branches) and a plain `classifier` convolution.
 
-    A tap beside those of every network: `encoder`, the maps of the four branches, resized to stride 4 and concatenated.
+    One feature beside those of every network: `encoder`, the maps of the four branches, at stride 4, concatenated.
     No activation follows, so `encoder_pre` is the same map. `decoder` and `logits` are at stride 4.
 
     Example:
@@ -201,5 +201,5 @@ class HRNetForSemanticSegmentation(SegKDSegmentationModel):
         return dict.fromkeys(("encoder", "encoder_pre"), self.classifier.in_channels)
 
     def batch_norms(self) -> dict[str, nn.BatchNorm2d]:
-        """See the base class: of the decoder alone, since each branch of the backbone is a sum over several."""
+        """See the base class; only for the decoder, since each branch of the backbone is a sum over several."""
         return {"decoder_pre": self.decoder.norm, **super().batch_norms()}

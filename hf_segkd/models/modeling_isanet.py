@@ -99,7 +99,7 @@ def project_twice(layers: nn.ModuleList, x: Tensor) -> Tensor:
 
 def to_groups(x: Tensor, size: tuple[int, int], local: bool) -> Tensor:
     """(b, c, h, w), cut into blocks of `size` = (height, width), to (b, groups, pixels of a group, c)."""
-    # Not by reshaping: a graph of any image size can't tell that the sides divide by the numbers of blocks.
+    # Not by reshaping: a graph of any image size can't know that the sides divide by the numbers of blocks.
     blocks = F.unfold(x, size, stride=size).unflatten(1, (x.shape[1], size[0] * size[1]))  # b c place block
     return blocks.permute((0, 3, 2, 1) if local else (0, 2, 3, 1))
 

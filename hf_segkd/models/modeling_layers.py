@@ -28,7 +28,7 @@ class ConvNorm(nn.Module):
 
 
 class SeparableConvNorm(nn.Module):
-    """`ConvNorm` of each channel alone, ReLU, 1x1 `ConvNorm` across channels; the caller applies the last ReLU."""
+    """Depthwise `ConvNorm`, ReLU, 1x1 `ConvNorm` across channels; the caller applies the last ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> None:
         super().__init__()

@@ -61,7 +61,7 @@ class PSPNetForSemanticSegmentation(SegKDContextModel):
 def average_pool(x: Tensor, bins: int) -> Tensor:
     """`F.adaptive_avg_pool2d` of (b, c, h, w) to (b, c, bins, bins), by two products with matrices.
 
-    ONNX has no adaptive pooling, and what PyTorch exports for it holds for one image size alone.
+    ONNX has no adaptive pooling, and what PyTorch exports for it holds only for one image size.
     """
     rows, columns = averaging_matrix(x.shape[2], bins, x), averaging_matrix(x.shape[3], bins, x)
     return rows.t() @ (x @ columns)

@@ -24,7 +24,7 @@ class SemanticSegmenterOutputWithFeatures(SemanticSegmenterOutput):
         loss: Mean cross-entropy over the labelled pixels in nats, when labels were given.
         logits: (b, k, hh, ww) at the resolution of `pixel_values`: resized once, with the network's own
             `align_corners`, so that evaluation, pipeline and exported model all see the same scores.
-        features: Tap name -> map, when asked for; the names are the model's `tap_channels`.
+        features: Feature name -> map, when asked for; the names are the model's `tap_channels`.
     """
 
     features: dict[str, Tensor] | None = None
@@ -60,19 +60,19 @@ class SegKDSegmentationModel(PreTrainedModel):
 
         Args:
             maps: What the backbone returned, with all stages if `reads_stages`.
-            keep_sums: Whether the maps before an activation are taps, and so must not be overwritten by it.
+            keep_sums: Whether the maps before an activation are features, and so must not be overwritten by it.
 
         Returns:
-            That map before its ReLU, (b, c, h, w); and taps of this architecture, name -> map.
+            That map before its ReLU, (b, c, h, w); and features of this architecture, name -> map.
         """
         raise NotImplementedError
 
     def own_tap_channels(self) -> dict[str, int]:
-        """Tap name -> channels of the taps that `decode` returns."""
+        """Feature name -> channels of the features that `decode` returns."""
         return {}
 
     def batch_norms(self) -> dict[str, nn.BatchNorm2d]:
-        """Tap name -> the batch norm whose output (plus a shortcut) is that map; a subclass adds those of its head."""
+        """Feature name -> batch norm whose output (plus a shortcut) is that map; a subclass adds those of its head."""
         if not isinstance(self.backbone, SegKDBackbone):
             return {}
         of_level = self.backbone.level_norms()
@@ -82,7 +82,7 @@ class SegKDSegmentationModel(PreTrainedModel):
 
     @property
     def tap_channels(self) -> dict[str, int]:
-        """Tap name -> channels of the maps that `output_features=True` returns."""
+        """Feature name -> channels of the maps that `output_features=True` returns."""
         last, decoder = self.backbone.channels[-1], self.classifier.in_channels
         return {
             "backbone": last,
@@ -96,7 +96,7 @@ class SegKDSegmentationModel(PreTrainedModel):
 
     @property
     def tap_norms(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Tap name -> weight and bias, (c,) each, of the batch norm whose output (plus a shortcut) is that map."""
+        """Feature name -> weight and bias, (c,) each, of the batch norm whose output (plus a shortcut) is that map."""
         return {tap: (norm.weight.detach(), norm.bias.detach()) for tap, norm in self.batch_norms().items()}
 
     def forward(
@@ -120,12 +120,12 @@ class SegKDSegmentationModel(PreTrainedModel):
                 `stage4`: the last maps at the strides 4, 8 and 16 and the last of all (of a MobileNetV2 its stages 2,
                 3, 5 and 7), the first also as `low_level`. The other side of each activation is in `backbone_post`,
                 `decoder_pre`, `low_level_pre` and `stage1_pre` to `stage4_pre`; where a stage has none (MobileNetV2,
-                most foreign backbones) both sides are the same map, and a foreign backbone that ends in a ReLU only
-                offers its maps after it. A foreign backbone's stages are those in its `out_features`, by the names
-                there, without `low_level`. The class says which taps it adds.
+                most backbones of transformers) both sides are the same map, and one that ends in a ReLU only offers
+                its maps after it. The stages of a transformers backbone are those in its `out_features`, by the names
+                there, without `low_level`. The class says which features it adds.
             output_hidden_states: Also return the backbone's maps of all stages.
             return_dict: False returns a tuple.
-            loss_function: Takes logits (b, k, hh, ww), labels and the ignored label and gives what `loss` shall be; in
+            loss_function: Takes logits (b, k, hh, ww), labels and the ignored label and returns the `loss`; in
                 training it gets the auxiliary head's logits too. By default `segmentation_loss`.
             resize_logits: False leaves `logits` at the classifier's resolution, where no labels are given: of a large
                 image and many classes they take gigabytes at its own.

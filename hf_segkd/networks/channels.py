@@ -1,4 +1,4 @@
-"""Channels of images: a network, its image processor and a data set must agree on them."""
+"""`check_images`, `check_processor`, `check_teacher`: networks, processors and images must agree on the channels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_images(config: PreTrainedConfig, processor: Any, images: datasets.Data
     """Make sure that a data set's images are read as a network and its image processor take them.
 
     Raises:
-        ValueError: If not; it says what to set.
+        ValueError: If not; the message says what to set.
     """
     read, given = stored_channels(images), num_bands(processor)
     if read is not None and given is None:

@@ -1,4 +1,4 @@
-"""Which class of the teacher teaches which class of the student."""
+"""`ClassMap`: which class of the teacher teaches which class of the student; `match_classes` finds it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FEWEST_CLASSES = 2
 
 
 class ClassMap:
-    """For each class of the teacher the student's class that it teaches, or none.
+    """Maps each class of the teacher to the student's class that it teaches, or to none.
 
     Several classes of the teacher may teach one of the student: their probabilities add up. Classes without a partner
     drop out: the teacher's from its distribution, the student's from what is compared with it. The classes that are
@@ -36,7 +36,7 @@ class ClassMap:
 
     Attributes:
         common: Indices of the student's classes that have a partner, ascending.
-        groups: The teacher's classes of each of them.
+        groups: For each of them the teacher's classes that teach it.
 
     Raises:
         ValueError: If a target is no class of the student, or fewer than two classes are common.
@@ -62,7 +62,7 @@ class ClassMap:
 
     @classmethod
     def from_names(cls, teacher: Mapping[int, str], student: Mapping[int, str]) -> ClassMap:
-        """Pair classes of one name; case, surrounding blanks and what is between words (blank, _, -) don't count.
+        """Pair classes of one name; case, surrounding blanks and word separators (blank, _, -) don't count.
 
         Args:
             teacher: The teacher's `config.id2label`.
@@ -106,8 +106,8 @@ class ClassMap:
             student: The student's.
 
         Raises:
-            ValueError: If the file is not there or not such a map, or names a class that does not exist, or one of the
-                teacher twice.
+            ValueError: If the file is missing or not such a map, or names a class that does not exist, or one of the
+                teacher's twice.
         """
         if not Path(file).is_file():
             raise ValueError(f"class_map takes names, index or a YAML file, and there is no file {str(file)!r}.")
@@ -143,7 +143,7 @@ class ClassMap:
         return taught, [name for index, name in enumerate(self.student) if index not in self.common]
 
     def describe(self) -> str:
-        """Which classes are paired and which drop out, in a sentence or two."""
+        """Say which classes are paired and which drop out, in a sentence or two."""
         pairs = [
             f"{' + '.join(self.teacher[index] for index in group)} -> {self.student[label]}"
             for group, label in zip(self.groups, self.common, strict=True)

@@ -1,4 +1,4 @@
-"""`check_labels`: whether a network has the classes of a data set. `config_values`: all that a config says of it."""
+"""`check_labels`: checks that a network has the classes of a data set; `config_values`: the entries of its config."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def check_labels(model: PreTrainedModel, labels: LabelInfo) -> None:
     Names are the same whatever their case, and with spaces, underscores or hyphens between words.
 
     Raises:
-        ValueError: If they differ in number, names or order, or the network does not leave out the data set's label of
-            no class.
+        ValueError: If they differ in number, names or order, or the network does not ignore the data set's label for
+            pixels without a class.
     """
     names, known = class_names(labels.id2label), label_names(model)
     if model.config.num_labels != len(names):
@@ -70,17 +70,17 @@ def are_default_names(names: list[str]) -> bool:
 
 # Entries that do not change what a network computes.
 NOT_OF_THE_NETWORK = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version", "use_cache")
-# Entries that name its classes, for those who compare them otherwise.
+# Entries that name its classes, for callers that compare classes in another way.
 CLASS_NAMES = ("id2label", "label2id")
 
 
 def config_values(config: dict[str, Any], without: Sequence[str] = (), prefix: str = "") -> dict[str, Any]:
-    """Path -> value of what makes up a network, in a configuration and in the configurations within it.
+    """Path -> value of the entries of a configuration, and of those within it, that change what a network computes.
 
     Args:
-        config: As config.json has it.
+        config: The content of config.json.
         without: Names of more entries to leave out.
-        prefix: Of the paths.
+        prefix: Prefix of the paths.
     """
     found = {}
     for name, value in config.items():

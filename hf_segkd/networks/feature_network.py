@@ -20,13 +20,13 @@ logger = logging.get_logger(__name__)
 
 
 class FeatureReader:
-    """Reads logits, taps and the loss of a segmentation model of transformers; `FeatureNetwork` describes them.
+    """Reads logits, features and the loss of a segmentation model of transformers; `FeatureNetwork` describes them.
 
     It is not a module: the `Distiller` holds it beside the student, and the student's parameters keep one name each.
 
     Args:
         model: The model.
-        taps: As in `FeatureNetwork`, and so are the attributes.
+        taps: As in `FeatureNetwork`; the attributes are the same too.
         inputs: As in `FeatureNetwork`.
 
     Raises:
@@ -61,7 +61,7 @@ class FeatureReader:
 
     @property
     def classifier(self) -> nn.Conv2d:
-        """The 1x1 convolution whose output is the tap `logits`.
+        """The 1x1 convolution whose output is the feature `logits`.
 
         Raises:
             ValueError: If there is none.
@@ -81,18 +81,18 @@ class FeatureReader:
         output_features: bool = False,
         loss_function: Callable[[Tensor, Tensor, int], Tensor] = segmentation_loss,
     ) -> SemanticSegmenterOutputWithFeatures:
-        """Logits, and taps and loss when asked for.
+        """Logits, and features and loss when asked for.
 
-        The loss is not the model's own, which is NaN where no pixel is labelled: the cross-entropy of the logits,
-        resized to the labels, over the labelled pixels, in training with that of the auxiliary head, if the model has
-        one, times `config.auxiliary_loss_weight`.
+        The loss is not the model's own, which is NaN where no pixel is labelled. It is the cross-entropy of the logits,
+        resized to the labels, over the labelled pixels. In training that of the auxiliary head, if the model has one,
+        is added times `config.auxiliary_loss_weight`.
 
         Args:
             pixel_values: Normalised images, (b, 3, hh, ww).
             labels: Class of each pixel, (b, hh, ww), 0..k-1 or `config.semantic_loss_ignore_index`.
-            output_features: Whether to return the taps.
-            loss_function: Takes logits (b, k, hh, ww), labels and the ignored label and gives what `loss` shall be, of
-                the auxiliary head too; by default the cross-entropy.
+            output_features: Whether to return the features.
+            loss_function: Takes logits (b, k, hh, ww), labels and the ignored label and returns the loss, also of the
+                auxiliary head; by default the cross-entropy.
 
         Raises:
             ValueError: If the model takes no images of this size, or the labels do not fit.
@@ -112,12 +112,12 @@ class FeatureReader:
         )
 
     def freeze_unused_parameters(self, taps: Iterable[str]) -> None:
-        """Freeze the parameters that neither the logits nor these taps depend on, and say which.
+        """Freeze the parameters that neither the logits nor these features depend on, and log which.
 
-        Several processes would wait for their gradients for ever.
+        Several processes would wait for their gradients forever.
 
         Args:
-            taps: What a distillation loss reads.
+            taps: Features that a distillation loss reads.
 
         Raises:
             ValueError: If the model predicts masks and their classes.
@@ -139,7 +139,7 @@ class FeatureReader:
         unused = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
         for name in unused:
             trained[name].requires_grad_(False)
-        # With the model, of which the next trainer may have a reader of its own.
+        # Kept with the model, because the next trainer may have another reader of it.
         self.model._frozen_as_unused = unused
         if unused:
             logger.warning(
@@ -148,12 +148,12 @@ class FeatureReader:
             )
 
     def unfreeze_unused_parameters(self) -> None:
-        """Let the parameters learn again that `freeze_unused_parameters` froze, for a trainer that reads other taps."""
+        """Unfreeze what `freeze_unused_parameters` froze, for a trainer that reads other features."""
         for name in vars(self.model).pop("_frozen_as_unused", []):
             self.model.get_parameter(name).requires_grad_(True)
 
     def _run(self, pixel_values: Tensor, paths: Iterable[str]) -> tuple[Tensor, dict[str, Output]]:
-        """Logits, and what the modules at these paths returned."""
+        """Run the model; returns the logits, and what the modules at these paths returned."""
         inputs = {
             name: value.to(pixel_values.device).expand(len(pixel_values), *value.shape[1:])
             for name, value in self.inputs.items()
@@ -193,7 +193,7 @@ class FeatureReader:
 
     @torch.no_grad()
     def _try(self, named: Container[str]) -> dict[str, int]:
-        """Channels of each tap, from one image; default taps that are not there leave, others are an error."""
+        """Channels of each feature, from one image; a missing default feature is dropped, another is an error."""
         convolutions = [
             path
             for path, module in self.model.named_modules()
@@ -210,7 +210,7 @@ class FeatureReader:
                 kind = type(self.model.get_submodule(tap.path)).__name__
                 raise ValueError(f"The tap {name!r} is to be the output of {tap} ({kind}), but {problem}")
             del self.taps[name]
-        # A dropout in place writes in training alone, so which maps it will write into does not show here.
+        # An in-place dropout writes only in training, so this run does not show which maps it will write into.
         dropouts = [module for module in self.model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
         if any(dropout.inplace for dropout in dropouts):
             self._overwritten = set(paths)
@@ -223,32 +223,32 @@ class FeatureReader:
 
 
 class FeatureNetwork(nn.Module):
-    """A segmentation model of transformers with the taps of a teacher or student.
+    """A segmentation model of transformers with the features of a teacher or student.
 
     `output.logits` are the model's own: dense ones at its own resolution (SegFormer, UperNet, BEiT, DPT, MobileNetV2,
     MobileViT ...), or `query_log_probabilities` of a model that predicts masks and their classes (MaskFormer,
-    Mask2Former, OneFormer, EoMT), which can only be a teacher. Taps are maps that modules return. Those of
-    `hf_segkd.networks.feature_paths.DEFAULT_TAPS` are there without being named; the tap `logits` is the classifier's
-    output there, before it is enlarged, and elsewhere `output.logits`.
+    Mask2Former, OneFormer, EoMT), which can only be a teacher. Features are maps that modules return. Those of
+    `hf_segkd.networks.feature_paths.DEFAULT_TAPS` need not be named; in their models the feature `logits` is the
+    classifier's output before it is enlarged, in others `output.logits`.
 
     The model is put in evaluation mode and tried once on a random image. It stays the same object: its weights are
     neither copied nor changed.
 
     Args:
         model: The model.
-        taps: Tap name -> path of the module whose output it is, such as `{"decoder": "decode_head.linear_fuse"}`, or
-            a regular expression that matches one path in full; `"backbone:0"` is the first map of a module that
-            gives several. They go before the defaults. `hf-segkd inspect_model` lists the candidates.
-        inputs: What the model's `forward` wants beside `pixel_values`, each with a batch of 1. OneFormer's
-            `task_inputs` are made by the tokenizer it was saved with when they are not given.
+        taps: Feature name -> path of the module whose output it is, such as `{"decoder": "decode_head.linear_fuse"}`,
+            or a regular expression that matches one path in full; `"backbone:0"` is the first map of a module that
+            gives several. They override the defaults. `hf-segkd inspect_model` lists the candidates.
+        inputs: Inputs of the model's `forward` beside `pixel_values`, each with a batch of 1. By default OneFormer's
+            `task_inputs` are made by the tokenizer it was saved with.
 
     Attributes:
         model: The model.
-        reader: What reads it.
+        reader: The `FeatureReader` of the model.
         config: The model's, with `semantic_loss_ignore_index` where it has none: UperNet's own, else 255.
-        taps: Tap name -> `Tap`.
-        tap_channels: Tap name -> channels.
-        tap_norms: Empty: which norm ends in a tap is not known of foreign models.
+        taps: Feature name -> `Tap`.
+        tap_channels: Feature name -> channels.
+        tap_norms: Empty: in models of transformers it is not known which norm ends in a feature.
 
     Raises:
         ValueError: If a path names no module or several, a module's output is not a (b, c, h, w) map, or the model's
@@ -295,7 +295,7 @@ class FeatureNetwork(nn.Module):
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, output_features: bool = False
     ) -> SemanticSegmenterOutputWithFeatures:
-        """Logits, and taps and loss when asked for, as `FeatureReader` says."""
+        """Logits, and features and loss when asked for, as `FeatureReader` returns them."""
         return self.reader(pixel_values, labels, output_features)
 
 
@@ -303,7 +303,7 @@ def network_spec(network: nn.Module) -> NetworkSpec:
     """What the losses must know of a network.
 
     Raises:
-        ValueError: If the network does not name its taps.
+        ValueError: If the network does not name its features.
     """
     channels = getattr(network, "tap_channels", None)
     if channels is None:
@@ -320,7 +320,7 @@ def network_spec(network: nn.Module) -> NetworkSpec:
 
 
 def with_taps(model: nn.Module) -> nn.Module:
-    """The network itself if it names its taps, as those of hf_segkd do, else as a `FeatureNetwork`."""
+    """The network itself if it names its features, as those of hf_segkd do, else a `FeatureNetwork` of it."""
     return FeatureNetwork(model) if getattr(model, "tap_channels", None) is None else model
 
 
@@ -330,7 +330,7 @@ def without_taps(network: nn.Module) -> nn.Module:
 
 
 def _problem(tap: Tap, output: Output | None) -> str | None:
-    """Why a module's output is no tap; None where it is one."""
+    """Why a module's output is no feature; None where it is one."""
     if output is None:
         return "this module does not run."
     if not output.maps:

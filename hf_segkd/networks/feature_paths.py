@@ -1,4 +1,4 @@
-"""Taps of transformers' segmentation models: which modules they are, by default and by the user's word."""
+"""`default_taps`, `resolve`: the modules of transformers' segmentation models whose outputs are features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Tap(NamedTuple):
-    """Where a map comes from.
+    """The module that a feature comes from.
 
     Args:
         path: Path of the module whose output it is.
@@ -27,7 +27,7 @@ class Tap(NamedTuple):
 
 
 def _stages(*paths: str) -> dict[str, str]:
-    """The taps of an encoder whose stages end without a ReLU, or show their maps only after it."""
+    """The features of an encoder whose stages end without a ReLU, or show their maps only after it."""
     taps = {f"stage{number}{side}": path for number, path in enumerate(paths, start=1) for side in ("", "_pre")}
     return taps | {"low_level": paths[0], "low_level_pre": paths[0], "backbone": paths[-1], "backbone_post": paths[-1]}
 
@@ -53,9 +53,9 @@ def _deeplab(stages: dict[str, str], projection: str) -> dict[str, str]:
     return stages | {"decoder": projection, "decoder_pre": f"{projection}.normalization"}
 
 
-# Model type -> taps, by the names that the losses ask for (docs/networks.md). `decoder` is the map that enters the
-# classifier, before its dropout; `encoder` what pyramid pooling makes of the last stage. Where a `_pre` and the tap
-# itself are one map, there is no ReLU between them. What a model lacks (its backbone may be any) is left out.
+# Model type -> features, by the names that the losses ask for (docs/networks.md). `decoder` is the map that enters the
+# classifier, before its dropout; `encoder` is the pyramid pooling of the last stage. Where a `_pre` and the feature
+# itself are one map, there is no ReLU between them. Features that a model lacks (its backbone may be any) are left out.
 DEFAULT_TAPS: dict[str, dict[str, str]] = {
     "segformer": {
         **_stages(*(f"segformer.stages.{index}" for index in range(4))),
@@ -94,11 +94,11 @@ DEFAULT_TAPS: dict[str, dict[str, str]] = {
 
 
 def resolve(model: nn.Module, tap: str, value: str) -> Tap:
-    """The module that a user means.
+    """The module that a user names.
 
     Args:
         model: The model.
-        tap: Name of the tap, for the messages.
+        tap: Name of the feature, for the messages.
         value: A module path, or a regular expression that matches exactly one path in full; `:N` behind it takes the
             map number N of a module that gives several.
 
@@ -134,7 +134,7 @@ def resolve(model: nn.Module, tap: str, value: str) -> Tap:
 
 
 def default_taps(model: nn.Module) -> dict[str, Tap]:
-    """The taps of this type of model, those whose modules it has."""
+    """The features of this type of model, those whose modules it has."""
     paths = {path for path, _ in model.named_modules()}
     values = DEFAULT_TAPS.get(model.config.model_type, {})
     return {tap: resolve(model, tap, value) for tap, value in values.items() if value.split(":")[0] in paths}
@@ -146,7 +146,7 @@ class Output(NamedTuple):
     Args:
         maps: All (b, c, h, w) maps in it, in order.
         versions: How often each had been written into by then.
-        described: The whole of it in a few words.
+        described: A short description of the whole output.
     """
 
     maps: list[Tensor]
@@ -154,18 +154,18 @@ class Output(NamedTuple):
     described: str
 
     def overwritten(self) -> bool:
-        """Whether what followed wrote into one of the maps."""
+        """Whether a later module wrote into one of the maps."""
         return [version_of(found) for found in self.maps] != self.versions
 
 
 @contextlib.contextmanager
 def recorded(model: nn.Module, paths: Iterable[str], copied: Container[str] = ()) -> Iterator[dict[str, Output]]:
-    """Inside, what the modules at these paths return is put into the dict; the last output where one runs twice.
+    """Inside, the outputs of the modules at these paths are put into the dict; the last output where one runs twice.
 
     Args:
         model: The model.
         paths: Paths of modules.
-        copied: Those whose maps are copied, because what follows writes into them.
+        copied: Paths whose maps are copied, because later modules write into them.
     """
     outputs: dict[str, Output] = {}
 
@@ -192,7 +192,7 @@ def maps_of(output: Any) -> list[Tensor]:
 
 
 def described(output: Any) -> str:
-    """A tensor by its shape, anything else by its type."""
+    """Describe a tensor by its shape, anything else by its type."""
     return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
 
 

@@ -1,4 +1,4 @@
-"""From logits to the class of each pixel, as every user of a network gets it."""
+"""`predict`, `logits_at`, `classes_at`: the class of each pixel from the logits of a network."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hf_segkd.data.image_processors import whole_image
 from hf_segkd.models.modeling_segmentation import SegKDSegmentationModel
 from hf_segkd.networks.tiles import tiled_logits
 
-# Fewer classes at once and PyTorch would interpolate by another kernel, with other last digits.
+# With fewer classes at once PyTorch would interpolate by another kernel, with other last digits.
 CLASSES_AT_ONCE = 8
-# So many logits at the size of an image, 64 MiB of them, are nothing to be saved.
+# Up to this many logits at the size of an image, 64 MiB, saving memory is not worth it.
 FEW_LOGITS = 2**24
 
 
@@ -32,19 +32,19 @@ def predict(
     Beyond what the network itself takes, memory grows by the pixels of the image, and not by its classes.
 
     Args:
-        model: A network that gives logits for each pixel; one that predicts masks as a `FeatureNetwork`.
+        model: A network that gives logits for each pixel; a `FeatureNetwork` of one that predicts masks.
         processor: Its image processor.
         image: The image.
         tile: Side, or height and width, of tiles that the network sees one by one, in pixels of the processed image;
-            then its own memory is that of a tile, too. By default it sees the whole image.
+            its own memory is then that of a tile. By default it sees the whole image.
         overlap: Pixels that neighbouring tiles have in common; by default a quarter of a tile's side.
 
     Raises:
-        ValueError: If the processor cuts off, splits or pads images, or tiles can't lie like that.
+        ValueError: If the processor cuts off, splits or pads images, or the tiles or their overlap are not valid.
     """
     size = (image.height, image.width)
     pixel_values = whole_image(processor, image)[None].to(model.device)
-    # Networks of hf_segkd resize their logits to the image, unless they are told not to.
+    # Networks of hf_segkd resize their logits to the image by default.
     options, align_corners = {}, None
     if isinstance(model, SegKDSegmentationModel) and model.config.num_labels * pixel_values[0, 0].numel() > FEW_LOGITS:
         options, align_corners = {"resize_logits": False}, model.config.align_corners
@@ -64,7 +64,7 @@ def predict(
 def logits_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits (b, k, h, w) at the `size` (height, width) of an image or of its labels, in float32.
 
-    As the image processor's `post_process_semantic_segmentation` resizes them, so that scores are those of the masks.
+    They are resized as by the image processor's `post_process_semantic_segmentation`, so that scores match its masks.
     """
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 
@@ -74,14 +74,14 @@ def classes_at(
 ) -> Tensor:
     """`logits_at(logits, size).argmax(1)`, (b, h, w) int64, without ever holding all classes at that size.
 
-    Of equal logits the lowest class wins; a few classes are resized at a time, so that nothing but memory differs.
+    With equal logits the lowest class wins. A few classes are resized at a time, so only memory differs.
 
     Args:
         logits: (b, k, h4, w4).
         size: Height and width of the result.
-        image_size: That of the image which the network saw; it matters with `align_corners`.
-        align_corners: Resize the logits to the image first, in this way, as networks of hf_segkd do it themselves
-            unless they are told not to; None does not.
+        image_size: Size of the image that the network saw; used with `align_corners`.
+        align_corners: Resize the logits to the image first, with this `align_corners`, as networks of hf_segkd do
+            themselves by default; None does not.
     """
     best = logits.new_full((len(logits), *size), -torch.inf, dtype=torch.float32)
     classes = torch.zeros_like(best, dtype=torch.int64)

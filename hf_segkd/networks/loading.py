@@ -1,4 +1,4 @@
-"""Loading a trained network with its image processor, checked."""
+"""`load_network`: loads a trained network with its image processor and checks both; `make_student` makes a student."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def load_model(path: str, *, pickled: bool = False, dtype: str = "auto") -> tupl
     return auto_class.from_pretrained(
         path,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # told with their names, which transformers' own error does not
+        ignore_mismatched_sizes=True,  # reported below with their names, which transformers' own error lacks
         use_safetensors=not pickled,
         dtype=dtype,
         weights_only=True,
@@ -56,7 +56,7 @@ def load_model(path: str, *, pickled: bool = False, dtype: str = "auto") -> tupl
 
 @contextlib.contextmanager
 def explained(path: str, pickled: bool = False) -> Iterator[None]:
-    """Inside, what goes wrong while a network is loaded from `path` becomes a ValueError that says what to do."""
+    """Inside, errors while a network is loaded from `path` become a ValueError that says what to do."""
     try:
         _tell_of_mistyped_folder(Path(path))
         yield
@@ -97,7 +97,7 @@ def explained(path: str, pickled: bool = False) -> Iterator[None]:
 
 
 def _tell_of_mistyped_folder(folder: Path) -> None:
-    """Say that a network is looked for on the Hub, of which the name may be one, when its folder is not there."""
+    """Log that a network is looked for on the Hub because its folder does not exist."""
     if not folder.exists() and len(folder.parts) == 2 and folder.parent.is_dir():
         hint = did_you_mean(str(folder), [str(sibling) for sibling in folder.parent.iterdir()])
         logger.warning(f"There is no folder {folder}: it is looked for on the Hub, which may take a while.{hint}")
@@ -110,18 +110,18 @@ def load_network(
 
     MaskFormer, Mask2Former, OneFormer and EoMT are loaded too, as teachers: their output is masks with classes.
     No code of a repository is run, neither that of its .py files nor that of a pickle. The processor shows whole
-    images: one that keeps the centre alone is told not to.
+    images: one that keeps only the centre is set not to.
 
     Args:
         path: Folder or Hub id.
         labels: Classes the network must have.
         pickled: Take the weights from pytorch_model.bin, by PyTorch's reader that lets only tensors through, where
-            False (default) takes them from safetensors files alone.
+            False (default) takes them only from safetensors files.
         dtype: Number format of the weights; "auto" is the one they are saved in. Images are float32.
 
     Raises:
         ValueError: If there is no such network, it needs code or a pickle of its repository, a weight is missing, left
-            over or of another shape, or the labels are others.
+            over or of another shape, or the labels differ.
     """
     with explained(path, pickled):
         model, info = load_model(path, pickled=pickled, dtype=dtype)
@@ -150,9 +150,9 @@ def make_student(student: Any, labels: LabelInfo | None, processor: Any = None) 
     """A student and its image processor, from a network, a folder or Hub id, or the config of a new one.
 
     Args:
-        student: What the user gives. A config without class names of its own gets those of the data, and so does a
-            network with as many classes.
-        labels: Of the data; None where they are not known.
+        student: The student that the user gives. A config without class names of its own gets those of the data, and
+            so does a network with as many classes.
+        labels: Labels of the data; None where they are not known.
         processor: The image processor that the user gives. The default is the one that was saved with the student, and
             for a config one with ImageNet's mean and std that does not resize.
 
@@ -176,7 +176,7 @@ def make_student(student: Any, labels: LabelInfo | None, processor: Any = None) 
 
 
 def network_from_config(config: PreTrainedConfig) -> PreTrainedModel:
-    """A new network.
+    """A new network of this config.
 
     Raises:
         ValueError: If none that gives logits for each pixel has such a config.
@@ -195,7 +195,7 @@ def build_config(values: dict[str, Any], flag: str, **given: Any) -> PreTrainedC
     Args:
         values: Its fields; `model_type` is DeepLabV3+ unless it is there.
         flag: Name of the flag, for messages.
-        **given: Fields that the flag may not set, for they come from elsewhere.
+        **given: Fields that the flag may not set, because they come from elsewhere.
 
     Raises:
         ValueError: If there is no such `model_type`, or it refuses a field.

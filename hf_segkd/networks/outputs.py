@@ -1,4 +1,4 @@
-"""What models of transformers take beside images, and what their output says of each pixel."""
+"""`dense_logits`: logits for each pixel from a transformers model's output; `image_channels`, `task_inputs`: inputs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def query_log_probabilities(class_logits: Tensor, mask_logits: Tensor) -> Tensor
     query found nothing. Here it is log(s_kp / sum over k of s_kp): the order of the classes is the same, a softmax
     gives the normalised scores, and a temperature T makes them p^(1/T), as it does with dense logits.
 
-    With r_qk the softmax over the real classes alone and a_q the probability that the query found something,
+    With r_qk the softmax over only the real classes and a_q the probability that the query found something,
     s_kp / sum_k s_kp = sum over q of r_qk * softmax over q of (log a_q + log sigmoid(mask_logits)_qp): nothing is
     divided by a sum that may vanish. A class of probability 0 gets the log of the smallest normal float32, -87.3.
 

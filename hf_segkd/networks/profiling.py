@@ -1,4 +1,4 @@
-"""Size and cost of a network: parameters, multiply-adds, time per image."""
+"""`count_macs`, `milliseconds_per_image`, `measure_latencies`: the cost of a network."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def milliseconds_per_image(model: PreTrainedModel, image_size: tuple[int, int], 
 def measure_latencies(calls: Sequence[Callable[[], object]], runs: int) -> list[Latency]:
     """Time of each call over at least so many runs, in turns, so that a noisy machine favours none of them.
 
-    A turn begins with calls without the clock: they bring the call's data back into the caches, and outlast the
-    threads of the runtime before, which wait for work on a core of their own for a while.
+    A turn begins with untimed calls: they bring the call's data back into the caches, and outlast the threads of the
+    previous runtime, which wait for work on a core of their own for a while.
     """
     times: list[list[float]] = [[] for _ in calls]
     with torch.inference_mode():
@@ -75,7 +75,7 @@ def measure_latencies(calls: Sequence[Callable[[], object]], runs: int) -> list[
 
 
 def cpu_name() -> str:
-    """Name of the processor as its maker gives it, or the architecture where the system does not tell."""
+    """Name of the processor as its maker gives it, or the architecture where the system does not report it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

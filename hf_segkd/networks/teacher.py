@@ -29,9 +29,9 @@ logger = logging.get_logger(__name__)
 class Teacher(nn.Module):
     """A network to learn from: its own normalisation of the images, number format, batch norms and classes.
 
-    The network is frozen, put in evaluation mode and moved to the device of the run, for a copy would double its
-    memory. It gets no hook, and its weights keep their values and dtype: where `dtype` is another one, the teacher
-    works with a copy of it, and the network stays as it is.
+    The network itself is frozen, put in evaluation mode and moved to the device of the run, because a copy would double
+    its memory. It gets no hook, and its weights keep their values and dtype: where `dtype` is another one, the teacher
+    works with a copy, and the network stays as it is.
 
     Args:
         network: Any segmentation network.
@@ -41,14 +41,14 @@ class Teacher(nn.Module):
             `auto` leaves the weights as they are and computes under the run's autocast.
         batch_norm: Statistics of its batch norms: `eval` the running ones, `batch_stats` those of each batch, `auto`
             what the method asks for.
-        student: The network it teaches, whose classes it answers in. By default its own.
+        student: The network it teaches, whose classes it answers in. By default it answers in its own.
         student_processor: Image processor of the student, which makes the images that the teacher is given.
 
     Attributes:
-        network: The network with its taps, or its copy in `dtype`.
-        classes: From the network's classes to the student's; None where they have nothing to do with each other.
+        network: The network with its features, or its copy in `dtype`.
+        classes: From the network's classes to the student's; None where they can't be matched.
         renormalisation: From the student's pixels to the network's; None where they are the same.
-        dtype: The network's; images are cast to it.
+        dtype: The network's dtype; images are cast to it.
 
     Raises:
         ValueError: If the student's processor is missing, the class map does not fit, or the network takes images of
@@ -87,7 +87,7 @@ class Teacher(nn.Module):
 
     @property
     def spec(self) -> NetworkSpec:
-        """What the losses must know: the `logits` are those of the common classes, and missing where there are none."""
+        """What the losses must know; `logits` are those of the common classes, and missing where there are none."""
         spec = network_spec(self.network)
         channels = {tap: count for tap, count in spec.channels.items() if tap != "logits"}
         if self.classes is None:
@@ -101,46 +101,46 @@ class Teacher(nn.Module):
         """Go to the device of a run and compute as the run does: under its autocast and compiled, if `dtype` is auto.
 
         Args:
-            accelerator: Of the trainer.
+            accelerator: Accelerator of the trainer.
             batch_statistics: Whether the method wants the batch norms to normalise by the statistics of each batch;
                 None of several methods that differ.
             channels_last: Whether weights and maps have the channels last.
 
         Raises:
-            ValueError: If `batch_norm` is `batch_stats` and would do nothing, or `auto` and the methods differ.
+            ValueError: If `batch_norm` is `batch_stats` and would do nothing, or is `auto` and the methods differ.
         """
         self._uses_batch_statistics = self._takes_batch_statistics(batch_statistics)
         if channels_last:
             self.to(memory_format=torch.channels_last)
         if self._under_autocast:
-            # Its call only: with torch.compile this is a module that holds the teacher.
+            # Only its call is compiled: torch.compile gives a module that holds the teacher.
             self._call = accelerator.prepare_model(self, evaluation_mode=True).__call__
         else:
             self.to(accelerator.device)  # accelerate would put it under the autocast of the student
 
     def features(self, images: Tensor) -> Features:
-        """Its taps, without gradients.
+        """The network's features, without gradients.
 
         Args:
             images: As the student's processor normalises them, (b, 3, hh, ww).
 
         Returns:
-            Tap name -> map; `logits` of the common classes, in the student's order, and missing where there are none.
+            Feature name -> map; `logits` of the common classes, in the student's order, missing where there are none.
         """
         norms = batch_statistics(self.network) if self._uses_batch_statistics else contextlib.nullcontext()
         with torch.no_grad(), norms:
             return self._call(pixel_values=images, output_features=True).features
 
     def forward(self, pixel_values: Tensor, output_features: bool = False) -> SemanticSegmenterOutputWithFeatures:
-        """Logits of the student's classes, or the taps when they are asked for.
+        """Logits of the student's classes, or the features when they are asked for.
 
         Args:
             pixel_values: Images as the student's processor normalises them, (b, 3, hh, ww).
-            output_features: Whether to return the taps.
+            output_features: Whether to return the features.
 
         Returns:
-            Without taps `logits` of all classes of the student, those without a partner never the largest (without
-            common classes: the network's own). Else `features`, as the method of that name returns them.
+            By default `logits` of all classes of the student, those without a partner never the largest (without
+            common classes: the network's own). With `output_features` what the method `features` returns.
         """
         if self.renormalisation is not None:
             pixel_values = self.renormalisation(pixel_values)
@@ -181,14 +181,14 @@ class Teacher(nn.Module):
 
 
 class Renormalisation(nn.Module):
-    """From pixels as one image processor normalises them to pixels as another does, (b, c, h, w) both.
+    """Turns pixels as one image processor normalises them into those of another, both (b, c, h, w).
 
     With pixels u of 0 to 255 and f, m, s the rescale factor, mean and std of a processor, x = (f u - m) / s; so
-    y = x * (s f' / (f s')) + (m f' / f - m') / s'. Where one of the two gives BGR, the channels change places first.
-    It is what the other processor gives for the same crop: padding keeps its colour.
+    y = x * (s f' / (f s')) + (m f' / f - m') / s'. Where one of the two gives BGR, the channels are swapped first.
+    The result is what the other processor gives for the same crop: padding keeps its colour.
 
     Args:
-        before: The processor of the pixels that come.
+        before: The processor of the pixels that are given.
         after: The processor of the pixels that are wanted.
     """
 

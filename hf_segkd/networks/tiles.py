@@ -1,7 +1,7 @@
-"""Pictures larger than a network can take at once: `tiled_logits` shows it tile after tile and blends what it says.
+"""`tiled_logits`: shows a network a large picture tile by tile, and blends the logits.
 
-Neighbours overlap. Near its border a network sees less than there is, so the outer quarters of an overlap count for the
-neighbour alone; over the half between them one tile fades into the other, linearly. Where the receptive field reaches
+Neighbours overlap. Near a tile's border the network lacks context, so in the outer quarters of an overlap only the
+neighbour counts; over the half between them one tile fades into the other, linearly. Where the receptive field reaches
 no further than a quarter of the overlap, the result is that of the whole picture.
 """
 
@@ -43,10 +43,10 @@ def tile_and_overlap(tile: int | Sequence[int], overlap: int | None = None) -> t
 
 
 def check_tile(tile: int | Sequence[int] | None, overlap: int | None = None) -> None:
-    """Make sure that flags say how tiles lie, or that there are none.
+    """Make sure that flags give valid tiles, or none.
 
     Raises:
-        ValueError: As `tile_and_overlap`, or if there is an overlap of no tiles.
+        ValueError: As `tile_and_overlap`, or if there is an overlap but no tile.
     """
     if tile is not None:
         tile_and_overlap(tile, overlap)
@@ -75,8 +75,8 @@ def tiled_logits(
         size: Height and width of the result.
         tile: As in `tile_and_overlap`; None is one tile, the whole image.
         overlap: As in `tile_and_overlap`.
-        align_corners: Resize the logits of a tile to the tile first, in this way, as networks of hf_segkd do it unless
-            they are told not to; None does not.
+        align_corners: Resize the logits of a tile to the tile first, with this `align_corners`, as networks of hf_segkd
+            do by default; None does not.
 
     Yields:
         Rows and columns of the result, and the logits there, (k, rows, columns) float32.
@@ -102,7 +102,7 @@ def tiled_logits(
 
 
 def _blocks(tiles: Sequence[_Tile], row: _Window, column: _Window) -> Iterator[tuple[slice, slice, Tensor]]:
-    """What is complete with the tile in this row and column, in squares."""
+    """The squares of the result that are complete with the tile in this row and column."""
     num_labels = len(tiles[0].logits)
     side = max(1, math.isqrt(BLENDED_AT_ONCE // num_labels))
     for rows, columns in itertools.product(_parts(row.block, side), _parts(column.block, side)):
@@ -123,8 +123,8 @@ class _Window:
     Attributes:
         start: Its first pixel.
         stop: The one behind its last.
-        seams: Where it takes over from its neighbour before it, and its neighbour behind it from it.
-        ramp: Over how many pixels around a seam.
+        seams: Where it takes over from the neighbour before it, and where the neighbour behind takes over from it.
+        ramp: Number of pixels around a seam over which it does so.
         scale: Pixels that the network sees for each one of the result.
         block: Pixels of the result that are complete with it.
         align_corners: As in `tiled_logits`.
@@ -139,7 +139,7 @@ class _Window:
     align_corners: bool | None
 
     def weights(self, pixels: slice, length: int) -> tuple[slice, Tensor]:
-        """What a tile with `length` values along the axis says of some pixels of the result: matrix times values.
+        """The matrix from a tile's `length` values along the axis to its share of some pixels of the result.
 
         Linear interpolation gives a value the weight 1 - its distance, in 0..1; and the pixel counts as far as the
         tile has faded in, (y - seam) / ramp + 1/2 in 0..1 at its first seam, and its neighbour has not.
@@ -208,12 +208,12 @@ class _Tile:
         self.height, self.first = logits.shape[1], 0  # as they came, and the first row that is still there
 
     def keep_rows_below(self, pixel: int) -> None:
-        """Give free what no row of the result from `pixel` on needs."""
+        """Free the rows that no row of the result from `pixel` on needs."""
         values, _ = self.row.weights(slice(pixel, math.ceil(self.row.stop / self.row.scale) + 1), self.height)
         self.logits, self.first = self.logits[:, values].clone(), values.start
 
     def add_to(self, blended: Tensor, rows: slice, columns: slice) -> None:
-        """Add what it says of these rows and columns of the result to (k, rows, columns)."""
+        """Add the tile's share of these rows and columns of the result to (k, rows, columns)."""
         down, row_weights = self.row.weights(rows, self.height)
         across, column_weights = self.column.weights(columns, self.logits.shape[2])
         if row_weights.numel() and column_weights.numel():

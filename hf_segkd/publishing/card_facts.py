@@ -1,4 +1,4 @@
-"""What a model card tells of a network."""
+"""`CardFacts`: what a model card says of a network."""
 
 from __future__ import annotations
 
@@ -13,31 +13,30 @@ from hf_segkd.types import Paper
 
 @dataclass(kw_only=True)
 class CardFacts:
-    """Everything the card tells; plain values, so that it can be gathered once and rendered anywhere.
+    """Everything the card says, as plain values, so that it can be gathered once and rendered anywhere.
 
     Args:
         repo_id: "user/name" on the Hub, or a bare name.
         architecture: E.g. "DeepLabV3+ (MobileNetV2 x 0.35, output stride 16)".
         id2label: Class id to name.
         method: Name in `LOSSES`, several joined by ",", the name of a loss of the user's own, or "none" for training on
-            the labels alone; None says that it is not known how the network was trained.
+            the labels only; None says that it is not known how the network was trained.
         method_kwargs: The method's arguments.
         own_paper: Publication of a method that is not in `LOSSES`, where it has one.
-        dataset: What the network was trained on: name as `load_segmentation_dataset` knows it, or what the user calls
-            the data set; None says that it is not known.
+        dataset: Data set that the network was trained on: its name in `load_segmentation_dataset`, or the user's name
+            for it; None says that it is not known.
         dataset_id: Its Hub id, where it has one.
         dataset_license: What the user says of the licence of a data set that `data/licences.py` does not know.
-        teacher: The teacher's architecture, or what the user calls it. Of an absolute path only the last part is
-            shown.
+        teacher: The teacher's architecture, or the user's name for it. Only the last part of an absolute path is shown.
         teacher_id: The teacher's Hub id, where it has one.
-        license: The network's licence, by the user; never assumed.
+        license: The network's licence, as the user gives it; never assumed.
         report: Report of the published network; None says that it was not evaluated.
         runs: Reports of this method with all its seeds, this network's included.
-        baseline_runs: Reports of the same student trained on the labels alone.
+        baseline_runs: Reports of the same student trained only on the labels.
         teacher_report: Report of the teacher.
         costs: One entry per network: "network" ("student" or "teacher"), "parameters", "macs", "image_size" [h, w],
             "file_mb" (or None).
-        export: What `scripts/export.py` writes to export.json. Each of its "exports" may tell the "dataset", "split"
+        export: What `scripts/export.py` writes to export.json. Each of its "exports" may have the "dataset", "split"
             and "image_size" [h, w] it was checked on, and for how many pixels its program gives PyTorch's class,
             "snippet_agreement" (0..1).
         settings: Training arguments; what differs from `defaults` is listed first.
@@ -47,7 +46,7 @@ class CardFacts:
         pictures_note: Why there are no pictures, where there are none.
         chart: File in the repository with the bar chart of the classes.
         self_contained: Whether the repository holds the code, for `trust_remote_code=True`.
-        needs_package: Whether the network is one of `hf_segkd.models`, which transformers alone does not know.
+        needs_package: Whether the network is one of `hf_segkd.models`, which transformers itself does not know.
         num_bands: Number of bands of images that are taken as they are stored; None for RGB pictures.
         space_id: Hub id of a Space that runs the network.
 
@@ -95,15 +94,15 @@ class CardFacts:
 
     @property
     def method_names(self) -> list[str]:
-        """Names of the losses; none for training on the labels alone, or in a way that is not known."""
+        """Names of the losses; none for training on the labels only, or in a way that is not known."""
         return [] if self.method in (None, "none") else self.method.split(",")
 
     @property
     def class_names(self) -> list[str]:
-        """In the order of the ids."""
+        """Names of the classes in the order of the ids."""
         return class_names(self.id2label)
 
     @property
     def exports(self) -> list[dict[str, Any]]:
-        """Exported files with what was measured of them."""
+        """Exported files with their measurements."""
         return self.export["exports"] if self.export else []

@@ -1,4 +1,4 @@
-"""Which scores may stand side by side, and what distillation gained: one protocol, one budget, seed by seed."""
+"""`check_comparable`: checks that scores may stand side by side; `gain_in_words`: what distillation gained."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.networks.tiles import tile_and_overlap
 from hf_segkd.publishing.privacy import public, shareable
 
-# What two reports must have in common; what one of them does not tell is not compared.
+# What two reports must have in common; what one of them lacks is not compared.
 PROTOCOL = ("dataset", "split", "num_images", "classes", "labelled pixels of each class", "tiles")
 BUDGET = (*PROTOCOL, "network", "initial_weights", "steps", "batch_size", "train_images", "ema_decay")
-# Unlabelled images are of the method: the baseline, which learns from labels alone, has no use for them. The card says
-# that the others had them.
+# Unlabelled images belong to the method: the baseline, which learns only from labels, has no use for them. The card
+# says that the others had them.
 METHOD = (*BUDGET, "unlabelled_images", "unlabelled_ratio", "method", "method_kwargs", "class_map")
 
 
@@ -26,10 +26,10 @@ def check_comparable(
     """Make sure that reports can stand beside the one of a student.
 
     Args:
-        reference: Report of the student. Like those of runs it may tell the network's configuration and the
+        reference: Report of the student. Like those of runs it may have the network's configuration and the
             training's settings.
         runs: Same training, other seeds.
-        baseline_runs: Same student and budget, labels alone.
+        baseline_runs: Same student and budget, labels only.
         teacher: Same evaluation.
 
     Raises:
@@ -37,7 +37,7 @@ def check_comparable(
             (pixels of each class); of students also if it is of another network, other weights at the start, another
             number of steps, batch size, number of training images or average of the weights; of runs also if it is of
             another method, class map or other unlabelled images; if a seed occurs twice; or if a baseline does not say
-            that it was trained on the labels alone.
+            that it was trained only on the labels.
     """
     teachers = [] if teacher is None else [teacher]
     for what, reports, keys in (
@@ -75,7 +75,7 @@ def _refuse_difference(what: str, report: RunReport, reference: RunReport, keys:
 
 
 def _told(report: RunReport, keys: Sequence[str]) -> dict[str, Any]:
-    """What a report tells of some things."""
+    """The entries of a report that are known."""
     matrix = report.confusion_matrix  # its rows are the truth, which no network can change
     pixels = None if matrix is None else [sum(row) for row in matrix]
     values = report.to_json() | {"classes": list(report.classes), "labelled pixels of each class": pixels}
@@ -85,7 +85,7 @@ def _told(report: RunReport, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _tiles(report: RunReport) -> str:
-    """How the network saw the images: an evaluation tells it of its data, a training run among its settings."""
+    """How the network saw the images: an evaluation has it in its data, a training run in its settings."""
     settings, data = report.settings or {}, report.data or {}
     tile = data.get("tile") or settings.get("eval_tile")
     if not tile:
@@ -95,9 +95,9 @@ def _tiles(report: RunReport) -> str:
 
 
 def differences_in_words(reference: RunReport, *, runs: Sequence[RunReport], baseline_runs: Sequence[RunReport]) -> str:
-    """In which settings of the training runs differ beside method and seed; empty where they do not.
+    """The training settings in which runs differ, other than method and seed; empty where they do not.
 
-    A setting that is not told on both sides is not compared; that all are unknown is said.
+    A setting that one side lacks is not compared; where all are unknown, the text says so.
     """
     ours, others, silent = _training_settings(reference), {}, 0
     for what, reports, apart in (("other seeds", runs, None), ("labels alone", baseline_runs, OnCard.OF_THE_METHOD)):
@@ -120,17 +120,17 @@ def differences_in_words(reference: RunReport, *, runs: Sequence[RunReport], bas
 
 def _training_settings(report: RunReport) -> dict[str, str]:
     settings = public(report.settings or {})
-    if settings and report.teacher:  # told beside them; a baseline has none
+    if settings and report.teacher:  # stored beside them; a baseline has none
         settings["teacher"] = shareable(report.teacher)
     compared = (OnCard.COMPARED, OnCard.OF_THE_METHOD)
     return {name: f"`{json.dumps(value)}`" for name, value in settings.items() if role_of(name).on_card in compared}
 
 
 def gain_in_words(runs: Sequence[RunReport], baseline_runs: Sequence[RunReport]) -> str:
-    """What runs gained in mIoU over the baseline; said as it is.
+    """A sentence on what runs gained in mIoU over the baseline.
 
-    By pairs of one seed where every run has its partner. Where one has none, the gain is the difference of the means of
-    all runs, for to leave some out is to choose; the pairs there are stand beside it.
+    Runs are paired by seed where every run has its partner. Where one has none, the gain is the difference of the means
+    of all runs, because to leave some out would be to choose; the pairs that exist are given beside it.
     """
     if not baseline_runs:
         return "There is no undistilled baseline under the same protocol, and so no gain is claimed."
@@ -138,7 +138,7 @@ def gain_in_words(runs: Sequence[RunReport], baseline_runs: Sequence[RunReport])
     gains = {seed: ours[seed] - plain[seed] for seed in sorted(ours.keys() & plain.keys())}
     pairs = ", ".join(f"seed {seed}: {points:+.2f}" for seed, points in gains.items())
     spread = statistics.stdev(gains.values()) if len(gains) > 1 else None
-    # Without seeds left over the same number as the mean of the pairs.
+    # If no seed is left over, this is also the mean of the pairs.
     gain = statistics.mean(map(_points, runs)) - statistics.mean(map(_points, baseline_runs))
     points = f"{gain:+.2f}"
     if not gains:

@@ -1,4 +1,4 @@
-"""A folder to the Hub in one commit, with errors that say what to do."""
+"""`upload`: sends a folder to the Hub in one commit, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-# The Hub stores what is binary or larger than this as LFS objects, everything else as plain git files. Binary is for
-# git what has a zero byte among its first so many.
+# The Hub stores files that are binary or larger than this as LFS objects, all others as plain git files. For git a file
+# is binary if it has a zero byte among its first LOOKED_AT_BY_GIT bytes.
 LARGEST_PLAIN_FILE = 10 * 1024**2
 LOOKED_AT_BY_GIT = 8000
 
@@ -28,29 +28,29 @@ def upload(
     revision: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Put all files of a folder into a repository, which is created, as its branch is, if it is not there.
+    """Put all files of a folder into a repository; the repository and its branch are created if they are missing.
 
     One commit takes all files or none. Uploading again sends only what is not there yet, and a folder that has not
-    changed makes no commit. Other files of the repository are left alone, except `outdated` ones.
+    changed makes no commit. Other files of the repository are not changed, except `outdated` ones.
 
     Args:
         folder: The files; subfolders stay subfolders.
         repo_id: "user/name", or "name" for the user whose token it is.
         private: Only people with access see the repository.
         repo_type: "model", "dataset" or "space".
-        space_sdk: What a space runs on, e.g. "gradio".
+        space_sdk: The SDK of a Space, e.g. "gradio".
         commit_message: First line of the commit.
-        outdated: Files of earlier uploads that the same commit deletes, where this folder does not have them; with a
-            "/" at the end all files of a folder.
+        outdated: Files of earlier uploads that the same commit deletes, where this folder does not have them; a name
+            that ends in "/" means all files of a folder.
         revision: Branch to commit to, by default the main one.
         token: Write token, by default that of HF_TOKEN or of `hf auth login`.
 
     Returns:
-        URL of the commit; of the last one if nothing has changed.
+        URL of the commit, or of the last one if nothing has changed.
 
     Raises:
-        ValueError: If the folder holds no files, the name is none, or the Hub refuses token, rights or content.
-        ConnectionError: If the connection breaks or the Hub is out of order; then uploading again goes on.
+        ValueError: If the folder holds no files, the name is not valid, or the Hub refuses token, rights or content.
+        ConnectionError: If the connection breaks or the Hub is out of order; uploading again then continues.
     """
     files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     repo_id = prepare_repository(
@@ -80,7 +80,7 @@ def prepare_repository(
     revision: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Create a repository and its branch where they are not there; what the Hub would refuse later it refuses now.
+    """Create a repository and its branch if they are missing; what the Hub would refuse later fails now.
 
     Other arguments and errors are those of `upload`; `license` is what the card will name, and the Hub refuses a card
     with one that it does not know.
@@ -101,7 +101,7 @@ def prepare_repository(
         url = api.create_repo(repo_id, private=private or None, repo_type=repo_type, space_sdk=space_sdk, exist_ok=True)
         repo_id = url.repo_id
         public = private and not api.repo_info(repo_id, repo_type=repo_type).private
-        # A repository that was there already does not tell whether the token may write.
+        # That a repository exists already does not show whether the token may write to it.
         api.auth_check(repo_id, repo_type=repo_type, write=True)
         if not public and revision is not None and not api.revision_exists(repo_id, revision, repo_type=repo_type):
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
@@ -114,10 +114,10 @@ def prepare_repository(
 
 
 def planned_upload(folder: Path, repo_id: str, *, repo_type: str = "model") -> str:
-    """What `upload` would send and where to, as a table, without asking the Hub.
+    """A table of what `upload` would send and where to, made without asking the Hub.
 
     Raises:
-        ValueError: If the folder holds no files or the name is none.
+        ValueError: If the folder holds no files or the name is not valid.
     """
     validate_repo_id(repo_id)
     rows = [("file", "bytes", "stored as")]
@@ -161,7 +161,7 @@ def _explained(repo_id: str) -> Iterator[None]:
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):  # name, licence or card are wrong
             raise ValueError(f"Nothing can be uploaded to {repo_id}: {error}") from error
-        # What stops an LFS object comes as the cause of a RuntimeError; hf_xet raises OSErrors and RuntimeErrors.
+        # An error of an LFS object is the cause of a RuntimeError; hf_xet raises OSErrors and RuntimeErrors.
         answer = error if isinstance(error, HfHubHTTPError) else error.__cause__
         status = answer.response.status_code if isinstance(answer, HfHubHTTPError) else None
         if status is None or status == 429 or status >= 500:

@@ -1,4 +1,4 @@
-"""The text of a model card, in its order: what was measured, beside what it was measured against."""
+"""`render_card`: the text of a model card; its functions are in the order of the card."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def render_card(facts: CardFacts) -> str:
 
 
 def _label_papers(facts: CardFacts) -> dict[str, Paper]:
-    """Name -> publication of the losses on the labels, but for the cross-entropy."""
+    """Name -> publication of the losses on the labels, except the cross-entropy."""
     names = [name.strip() for name in facts.settings.get("label_loss", "ce").split(",")]
     return {name: LABEL_LOSSES[name].paper for name in names if name in LABEL_LOSSES and name != "ce"}
 
@@ -64,7 +64,7 @@ def _label_papers(facts: CardFacts) -> dict[str, Paper]:
 
 
 def card_data(facts: CardFacts) -> ModelCardData:
-    """The metadata: what the Hub filters and links by."""
+    """The metadata, by which the Hub filters and links."""
     tags = ["semantic-segmentation", "hf_segkd"]
     if facts.method_names:
         tags += ["knowledge-distillation", *facts.method_names]
@@ -130,7 +130,7 @@ def _result(name: str, reports: Sequence[RunReport]) -> list[str]:
 
 
 def _comparison(facts: CardFacts) -> str:
-    """What distillation gained, and what is left of the teacher."""
+    """What distillation gained, and how much of the teacher's score the student keeps."""
     if facts.report is None:
         return ""
     sentences = [gain_in_words(facts.runs, facts.baseline_runs)] if facts.method_names else []
@@ -146,9 +146,9 @@ def _comparison(facts: CardFacts) -> str:
 
 
 def class_series(facts: CardFacts) -> dict[str, list[float | None]]:
-    """What the card calls a network -> its IoU of each class in the order of the ids: 0..1, or None where it has none.
+    """Name of a network on the card -> its IoU of each class in the order of the ids: 0..1, or None where undefined.
 
-    Of several students trained on the labels alone it is the mean.
+    For several students trained only on the labels it is the mean.
     """
     if facts.report is None:
         return {}
@@ -208,7 +208,7 @@ def _exports(facts: CardFacts) -> str:
 
 
 def _checked_on(export: dict[str, Any]) -> str:
-    """Which images an exported file was checked on, as far as it is told."""
+    """Which images an exported file was checked on, as far as that is known."""
     dataset, split, size = (export.get(key) for key in ("dataset", "split", "image_size"))
     texts = (
         f" of {_escape(_title(dataset))}" if dataset else "",
@@ -229,7 +229,7 @@ def _latency(facts: CardFacts) -> str:
 
 
 def _settings(facts: CardFacts) -> tuple[str, str]:
-    """Tables of the training arguments that differ from the defaults, and of the rest."""
+    """Tables of the training arguments: those that differ from the defaults, and the rest."""
     settings, defaults = _texts(facts.settings), _texts(facts.defaults)
     changed = [[name, value, defaults.get(name, "")] for name, value in settings.items() if defaults.get(name) != value]
     unchanged = [[name, value] for name, value in settings.items() if defaults.get(name) == value]
@@ -237,7 +237,7 @@ def _settings(facts: CardFacts) -> tuple[str, str]:
 
 
 def _texts(values: dict[str, Any]) -> dict[str, str]:
-    """Names and values of what is public, as text."""
+    """Names and values of the public settings, as text."""
     return {
         _escape(name): "-" if value is None else _escape(json.dumps(value, ensure_ascii=False))
         for name, value in public(values).items()

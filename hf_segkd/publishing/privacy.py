@@ -1,4 +1,4 @@
-"""What settings tell of a machine or an account, and how to leave it out of what is published."""
+"""`public`, `shareable`: remove from settings what identifies a machine or an account before they are published."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 
 from hf_segkd.evaluation.argument_roles import ROLES, OnCard
 
-# Names of settings that may tell of a machine or an account, where they are no training arguments whose role is known.
+# Names of settings that may identify a machine or an account, where they are no training arguments of a known role.
 SECRET_NAMES = re.compile(r"token|secret|password")
 PRIVATE_NAMES = re.compile(rf"{SECRET_NAMES.pattern}|_dir$")
-# An absolute path or an access token in a value (as JSON, where a backslash is two), whatever its name.
+# An absolute path or an access token in a value of any name (as JSON, which doubles a backslash).
 PRIVATE_VALUES = re.compile(r"(?<![\w.])[~/]|\b[A-Za-z]:\\|\\{4}|\bhf_\w{8,}")
 
 
 def public(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that tell of a machine or an account."""
+    """Settings without those that identify a machine or an account."""
     return {name: value for name, value in values.items() if not (is_private(name) or _tells_of_machine(value))}
 
 
 def is_private(name: str) -> bool:
-    """Whether a setting of this name tells of a machine or an account; of an unknown one, whether its name looks so."""
+    """Whether a setting of this name identifies a machine or an account; an unknown one is judged by its name."""
     role = ROLES.get(name)
     return PRIVATE_NAMES.search(name) is not None if role is None else role.on_card is OnCard.PRIVATE
 
 
 def shareable(value: Any) -> Any:
-    """JSON-like state with everything in its place: of paths on this machine the last part, of secrets nothing.
+    """JSON-like state of the same structure, in which paths on this machine keep only their last part.
 
-    Nothing, too, of numbers that JSON does not have: NaN and infinity.
+    Secrets become None, as do numbers that JSON does not have: NaN and infinity.
     """
     if isinstance(value, dict):
         return {

@@ -1,4 +1,4 @@
-"""The folder that goes to the Hub for one student: weights, configuration, image processor, card, scores, pictures."""
+"""`write_publication`: a student's folder for the Hub: weights, configuration, processor, card, scores, pictures."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from hf_segkd.publishing.privacy import public
 
 PICTURE_FILE = "comparison.png"
 CHART_FILE = "per_class_iou.png"
-# Written by the export command into the network's folder; they go along.
+# Written by the export command into the network's folder; they are published too.
 EXPORTS = ("onnx", "torch_export")
-# What goes along with --self_contained.
+# Published too with --self_contained.
 CODE = tuple(sorted(file.name for file in Path(models.__file__).parent.glob("*.py") if file.name != "__init__.py"))
-# Not every publication has them, and those of an earlier one are not this one's.
+# Not every publication has them; those of an earlier one must be deleted.
 NOT_ALWAYS_THERE = (SCORES_FILE, CHART_FILE, PICTURE_FILE, *(f"{name}/" for name in EXPORTS), *CODE)
 CELL_WIDTH = 256
 NUM_PICTURES = 4
 
-# What a report says of the machine it was made on, and what the card and config.json say better.
+# Entries of a report that describe the machine it was made on, or that the card and config.json say better.
 PRIVATE = ("data", "model", "teacher", "initial_weights", "settings", "network")
 
 
@@ -52,10 +52,10 @@ def write_publication(
     """Write everything about a student into a folder.
 
     Args:
-        folder: Where to; made if it is not there.
+        folder: Folder to write to; created if it is missing.
         student: The network.
         processor: Its image processor.
-        facts: What the card tells; with `self_contained` the network's code goes along, for users without the package.
+        facts: What the card says; with `self_contained` the network's code is added, for users without the package.
         networks: Column title -> network and image processor, for the pictures.
         samples: Images to draw; without them (or networks) there are no pictures.
     """
@@ -63,7 +63,7 @@ def write_publication(
     ours = is_ours(student)
     save_network(student, folder, facts.self_contained and ours)
     bands = num_bands(processor)
-    # Networks of transformers itself bring no code; one that was loaded with its repository's saves that too.
+    # Networks of transformers itself bring no code; one that was loaded with its repository's code saves that too.
     needs_package = ours or bands is not None
     with_code = facts.self_contained if needs_package else student._auto_class is not None
     facts = replace(facts, needs_package=needs_package, self_contained=with_code, num_bands=bands)
@@ -82,7 +82,7 @@ def write_publication(
 
 
 def weights_sha256(folder: Path) -> str | None:
-    """What the weights in a folder, in one file or several, are known by; None where there are none."""
+    """SHA-256 of the weights in a folder, in one file or several; None where there are none."""
     files = sorted(folder.glob("model*.safetensors"))
     known_by = hashlib.sha256()
     for file in files:
@@ -100,7 +100,7 @@ def save_network(model: PreTrainedModel, folder: Path, self_contained: bool) -> 
         for kind, auto_class in classes.items():
             kind.register_for_auto_class(auto_class)
         model.save_pretrained(folder)
-    finally:  # else every later save would ship code
+    finally:  # otherwise every later save would add code
         for kind in classes:
             kind._auto_class = None
 
@@ -114,18 +114,18 @@ def save_processor(processor: Any, folder: Path, self_contained: bool) -> None:
     try:
         kind.register_for_auto_class("AutoImageProcessor")
         processor.save_pretrained(folder)
-    finally:  # as for networks; the processor itself keeps a note of it too
+    finally:  # as for networks; the processor itself also records it
         kind._auto_class = None
         vars(processor).pop("auto_map", None)
 
 
 def is_ours(model: PreTrainedModel) -> bool:
-    """Whether a network's code is of this package, and not of transformers itself."""
+    """Whether a network's code is in this package, and not in transformers itself."""
     return type(model).__module__.startswith("hf_segkd.")
 
 
 def compare(samples: datasets.Dataset, networks: Mapping[str, tuple[PreTrainedModel, Any]]) -> Image.Image:
-    """A table of pictures: image, truth and what each network sees, in the data set's colours, which are named."""
+    """A table of pictures: image, truth and each network's prediction, in the data set's colours, with a legend."""
     labels = label_info(samples)
     rows, size, seen = [], None, set()
     for sample in samples:
@@ -143,11 +143,11 @@ def compare(samples: datasets.Dataset, networks: Mapping[str, tuple[PreTrainedMo
 
 
 def samples_to_show(dataset: datasets.Dataset, count: int | None = None) -> tuple[datasets.Dataset | None, str | None]:
-    """Evenly spread images for a card, or none and the reason why.
+    """Evenly spread images for a card, or none and the reason.
 
     Args:
-        dataset: Where to take them from.
-        count: So many, 0 for none; None takes four where the data set's terms clearly allow it, else none.
+        dataset: Data set to take them from.
+        count: Number of images; None takes four where the data set's terms clearly allow it, else none.
     """
     name = label_info(dataset).name
     terms = data_terms(name)
@@ -185,7 +185,7 @@ def cost(network: str, model: PreTrainedModel, image_size: tuple[int, int] | Non
 
 
 def image_size(processor: Any, images: datasets.Dataset | None) -> tuple[int, int] | None:
-    """Height and width a network sees: what the processor resizes to, else what it makes of the first image."""
+    """Height and width a network sees: those the processor resizes to, else those that it gives the first image."""
     size = fixed_size(processor)
     if size is not None or images is None:
         return size

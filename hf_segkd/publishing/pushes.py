@@ -1,4 +1,4 @@
-"""Uploads of a student while it is trained: `HubPushes`."""
+"""`HubPushes`: uploads a student in the background while it is trained."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ logger = logging.get_logger(__name__)
 
 
 class HubPushes:
-    """Uploads of folders that are written at once and sent in the background, one after the other.
+    """Uploads folders, which are written at once and sent in the background, one after the other.
 
     Args:
-        args: Training arguments, whose `hub_` arguments say where to and what.
+        args: Training arguments, whose `hub_` arguments say what is uploaded and where to.
 
     Attributes:
         in_progress: The uploads that a run waits for when it ends; None before the first.
@@ -37,7 +37,7 @@ class HubPushes:
         self._api = HfApi()  # its `run_as_future` has one worker, so commits come in the order of the pushes
 
     def prepare(self, token: str | None = None, private: bool | None = None) -> str:
-        """Create the repository and its branch where they are not there, and return its full name, "user/name".
+        """Create the repository and its branch if they are missing, and return its full name, "user/name".
 
         Args:
             token: Instead of `args.hub_token`.
@@ -57,12 +57,12 @@ class HubPushes:
         )
 
     def wants_checkpoint(self) -> bool:
-        """Whether a checkpoint is pushed now: as `args.hub_strategy` says, and while no other push is under way."""
+        """Whether a checkpoint is pushed now: if `args.hub_strategy` says so and no other push is in progress."""
         busy = self.in_progress is not None and not self.in_progress.is_done()
         return self.args.hub_strategy != HubStrategy.END and (self.args.hub_always_push or not busy)
 
     def place_of(self, checkpoint: Path) -> str | None:
-        """The folder in the repository that a checkpoint goes to; None where only its student does."""
+        """The folder of the repository that a checkpoint is pushed to; None where only its student is pushed."""
         places = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
         return places.get(self.args.hub_strategy)
 
@@ -74,18 +74,18 @@ class HubPushes:
         token: str | None = None,
         revision: str | None = None,
     ) -> Future[str]:
-        """Have a folder written as of now, and start its upload in one commit.
+        """Have a folder written now, and start its upload in one commit.
 
         Args:
-            write: Writes into the folder that it is given.
+            write: Function that writes into the folder that it is given.
             repo_id: Full name of the repository.
             commit_message: First line of the commit.
             token: Instead of `args.hub_token`.
             revision: Branch, instead of `args.hub_revision`.
 
         Returns:
-            A future of the commit's URL. Errors are the future's, those of writing too: a full disk is no reason to
-            end the training.
+            A future of the commit's URL. It holds all errors, those of writing too: a full disk is no reason to end
+            the training.
         """
         with contextlib.ExitStack() as cleanup:
             try:
@@ -112,7 +112,7 @@ class HubPushes:
         return self._api.run_as_future(send)
 
     def add(self, push: Future[str]) -> None:
-        """Let the run go on beside a push: it is waited for when the run ends, and its failure is logged."""
+        """Continue the run during a push: the run waits for it at its end, and its failure is logged."""
         if self.in_progress is None or self.in_progress.is_done():
             self.in_progress = PushInProgress([])
         self.in_progress.jobs.append(push)
@@ -128,7 +128,7 @@ class HubPushes:
 
 
 def repository_name(args: Any) -> str:
-    """What a student's repository is called: `args.hub_model_id`, or like the output folder."""
+    """Name of a student's repository: `args.hub_model_id`, or the output folder's name."""
     return args.hub_model_id or Path(args.output_dir).absolute().name
 
 

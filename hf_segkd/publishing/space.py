@@ -1,4 +1,4 @@
-"""The folder of a Space: a page on the Hub that runs a student, and its teacher, on anybody's pictures."""
+"""`write_space`: the folder of a Space, a page on the Hub that runs a student and its teacher on anybody's pictures."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 
 PACKAGE = Path(__file__).parents[1]
 APP = PACKAGE / "app"
-# What app.py imports of this package, which a Space cannot install by its name. `data` and `losses` go without
-# their __init__.py, which would need `datasets` and all losses: these files of theirs stand alone.
+# Files of this package, which a Space cannot install by its name, that app.py imports. `data` and `losses` are copied
+# without their __init__.py, which would need `datasets` and all losses: these files of theirs need no others.
 SOURCES = (
     "__init__.py",
     "auto.py",
@@ -45,13 +45,13 @@ def write_space(
     """Write the app, its settings and the source files it needs.
 
     Args:
-        folder: Where to; made if it is not there.
+        folder: Folder to write to; created if it is missing.
         student_id: Hub id (or folder) of the student.
-        teacher_id: The same of the teacher; without one the page shows the student alone.
+        teacher_id: The same of the teacher; without one the page shows only the student.
         title: Headline of the page.
         license: Licence of the Space as the Hub spells it; never assumed.
         examples: Pictures to pick from; their terms must allow showing them.
-        colours: Name of a class -> its colour; of others Pascal VOC's.
+        colours: Name of a class -> its colour; other classes get Pascal VOC's.
     """
     for source in (file for pattern in SOURCES for file in PACKAGE.glob(pattern)):
         target = folder / "hf_segkd" / source.relative_to(PACKAGE)

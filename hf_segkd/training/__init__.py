@@ -1,1 +1,1 @@
-"""A run: `trainer` holds `DistillationTrainer`; all else here is what it calls, and nothing here sees the trainer."""
+"""Training: `trainer` holds `DistillationTrainer`; it calls the other modules, none of which imports it."""

@@ -1,4 +1,4 @@
-"""Which values of the arguments a run can be made with."""
+"""`check_values`: refuses training arguments that are out of range or contradict each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hf_segkd.losses.labels import WEIGHTINGS, create_label_losses
 from hf_segkd.networks.tiles import check_tile
 from hf_segkd.suggestions import did_you_mean
 
-# Smallest values of numbers; TrainingArguments takes its own without a look.
+# Smallest values of numbers; TrainingArguments does not check its own.
 LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("recipe_batch_size", "scale_base"), 1),
@@ -20,7 +20,7 @@ LEAST = {
         ("preflight_images", "ce_weight", "max_grad_norm", "seed", "data_seed", "dataloader_num_workers"), 0
     ),
 }
-# Values of flags that are words.
+# Allowed values of flags that are words.
 CHOICES = {
     "teacher_dtype": ("auto", "float32", "bfloat16", "float16"),
     "teacher_batch_norm": ("auto", "eval", "batch_stats"),
@@ -35,7 +35,7 @@ def check_values(args: Any) -> None:
         args: A `DistillationArguments`, after the `__post_init__` of `TrainingArguments`.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If there is such a value.
     """
     _check_meaning(args)
     _check_ranges(args)

@@ -1,4 +1,4 @@
-"""Training arguments of distillation."""
+"""`DistillationArguments`: the training arguments of distillation."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ class DistillationArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0}
         if self.optim == "sgd" and self.optim_args is None:
             self.optim_args = "momentum=0.9"
-        if self.hub_token == "<HUB_TOKEN>":  # what to_dict writes for any, so that its output can be a recipe
+        if self.hub_token == "<HUB_TOKEN>":  # to_dict writes this for any token, so that its output can be a recipe
             self.hub_token = None
         self.method_kwargs = json_object(self.method_kwargs, "method_kwargs")
         self.label_loss_kwargs = json_object(self.label_loss_kwargs, "label_loss_kwargs")
@@ -251,7 +251,7 @@ class DistillationArguments(TrainingArguments):
         return self.learning_rate * (self.images_per_step / self.recipe_batch_size if self.scale_lr else 1)
 
     def warn_about_batch_size(self) -> str | None:
-        """What to tell the user when images per optimizer step are not what the recipe was made for."""
+        """The warning for when images per optimizer step are not what the recipe was made for."""
         actual = self.images_per_step
         if self.recipe_batch_size in (None, actual):
             return None
@@ -304,6 +304,6 @@ def word_or_numbers(values: Sequence[str | float] | str | None) -> str | list[fl
 
 
 def default_settings() -> dict[str, Any]:
-    """The training arguments as they are when nothing is given, to tell what a run changed."""
-    PartialState()  # that of the run, where there is one: other arguments would set it up anew
+    """The default training arguments, to find what a run changed."""
+    PartialState()  # keeps the state of the run, where there is one: other arguments would set it up anew
     return DistillationArguments(accelerator_config={"use_configured_state": True}).to_dict()

@@ -1,4 +1,4 @@
-"""`balance_classes`: class weights and repeat factors, from the labels of the training images."""
+"""`balance_classes`: sets class weights and repeat factors by the labels of the training images."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def balance_classes(
     """Count the labels where `args` asks for it, and set weights of the classes and factors of the images by them.
 
     Args:
-        label_losses: Whose `class_weights` are set, if `args.class_weights` is a word.
-        train_dataset: Whose `repeat_factors` are set, if `args.repeat_threshold` is above 0.
-        args: Of the run.
-        accelerator: Of the run; its processes share the masks.
+        label_losses: Its `class_weights` are set, if `args.class_weights` is a word.
+        train_dataset: Its `repeat_factors` are set, if `args.repeat_threshold` is above 0.
+        args: Arguments of the run.
+        accelerator: The run's accelerator; its processes share the masks.
 
     Raises:
-        ValueError: If the training images are not of `load_segmentation_dataset`, or have no labels.
+        ValueError: If the training images are not from `load_segmentation_dataset`, or have no labels.
     """
     weighted = isinstance(args.class_weights, str)
     if not weighted and not args.repeat_threshold:

@@ -1,4 +1,4 @@
-"""Small callbacks of the trainer: when the steps begin, when an epoch begins, and when a run is resumed."""
+"""Small callbacks of the trainer: `AtTrainBegin`, `EpochBegin`, `ResumedRun`, `AdversaryCallback`."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class AtTrainBegin(TrainerCallback):
         self.call = call
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Of a resumed run too."""
+        """Called for a resumed run too."""
         self.call()
 
 
 class EpochBegin(TrainerCallback):
-    """Tells the augmentation the epoch, and has living workers draw as new ones would."""
+    """Sets the epoch of the augmentation, and has living workers draw as new ones would."""
 
     def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs):
-        """Of a resumed run too."""
-        # One that a subclass gives may be no accelerate's, and is then its own.
+        """Called for a resumed run too."""
+        # A subclass may give a loader that accelerate did not prepare; it is then used itself.
         loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
         if not isinstance(loader, DataLoader):
             return
-        if isinstance(loader.dataset, AugmentedDataset):  # which draws from the epoch, together with seed and index
+        if isinstance(loader.dataset, AugmentedDataset):  # it draws from the epoch, seed and index
             loader.dataset.set_epoch(int(state.epoch or 0))
         if loader._iterator is not None:
             # Workers that live on (dataloader_persistent_workers) get no new seed from the generator that dropout
@@ -58,7 +58,7 @@ class ResumedRun(TrainerCallback):
     the run's folder may have been moved.
 
     Args:
-        checkpoint: The resumed one; None of a new run, for which nothing is done.
+        checkpoint: The resumed checkpoint; None for a new run, for which nothing is done.
     """
 
     def __init__(self, checkpoint: Path | None) -> None:
@@ -95,8 +95,8 @@ class AdversaryCallback(TrainerCallback):
     run draws what the uninterrupted one does. The checkpoint of the loss holds the adversary with its optimizer.
 
     Args:
-        adversary: The loss's.
-        record: Takes the name and the value, a scalar, of what is to be logged of each batch.
+        adversary: The adversary of the loss.
+        record: Takes the name and the scalar value of what is logged for each batch.
     """
 
     def __init__(self, adversary: Adversary, record: Callable[[str, Tensor], None]) -> None:
@@ -104,20 +104,20 @@ class AdversaryCallback(TrainerCallback):
         self.record = record
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Drop what a run of this trainer that was broken off left."""
+        """Drop what an interrupted run of this trainer left."""
         self.adversary.forget()
 
     def on_substep_end(self, args, state, control, **kwargs):
-        """After each batch of an optimizer step but the last."""
+        """Called after each batch of an optimizer step but the last."""
         key = (args.seed, state.global_step, self.adversary.batches_learnt, args.process_index)
         self.record("discriminator_loss", self.adversary.learn(np.random.default_rng(key)))
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        """After the last batch."""
+        """Called after the last batch."""
         self.on_substep_end(args, state, control)
 
     def on_optimizer_step(self, args, state, control, optimizer, **kwargs):
-        """After the student's."""
+        """Called after the student's step."""
         if optimizer.step_was_skipped:
             self.adversary.forget()
             return

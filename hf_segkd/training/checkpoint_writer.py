@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: `CheckpointWriter` stages, records and moves them."""
+"""`CheckpointWriter`: stages, records and moves checkpoints, so that each is whole or not there."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ REPLACED = "-replaced"
 
 
 class CheckpointWriter:
-    """Has each checkpoint written into a staging folder, and moves it to its place once it is whole and on the disk.
+    """Writes each checkpoint into a staging folder, and moves it to its place once it is whole and on the disk.
 
-    So a process that is killed, or a disk that runs full, leaves the earlier checkpoints as they were, and no half one
-    that could be taken for the last.
+    A process that is killed, or a disk that runs full, leaves the earlier checkpoints as they were, and no incomplete
+    one that could be taken for the last.
 
     Args:
-        folder: Of the run; checkpoints are its subfolders.
+        folder: Folder of the run; checkpoints are its subfolders.
         saves: Whether this process writes what all processes share (`args.should_save`).
-        wait: Waits for all processes.
+        wait: Function that waits for all processes.
     """
 
     def __init__(self, folder: Path, saves: bool, wait: Callable[[], None]) -> None:
@@ -66,12 +66,12 @@ class CheckpointWriter:
         """Inside, write a checkpoint into `output_dir`; afterwards it is in its place. Call it on all processes.
 
         Args:
-            state: Of the run; saved anew, because what Trainer saved names the staging folder.
-            settings: What the run is (see `run_settings`), for the checkpoint's record.
-            contents: What takes most of the space, to tell how much is needed when the disk is full.
+            state: State of the run; saved anew, because what Trainer saved names the staging folder.
+            settings: Settings of the run (see `run_settings`), for the checkpoint's record.
+            contents: What takes most of the space, to report how much is needed when the disk is full.
 
         Yields:
-            The place.
+            The final place of the checkpoint.
 
         Raises:
             OSError: If something could not be written; nothing of the checkpoint is left then.
@@ -92,7 +92,7 @@ class CheckpointWriter:
         self.wait()  # until it is in its place
 
     def delete_old(self, limit: int | None, best: str | None) -> None:
-        """Delete the oldest checkpoints but `limit`, and never the best one."""
+        """Delete all but the newest `limit` checkpoints, and never the best one."""
         if self.saves:
             rotate_checkpoints(str(self.folder), limit, best, use_mtime=True)
 
@@ -105,7 +105,7 @@ class CheckpointWriter:
         state.save_to_json(str(staged / TRAINER_STATE_NAME))
         write_record(staged, settings)
         fsync(staged, *staged.rglob("*"))
-        if checkpoint.exists():  # of an earlier run, or the same step saved for two reasons
+        if checkpoint.exists():  # from an earlier run, or the same step saved for two reasons
             checkpoint.rename(staged.with_name(checkpoint.name + REPLACED))
         staged.rename(checkpoint)
         fsync(self.folder)

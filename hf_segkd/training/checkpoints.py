@@ -1,4 +1,4 @@
-"""The files of a checkpoint: which belong to it, whether they are whole, and which checkpoint can be resumed."""
+"""`check_files`, `newest_whole`: whether a checkpoint's files are whole, and which checkpoint can be resumed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from hf_segkd.publishing.privacy import shareable
 
 logger = logging.get_logger(__name__)
 
-# Written last into a checkpoint: what the run was, and how long each file is.
+# Written last into a checkpoint: the settings of the run, and the length of each file.
 RECORD_FILE = "distillation.json"
-# Where PyTorch's format holds them, tensors lie in a pickle; they are read without running what pickles can run.
+# PyTorch's format holds tensors in a pickle; they are read without running the code that a pickle may hold.
 _PICKLES = {".pt", ".pth", ".bin"}
 _BINARY = {".safetensors", *_PICKLES}
 
@@ -31,7 +31,7 @@ _BINARY = {".safetensors", *_PICKLES}
 def write_record(checkpoint: Path, settings: dict[str, Any]) -> None:
     """Write the record of a checkpoint whose other files are there."""
     files = {
-        # The length of JSON, which tells itself whether it is whole, may change: paths are taken out for the Hub.
+        # The length of JSON may change, because paths are removed for the Hub; its syntax shows whether it is whole.
         file.name: file.stat().st_size if file.suffix in _BINARY else None
         for file in sorted(checkpoint.iterdir())
         if file.suffix in {".json", *_BINARY}
@@ -65,7 +65,7 @@ def newest_whole(folder: Path) -> Path:
     """The checkpoint of the highest step that can be resumed; those after it are warned about.
 
     Raises:
-        ValueError: If there is none; with the reasons.
+        ValueError: If there is none; the message has the reasons.
     """
     reasons = []
     for checkpoint in checkpoints_in(folder):
@@ -82,10 +82,10 @@ def newest_whole(folder: Path) -> Path:
 
 
 def check_files(checkpoint: Path) -> None:
-    """Make sure that a checkpoint is whole, and that reading it can not run what somebody put into a pickle.
+    """Make sure that a checkpoint is whole, and that reading it can not run code in a pickle.
 
     Raises:
-        ValueError: If it is not; names the file, and the checkpoint before this one.
+        ValueError: If it is not; the message names the file, and the checkpoint before this one.
     """
     try:
         _require_whole(checkpoint)
@@ -98,7 +98,7 @@ def check_files(checkpoint: Path) -> None:
 
 
 def fsync(*paths: Path) -> None:
-    """Have the disk hold files and folders, so that a power cut can't take them. POSIX only."""
+    """Flush files and folders to the disk, so that they survive a power cut. POSIX only."""
     if os.name == "posix":
         for path in paths:
             descriptor = os.open(path, os.O_RDONLY)
@@ -173,7 +173,7 @@ def _read_json(file: Path) -> Any:
 
 
 def _check_readable(file: Path) -> None:
-    """Read what is needed: tensors and plain values. What else a pickle holds is not run."""
+    """Read what is needed: tensors and plain values. Code in a pickle is not run."""
     try:
         if file.suffix in _PICKLES:
             with safe_globals():
@@ -181,7 +181,7 @@ def _check_readable(file: Path) -> None:
         else:
             with safe_open(file, "pt"):
                 pass
-    except Exception as error:  # of many kinds: damaged files are not what any of the readers expects
+    except Exception as error:  # damaged files raise errors of many kinds in the readers
         reason = str(error).split("\n")[0]
         raise ValueError(
             f"{file} is not what was saved: it is damaged, or holds more than tensors and plain values, which is never "

@@ -1,4 +1,4 @@
-"""The module that the Trainer trains: the student and the loss, side by side."""
+"""`Distiller`: the module that the Trainer trains, which holds the student and the loss."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from hf_segkd.types import Features, NetworkSpec
 
 @dataclass
 class DistillerOutput(ModelOutput):
-    """What a `Distiller` gives.
+    """Output of a `Distiller`.
 
     Attributes:
         loss: The weighted sum to minimise, where labels or a teacher's features were given.
         logits: (b, k, hh, ww).
-        terms: What the loss is the sum of, unweighted and without a graph.
+        terms: The terms that the loss sums, unweighted and without a graph.
     """
 
     loss: Tensor | None = None
@@ -38,24 +38,24 @@ class DistillerOutput(ModelOutput):
 class Distiller(nn.Module):
     """Student plus distillation loss; the whole training loss is computed inside `forward`.
 
-    So DDP, gradient clipping, `zero_grad`, the optimizer and checkpoints see every trainable thing there is, and
-    nothing else: the teacher is not in this module, so nothing can train it, save it or switch it to training mode.
+    So DDP, gradient clipping, `zero_grad`, the optimizer and checkpoints see everything that is trained, and nothing
+    else: the teacher is not in this module, so nothing can train it, save it or switch it to training mode.
 
     Args:
         student: The network to train, one of hf_segkd or a `FeatureNetwork`.
-        loss: The distillation loss, or None to train on the labels alone.
+        loss: The distillation loss, or None to train on the labels only.
         ce_weight: Weight of the cross-entropy, unless there are `label_losses`.
-        common: Classes of the student, ascending, that the loss speaks of, where they are not all: it gets their
-            logits and classifier weights alone, and to it pixels of the others have no label.
-        label_losses: What is learnt from the labels, of an auxiliary head's logits too; None for the cross-entropy that
-            the student computes itself.
+        common: Classes of the student, ascending, that the loss compares, where they are not all: it gets only their
+            logits and classifier weights, and takes pixels of the others as unlabelled.
+        label_losses: The losses on the labels, for an auxiliary head's logits too; None for the cross-entropy that the
+            student computes itself.
 
     Raises:
-        ValueError: If the loss has a term of the name of a loss on the labels.
+        ValueError: If a term of the loss has the name of a loss on the labels.
 
     Attributes:
         student: The network, without a `FeatureNetwork` around it: its parameters have their own names.
-        reader: What reads the taps of a `FeatureNetwork`; None where the student names them itself.
+        reader: Reads the features of a `FeatureNetwork`; None where the student names them itself.
     """
 
     # The loss is the mean of its batch; the Trainer divides by the accumulation steps.
@@ -105,15 +105,15 @@ class Distiller(nn.Module):
 
         Args:
             pixel_values: Normalised images, (b, 3, hh, ww).
-            labels: Class of each pixel, (b, hh, ww). Without labels the loss is that of the distillation terms alone.
-            teacher_features: The teacher's taps for the same images. Without them there are no distillation terms.
+            labels: Class of each pixel, (b, hh, ww). Without labels the loss has only the distillation terms.
+            teacher_features: The teacher's features of the same images. Without them there are no distillation terms.
             labelled_pixels: `pixel_weight` of a batch, the mean of all batches that are averaged (accumulated, or of
                 other processes), above 0: means over pixels are divided by it. By default by that of this batch.
             output_logits: Whether to return the logits beside a loss.
             image_ids: Not used; a batch holds them beside its tensors.
 
         Returns:
-            Only the logits without labels and features.
+            Only the logits when neither labels nor features are given.
         """
         if labels is None and teacher_features is None:
             return DistillerOutput(logits=self.network(pixel_values=pixel_values).logits)
@@ -151,9 +151,9 @@ class Distiller(nn.Module):
         }
 
     def pixel_weight(self, labels: Tensor) -> Tensor:
-        """What means over the pixels of these labels, (b, hh, ww), are divided by.
+        """The divisor of means over the pixels of these labels, (b, hh, ww).
 
-        The number of labelled pixels, with class weights the sum of theirs.
+        It is the number of labelled pixels, or with class weights the sum of their weights.
         """
         ignored = self.config.semantic_loss_ignore_index
         if self.label_losses is None:
@@ -161,7 +161,7 @@ class Distiller(nn.Module):
         return self.label_losses.pixel_weight(labels, ignored)
 
     def _of_common_classes(self, features: Features, labels: Tensor) -> tuple[Features, Tensor]:
-        """The features and the labels as the loss knows the classes; pixels of others have the label behind them."""
+        """Features and labels in the classes of the loss; pixels of others have the label after the last class."""
         features = {**features, "logits": features["logits"].index_select(1, self.common)}
         if "classifier_weight" in features:
             features["classifier_weight"] = features["classifier_weight"].index_select(0, self.common)
@@ -171,12 +171,12 @@ class Distiller(nn.Module):
 
     @property
     def network(self) -> PreTrainedModel | FeatureReader:
-        """The student with its taps: itself, or what reads them where it does not name them."""
+        """The student with its features: itself, or its reader where it does not name them."""
         return self.student if self.reader is None else self.reader
 
     @property
     def config(self) -> PreTrainedConfig:
-        """The student's; Trainer's logging and model cards ask for it."""
+        """The student's configuration; Trainer's logging and model cards ask for it."""
         return self.network.config
 
     @property
@@ -191,17 +191,17 @@ def build_distiller(
     args: DistillationArguments,
     own_loss: Callable[..., AbstractDistillationLoss] | None = None,
 ) -> Distiller:
-    """The student and the losses that `args` asks for, with the parameters in `args.frozen` frozen.
+    """Build the student and the losses that `args` asks for, with the parameters in `args.frozen` frozen.
 
     Args:
         student: The network to train.
         teacher: The network to learn from.
-        args: Of the run.
+        args: Arguments of the run.
         own_loss: Makes the loss in place of `args.method`, see `build_own_loss`.
 
     Raises:
         ValueError: If the student's weights are not float32, teacher and method don't go together, the method compares
-            classes and the two have none in common, a tap is missing, class weights are not one for each class, or
+            classes and the two have none in common, a feature is missing, class weights are not one for each class, or
             `args.frozen` names nothing.
     """
     if student.dtype != torch.float32:
@@ -220,7 +220,7 @@ def build_distiller(
 
 
 def _label_losses(args: DistillationArguments, num_labels: int) -> LabelLosses | None:
-    """What `args` asks for; None for the plain cross-entropy. Class weights that are counted are 1 until then."""
+    """The losses that `args` asks for; None for the plain cross-entropy. Counted class weights are 1 until counted."""
     losses = create_label_losses(
         args.label_loss, args.label_loss_kwargs, ce_weight=args.ce_weight, smoothing=args.label_smoothing_factor
     )
@@ -240,7 +240,7 @@ def _create_loss(
     args: DistillationArguments,
     own: Callable[..., AbstractDistillationLoss] | None,
 ) -> tuple[AbstractDistillationLoss | None, Sequence[int] | None]:
-    """The loss, and the student's classes that it speaks of where they are not all."""
+    """The loss, and the student's classes that it compares where they are not all."""
     if args.method == "none" and own is None:
         if teacher is not None:
             raise ValueError("A teacher was given, but method is 'none'. Choose a method, or leave the teacher out.")
@@ -251,7 +251,7 @@ def _create_loss(
     learnt, taught, classes = network_spec(student), teacher.spec, teacher.classes
     if classes is not None and classes.is_complete:
         return _seeded_loss(learnt, taught, args, own), None
-    # A method that compares features alone wants all classes of the student, whatever those of the teacher are.
+    # A method that compares only features takes all classes of the student, whatever those of the teacher are.
     loss = _seeded_loss(learnt, _with_classes(taught, learnt.num_labels), args, own)
     if "logits" not in loss.teacher_taps:
         return loss, None

@@ -1,4 +1,4 @@
-"""The exponential moving average of the student's weights: what is scored, saved and published when it is on."""
+"""`StudentAverage`: the exponential moving average of the student's weights, which is scored, saved and published."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class StudentAverage:
             self._swap()
 
     def give_to_student(self) -> None:
-        """Let the student have the averaged weights for good."""
+        """Give the student the averaged weights permanently."""
         self._copy(self._averages, self._parameters)
 
     def save(self, checkpoint: Path) -> None:
@@ -102,7 +102,7 @@ class AverageAfterStep(TrainerCallback):
     """Updates an average after each optimizer step that the gradient scaler of fp16 does not skip.
 
     Args:
-        average: Of the student that is trained.
+        average: The average of the student that is trained.
     """
 
     def __init__(self, average: StudentAverage) -> None:

@@ -1,4 +1,4 @@
-"""From data sets of `load_segmentation_dataset` to what the trainer feeds: augmented crops, whole images."""
+"""`augmented`, `whole_images`: the trainer's inputs, made from data sets of `load_segmentation_dataset`."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def augmented(
     loss: AbstractDistillationLoss | None = None,
     unlabelled: datasets.Dataset | None = None,
 ) -> Dataset | None:
-    """Random crops of a data set as `args` and the image processor say; a torch data set stays as it is.
+    """Random crops of a data set as `args` and the image processor define them; a torch data set stays as it is.
 
     Args:
-        dataset: Of `load_segmentation_dataset`, any torch data set of crops, or None.
-        args: Of the run.
+        dataset: A data set of `load_segmentation_dataset`, any torch data set of crops, or None.
+        args: Arguments of the run.
         processor: The student's image processor: its size, where `args.crop_size` gives none, mean and std.
         model: The student.
         loss: The distillation loss, None without one.
-        unlabelled: Images that each epoch has besides.
+        unlabelled: Unlabelled images that each epoch also has.
 
     Raises:
         ValueError: If there is no processor, it does not keep whole images, the size of crops is not known, the labels
@@ -99,7 +99,7 @@ def augmented(
 
 
 def known_labels(*images: Any) -> LabelInfo | None:
-    """The classes of the first data set, or dict of data sets, that tells them; None where none does."""
+    """The classes of the first data set, or dict of data sets, that has them; None where none does."""
     for given in images:
         for part in given.values() if isinstance(given, dict) else [given]:
             if isinstance(part, datasets.Dataset) and "annotation" in part.column_names:
@@ -111,7 +111,7 @@ def whole_images(dataset: Any, processor: Any, model: PreTrainedModel) -> Any:
     """Whole images of a data set as the image processor prepares them; a torch data set stays as it is.
 
     Args:
-        dataset: Of `load_segmentation_dataset`, any torch data set, a dict of such, or None.
+        dataset: A data set of `load_segmentation_dataset`, any torch data set, a dict of such, or None.
         processor: The student's image processor.
         model: The student.
 
@@ -132,7 +132,7 @@ def whole_images(dataset: Any, processor: Any, model: PreTrainedModel) -> Any:
 
 
 def unreadable_images(images: Any, accelerator: Accelerator) -> list[str]:
-    """`image_id` of each training image that was left out, and a warning with their number; call it on all processes.
+    """List `image_id` of each training image that was left out, and warn of their number; call it on all processes.
 
     Empty where bad images stop the training, and for data sets that are not ours.
     """
@@ -188,7 +188,7 @@ def _train_transform(args: DistillationArguments, processor: Any, model: PreTrai
         )
     if num_bands(processor) is not None and args.photometric != "none":
         raise ValueError(no_photometric_change(args.photometric))
-    # Scale 1 is the scale of evaluation: where whole images are resized, that of the resized image.
+    # Scale 1 is the scale of evaluation: where whole images are resized, the scale of the resized image.
     scale_base = args.scale_base or ("image" if processed is None else min(processed))
     return TrainTransform(
         crop_size=tuple(crop_size),

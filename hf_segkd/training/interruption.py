@@ -1,4 +1,4 @@
-"""SIGTERM, by which schedulers announce that a machine is taken away: `StopAtSigterm` saves a checkpoint and exits."""
+"""`StopAtSigterm`: saves a checkpoint and exits on SIGTERM, which schedulers send before they take a machine away."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# 128 + 15, what a shell reports of a process that SIGTERM ended.
+# 128 + 15: a shell reports it for a process that SIGTERM ended.
 EXIT_CODE = 128 + signal.SIGTERM
 # A launcher and a scheduler may both hand on the same signal.
 SECONDS_OF_ONE_SIGNAL = 1.0
@@ -32,7 +32,7 @@ class Sigterm:
     In a thread other than the main one Python receives no signals, and SIGTERM does what it did before.
 
     Attributes:
-        stopping: Whether the run is being ended, by the checkpoint of the step in work.
+        stopping: Whether the run is ending with the checkpoint of the current step.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Sigterm:
 
     @contextlib.contextmanager
     def with_full_state(self, args: TrainingArguments) -> Iterator[None]:
-        """Inside, `args.save_only_model` is off for a checkpoint that ends the run: resuming needs all of it."""
+        """Inside, `args.save_only_model` is off for a checkpoint that ends the run: resuming needs the full state."""
         only_model = args.save_only_model
         args.save_only_model = only_model and not self.stopping
         try:
@@ -81,13 +81,13 @@ class Sigterm:
 
 
 class StopAtSigterm(TrainerCallback):
-    """Ends a run on SIGTERM with a checkpoint of the step in work and exit code 143.
+    """Ends a run on SIGTERM with a checkpoint of the current step and exit code 143.
 
     An evaluation that is due at that step is left out, because there may be no time. With several processes all stop
     at the same step, whichever of them received the signal: one number is reduced at each step.
 
     Args:
-        sigterm: Listens while the run trains.
+        sigterm: Listens for the signal while the run trains.
     """
 
     def __init__(self, sigterm: Sigterm) -> None:
@@ -115,7 +115,7 @@ class StopAtSigterm(TrainerCallback):
 
 
 def ignore_sigterm_in_workers(loader: DataLoader) -> DataLoader:
-    """The loader itself, one that accelerate prepared; its workers ignore the SIGTERM of launchers."""
+    """Make the workers of a loader that accelerate prepared ignore the SIGTERM of launchers; returns the loader."""
     inner = loader.base_dataloader
     start = inner.worker_init_fn
     if not (isinstance(start, partial) and start.func is ignore_sigterm_in_worker):  # a kept loader comes again
@@ -126,8 +126,8 @@ def ignore_sigterm_in_workers(loader: DataLoader) -> DataLoader:
 def ignore_sigterm_in_worker(start: Callable[[int], None] | None, worker: int) -> None:
     """Start a worker of a data loader that SIGTERM ends only if its parent sends it. Linux only.
 
-    Launchers such as torchrun signal the whole process group, and without its workers the step in work would fail.
-    The parent ends its workers by the same signal, hence the question who sent it.
+    Launchers such as torchrun signal the whole process group, and without its workers the current step would fail.
+    The parent ends its workers by the same signal, so the worker checks who sent it.
 
     Args:
         start: What the data loader does at the start of a worker.

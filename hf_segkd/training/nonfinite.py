@@ -1,4 +1,4 @@
-"""Stops a run at the first NaN or infinity, before the optimizer writes it into the weights."""
+"""`NonFiniteGuard`: stops a run at the first NaN or infinity, before the optimizer writes it into the weights."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class _Batch:
 
 
 class NonFiniteGuard:
-    """Looks at the terms of a step's batches and at their gradient, once, between backward and the optimizer's step.
+    """Checks the terms of a step's batches and their gradient, once, between backward and the optimizer's step.
 
     So the device is waited for once per optimizer step (`Trainer`'s own `logging_nan_inf_filter` waits with every
     batch), the weights are still those before the step, and all processes stop together.
 
     Args:
         distiller: The student and the loss.
-        accelerator: Of the trainer. With fp16's gradient scaler gradients are not looked at: it finds infinite ones
-            itself, skips that step and scales less, which is how it works.
-        teacher_features: Images -> the teacher's taps, to tell where a NaN comes from; not called without a loss.
+        accelerator: The trainer's accelerator. With fp16's gradient scaler gradients are not checked: the scaler finds
+            infinite ones itself, skips that step and scales less.
+        teacher_features: Images -> the teacher's features, to find where a NaN comes from; not called without a loss.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class NonFiniteGuard:
         self.distiller = distiller
         self.accelerator = accelerator
         self.teacher_features = teacher_features
-        self.batches: list[_Batch] = []  # of the step in work; the data loader holds them that long too
+        self.batches: list[_Batch] = []  # of the current step; the data loader holds them as long
 
     def reset(self) -> None:
         """Drop what a step that was interrupted left."""
@@ -102,7 +102,7 @@ class NonFiniteGuard:
         )
 
     def _cause(self, batch: _Batch) -> str:
-        """The first thing on the way to the terms that is not finite; it looks, without changing any statistics."""
+        """The first value on the way to the terms that is not finite, found without changing any statistics."""
         images, student = batch.tensors["pixel_values"], self.distiller.student
         if wrong := [index for index, image in enumerate(images) if not image.isfinite().all()]:
             names = [batch.files[index] if batch.files else f"image {index} of the batch" for index in wrong]
@@ -130,7 +130,7 @@ class NonFiniteGuard:
             "why": why,
             "files": [file for batch in batches for file in batch.files],
             "weights": self.distiller.weights,
-            # One for each of the accumulated batches that are saved. NaN is no JSON.
+            # One for each of the accumulated batches that are saved. JSON has no NaN.
             "terms": [{name: str(value.item()) for name, value in batch.terms.items()} for batch in batches],
         }
         files = ", ".join(report["files"]) or "not known (the data set gives no image_ids)"

@@ -1,4 +1,4 @@
-"""A loss of the user's own in place of `method`: `build_own_loss`, and `with_method`, how it is recorded."""
+"""`build_own_loss`: makes a loss of the user's own in place of `method`; `with_method` records it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build_own_loss(
             the two specs and `args.method_kwargs`.
         student: What the student offers.
         teacher: What the teacher offers.
-        args: Of the run.
+        args: Arguments of the run.
 
     Raises:
         ValueError: If it can't be called so, gives no loss, or one without a name or with that of another, or
@@ -74,7 +74,7 @@ def with_method(
 
 
 def record_of(loss: AbstractDistillationLoss | None) -> dict[str, Any] | None:
-    """What a checkpoint tells of a loss that is not of hf_segkd: its class, and what its `extra_repr` says."""
+    """What a checkpoint records of a loss that is not of hf_segkd: its class and its `extra_repr`."""
     if loss is None or type(loss).__module__.startswith("hf_segkd."):
         return None
     kind = type(loss)

@@ -1,4 +1,4 @@
-"""Which parameters learn, and how fast: `parameter_groups` of the optimizer, and `ConnectorsFirst`."""
+"""`parameter_groups`: the optimizer's groups with their learning rates; `ConnectorsFirst`: the connectors' warm-up."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ logger = logging.get_logger(__name__)
 
 
 class ConnectorsFirst:
-    """Trains only the loss's connectors for the `connector_epochs` it asks for, then all but what is finished.
+    """Trains only the loss's connectors for `connector_epochs` epochs, then all parameters that are not finished.
 
     A gradient of None keeps the optimizer away from a parameter entirely: no decay, no momentum.
 
@@ -78,10 +78,10 @@ class ConnectorsFirst:
             )
 
     def drop_gradients(self, epoch: float | None) -> None:
-        """Drop those of what does not learn now: after a backward pass, before gradients are measured and clipped.
+        """Drop gradients of parameters that do not learn now; call it after backward, before gradients are clipped.
 
         Args:
-            epoch: Of the run's state.
+            epoch: The epoch in the run's state.
         """
         for parameter in self.others if int(epoch or 0) < self.epochs else self.finished:
             parameter.grad = None

@@ -1,4 +1,4 @@
-"""`preflight`: is the teacher better than the student? Both are scored before the first step."""
+"""`preflight`: scores teacher and student before the first step, to check that the teacher is better."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ def preflight(
 ) -> PreflightScores | None:
     """Compare the mIoU of teacher and student on some validation images, shared by the processes.
 
-    Both see the images as in the evaluation of the student (their centres, where one of the two takes crops only), the
-    teacher with its own normalisation, and answer with one of the common classes; pixels of other classes don't count.
-    So it is the teacher's score at the scale and with the pixels it will teach with. Nothing that training depends on
-    is touched.
+    Both see the images as in the evaluation of the student (their centres, where one of the two takes only crops), the
+    teacher with its own normalisation. Both answer with one of the common classes; pixels of other classes don't count.
+    So the teacher is scored at the scale and with the pixels that it will teach with. Nothing that training depends on
+    is changed.
 
     Args:
-        teacher: As it teaches.
+        teacher: The teacher.
         student: The student.
-        eval_dataset: Of the trainer: a data set, a dict of data sets, or None.
-        num_images: So many images of the first that is ours, evenly spread.
-        crop_size: Height and width of training crops; None where they are not known: then the networks' own.
-        accelerator: Of the run.
+        eval_dataset: The trainer's: a data set, a dict of data sets, or None.
+        num_images: Number of images, evenly spread, from the first data set of `load_segmentation_dataset`.
+        crop_size: Height and width of training crops; None where they are not known, for the networks' own.
+        accelerator: Accelerator of the run.
 
     Returns:
         The same scores on all processes; None, with a log entry, where nothing can be compared: there are no images,
@@ -127,11 +127,11 @@ def _count(
     crop_size: tuple[int, int],
     accelerator: Accelerator,
 ) -> tuple[Tensor, Tensor, Tensor, str]:
-    """What the networks say of the images, counted over all processes.
+    """Count what the networks predict for the images, over all processes.
 
     Returns:
         The confusion matrices of teacher and student, (2, k, k); the number of images for which the teacher's logits
-        are not finite, and of those that a network does not take, with the last reason on this process.
+        are not finite; the number of images that a network does not take, and the last reason on this process.
     """
     num_labels, ignore_index = student.config.num_labels, student.config.semantic_loss_ignore_index
     device = accelerator.device
@@ -178,7 +178,7 @@ def _ask_whole_or_centre(
     """
     try:
         return ask(pixels), labels
-    except ValueError:  # networks of one size can't take whole images, but crops
+    except ValueError:  # networks of one size take crops, but no whole images
         pixels, labels = _centre(pixels, labels, crop_size, ignore_index)
         return ask(pixels), labels
 

@@ -1,4 +1,4 @@
-"""How the processes of a run are set up: what is refused, what is warned about, batch norms over all of them."""
+"""`check_supported_modes`, `synchronise_batch_norms`: checks and set-up of the processes of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_segkd.losses.adversary import Adversary
 
 logger = logging.get_logger(__name__)
 
-# What `accelerate launch` tells its processes by when they are to share a network instead of copying it.
+# Variables by which `accelerate launch` has its processes share a network instead of copying it.
 SHARDED = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -51,7 +51,7 @@ def check_supported_modes(args: Any) -> None:
     Raises:
         ValueError: If one is asked for.
     """
-    # transformers renames the one to the other on its way to version 6.
+    # transformers renames the first to the second on its way to version 6.
     if getattr(args, "gradient_checkpointing", False) or getattr(args, "activation_checkpointing", False):
         raise ValueError(
             "Gradient checkpointing would update batch norm statistics twice a step and is refused. For less memory "
@@ -74,8 +74,8 @@ def check_supported_modes(args: Any) -> None:
 def warn_single_process(args: Any) -> None:
     """Warn when `accelerate launch` was asked for several processes and started one.
 
-    `accelerate launch --cpu --num_processes 2` does so silently: it names the address where its processes are to meet,
-    but starts one, without a rank.
+    `accelerate launch --cpu --num_processes 2` does so silently: it sets the address where its processes would meet,
+    but starts only one, without a rank.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
     if launched and "WORLD_SIZE" not in os.environ and args.world_size == 1:

@@ -1,4 +1,4 @@
-"""What a run tells: the report of its student (`run_report`), and what is published of it (`write_student`)."""
+"""`run_report`: the scores of a run's student; `write_student`: the files that are published of it."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run is, and how far it has come.
+    """A run's parts, and how far it has trained.
 
     Attributes:
-        args: Its arguments.
+        args: Arguments of the run.
         student: The student, as it is scored, saved and published.
         processor: The student's image processor.
         teacher: The teacher, None without one.
         own_paper: Publication of a loss that is not of hf_segkd, where it has one.
-        train_dataset: As the trainer has it.
-        eval_dataset: As the trainer has it.
+        train_dataset: The trainer's training data set.
+        eval_dataset: The trainer's evaluation data set.
         steps: Optimizer steps that were trained, the budget that comparisons go by.
         best_step: The step whose weights the student has, where training went back to those of an earlier one.
         resumed_from_step: Where the run was resumed, None for one that never stopped.
         unreadable_images: `image_id` of each training image that was left out since.
         evaluation: The last one, of the student as it was then; None when other weights were loaded since.
-        confusion_matrix: Its counts, (k, k) int64: rows are the truth, columns the prediction; empty when it did not
-            come to its end.
+        confusion_matrix: Its counts, (k, k) int64: rows are the truth, columns the prediction; empty when it was not
+            completed.
     """
 
     args: DistillationArguments
@@ -78,7 +78,7 @@ class Run:
 
 
 def run_report(run: Run) -> RunReport | None:
-    """Scores of the student with how it was trained; None where it, as it is now, was not evaluated on known images."""
+    """Scores of the student, and how it was trained; None if its current weights were not scored on known images."""
     if run.evaluation is None or not run.confusion_matrix.numel():
         return None
     if run.evaluation.step != run.steps or not isinstance(run.evaluation.images, EvaluationDataset):
@@ -103,7 +103,7 @@ def run_report(run: Run) -> RunReport | None:
 
 
 def _image_counts(run: Run) -> dict[str, Any]:
-    """What a report tells of the training images, where they are known."""
+    """What a report says of the training images, where they are known."""
     images = run.train_dataset
     if not isinstance(images, AugmentedDataset):
         return {}
@@ -128,8 +128,8 @@ def write_student(folder: Path, run: Run, repo_id: str, costs: list[dict[str, An
     """Write what is published of a student: weights, configuration, image processor, card, scores, pictures.
 
     Args:
-        folder: Where to.
-        run: Of the student, which is in evaluation mode.
+        folder: Folder to write to.
+        run: The run of the student, which is in evaluation mode.
         repo_id: Full name of the repository, or what it would be called.
         costs: See `network_costs`.
     """
@@ -142,7 +142,7 @@ def write_student(folder: Path, run: Run, repo_id: str, costs: list[dict[str, An
 
 
 def shown_networks(run: Run) -> dict[str, tuple[nn.Module, Any]]:
-    """The networks of the pictures, each with the student's processor; without common classes only the student."""
+    """The networks for the pictures, each with the student's processor; without common classes only the student."""
     networks = {"student": (run.student, run.processor)}
     return networks if run.classes is None else {"teacher": (run.teacher, run.processor), **networks}
 
@@ -177,7 +177,7 @@ def _card_facts(run: Run, repo_id: str, costs: list[dict[str, Any]], pictures_no
 
 
 def refuse_card_kwargs(given: dict[str, Any]) -> None:
-    """Make sure that nobody takes the card for `Trainer`'s, which says what it is told.
+    """Refuse the arguments of `Trainer`'s own card, because the card here says what training knows.
 
     Raises:
         ValueError: If something is given.

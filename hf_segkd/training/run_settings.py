@@ -1,4 +1,4 @@
-"""What makes a run the one it is: recorded in its checkpoints, compared before it is resumed."""
+"""`run_settings`, `checkpoint_to_resume`: a run's settings, recorded in checkpoints and compared before it resumes."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def run_settings(
     processor: Any = None,
     loss: AbstractDistillationLoss | None = None,
 ) -> dict[str, Any]:
-    """What makes a run the one it is, as JSON has it.
+    """The settings that identify a run, as JSON values.
 
-    Images are told by their `image_id`, so that the same data set may lie elsewhere; of a data set that is not of
-    `load_segmentation_dataset` only the number of images is known.
+    Images are recorded by their `image_id`, so that the same data set may lie elsewhere. A data set that is not from
+    `load_segmentation_dataset` is recorded by its number of images only.
 
     Args:
-        args: Of the run.
-        train_dataset: As the trainer has it.
+        args: Arguments of the run.
+        train_dataset: The trainer's training data set.
         student: The student.
         teacher: The teacher, None without one.
         processor: The student's image processor; it makes the pixels of an `AugmentedDataset`.
-        loss: The distillation loss, None without one; `args` tells those of hf_segkd.
+        loss: The distillation loss, None without one; `args` names those of hf_segkd.
     """
     parts = []
     if isinstance(train_dataset, AugmentedDataset):
@@ -76,7 +76,7 @@ def run_settings(
         "student": _config(student),
         "student's taps": _taps(student),
     }
-    # NaN and infinity as words: JSON does not have them, and NaN would differ from itself.
+    # NaN and infinity are stored as words: JSON does not have them, and NaN would differ from itself.
     return json.loads(json.dumps(settings), parse_constant=str)
 
 
@@ -92,11 +92,11 @@ def digest(module: nn.Module) -> str:
 def checkpoint_to_resume(
     wanted: str | bool | None, folder: Path, now: dict[str, Any], ignores_data_skip: bool
 ) -> Path | None:
-    """The checkpoint that a run goes on from; what will not be as without the stop is warned about.
+    """The checkpoint that a run resumes from; warns of what will differ from a run that never stopped.
 
     Args:
         wanted: A checkpoint; True or "last" for that of the highest step in the run's folder which is whole.
-        folder: Of the run.
+        folder: Folder of the run.
         now: `run_settings` of this run.
         ignores_data_skip: Whether the images of an epoch that was begun are drawn anew (`args.ignore_data_skip`).
 
@@ -126,14 +126,14 @@ def checkpoint_to_resume(
 def differences(checkpoint: Path, now: dict[str, Any]) -> list[str]:
     """How a run differs from that of a checkpoint in what may differ, each as a sentence.
 
-    What only one of the two records has was brought, or dropped, by another version, and is not compared.
+    An entry that only one of the two records has was added or dropped by another version, and is not compared.
 
     Args:
-        checkpoint: Folder.
+        checkpoint: Folder of the checkpoint.
         now: `run_settings` of this run.
 
     Raises:
-        ValueError: If they differ in what must be the same, with all of that.
+        ValueError: If they differ in what must be the same; the message lists all of it.
     """
     then = read_record(checkpoint)
     refused, accepted = _differences_of_arguments(then["arguments"], now["arguments"])
@@ -154,7 +154,7 @@ def differences(checkpoint: Path, now: dict[str, Any]) -> list[str]:
 def _differences_of_arguments(then: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
     refused, accepted = [], []
     for name in now:
-        # An argument that a newer version brought was not there.
+        # The record lacks arguments that a newer version added.
         if name in then and then[name] != now[name]:
             sentence = f"trained with {name} {then[name]!r}, this run has {now[name]!r}"
             if role_of(name).on_resume is OnResume.MUST_AGREE:
@@ -178,12 +178,12 @@ def _differences_of_part(name: str, then: dict[str, Any], now: dict[str, Any]) -
             f"taught by a teacher whose weights have the SHA-256 {before}, those of this run's teacher have {after}"
         ]
     if name.startswith("teacher's") and None in (then.get("teacher"), now["teacher"]):
-        return []  # there is no teacher, which is told
+        return []  # one run has no teacher, which the comparison of "teacher" reports
     return [f"trained with {name}: {before}, this run has {after}"]
 
 
 def _of_teacher(teacher: Teacher | None) -> dict[str, Any]:
-    """Weights, config, taps, pixels and classes of the teacher."""
+    """Weights, config, features, pixels and classes of the teacher."""
     if teacher is None:
         return dict.fromkeys(("teacher", "teacher's config", "teacher's taps", "teacher's pixels", "class map"))
     classes, change = teacher.classes, teacher.renormalisation
@@ -191,7 +191,7 @@ def _of_teacher(teacher: Teacher | None) -> dict[str, Any]:
     alike = change is None and classes is not None and classes.is_identity
     return {
         "teacher": digest(teacher.network if alike else teacher),
-        # Without its names, for the class map says what they come to.
+        # Without the names of its classes: the class map already records which class teaches which.
         "teacher's config": _config(teacher.network, without=CLASS_NAMES),
         "teacher's taps": _taps(teacher.network),
         "teacher's pixels": None if change is None else _renormalisation(change),
@@ -204,19 +204,19 @@ def _config(network: nn.Module | FeatureReader, without: Sequence[str] = ()) -> 
 
 
 def _taps(network: nn.Module | FeatureReader) -> dict[str, str] | None:
-    """Tap -> module, of a network that does not name its taps itself."""
+    """Feature -> module, of a network that does not name its features itself."""
     named = isinstance(network, FeatureNetwork | FeatureReader)
     return {tap: str(path) for tap, path in network.taps.items()} if named else None
 
 
 def _pixels(processor: Any) -> dict[str, Any]:
-    """What an image processor makes of pixels."""
+    """How an image processor changes pixels."""
     size = dict(processor.size) if processor.do_resize else None
     return {"size": size, **normalisation(processor), "reverses channels": reverses_channels(processor)}
 
 
 def _renormalisation(change: Renormalisation) -> dict[str, Any]:
-    """From the student's pixels to the teacher's."""
+    """The change from the student's pixels to the teacher's."""
     constants = {name: getattr(change, name).flatten().tolist() for name in ("scale", "offset")}
     return {**constants, "reverses channels": change.reverses}
 

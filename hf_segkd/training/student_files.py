@@ -1,4 +1,4 @@
-"""The files of a trained student: `save_student` writes them, `load_checkpoint` reads those of a checkpoint."""
+"""`save_student` writes the files of a trained student, `load_checkpoint` reads those of a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LOSS_STATE_FILE = "distillation.safetensors"
 def save_student(
     folder: Path, distiller: Distiller, average: StudentAverage | None, processor: Any, args: DistillationArguments
 ) -> None:
-    """Write a plain student that `from_pretrained` loads; a checkpoint also gets what training goes on from.
+    """Write a plain student that `from_pretrained` loads; a checkpoint also gets what resuming needs.
 
     Args:
-        folder: Where to; by its name it is a checkpoint's or not.
+        folder: Folder to write to; its name says whether it is a checkpoint's.
         distiller: The student and the loss.
         average: The average of the student's weights: what the student has, unless the folder is a checkpoint's.
         processor: The student's image processor.
-        args: Of the run.
+        args: Arguments of the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     is_checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
@@ -36,7 +36,7 @@ def save_student(
         distiller.student.save_pretrained(folder)
     if processor is not None:
         processor.save_pretrained(folder)
-    # JSON, where Trainer would write a pickle.
+    # JSON, because Trainer would write a pickle.
     (folder / ARGUMENTS_FILE).write_text(args.to_json_string())
     if is_checkpoint and average is not None:
         average.save(folder)

@@ -1,4 +1,4 @@
-"""What is logged of each term of the loss: `TermMeans`; and a warning of terms that do nothing: `ConstantTerms`."""
+"""`TermMeans`: the logged mean of each term of the loss; `ConstantTerms`: a warning of terms that do nothing."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class TermMeans:
         self._batches += 1
 
     def add_beside(self, name: str, value: Tensor) -> None:
-        """Count what a batch has beside its terms, a scalar that is no part of the loss, such as a discriminator's."""
+        """Count a scalar of a batch that is no part of the loss, such as a discriminator's."""
         self._sums[name] = self._sums.get(name, 0) + value
 
     def take(self, weights: Mapping[str, float], accelerator: Accelerator) -> dict[str, float]:
         """For each term its mean over all processes, `raw_NAME`, and times its weight, `loss_NAME`; begins anew.
 
-        What came beside the terms has no weight, and its own name.
+        A scalar that is no term has no weight, and keeps its own name.
         """
         if not self._batches:
             return {}
@@ -59,9 +59,9 @@ class TermMeans:
 class ConstantTerms(TrainerCallback):
     """Warns once of each distillation term whose logged mean stays at 0, or the same, for `STEPS` steps.
 
-    Such a run looks healthy, but the student learns from its labels alone: a term that compares a network with
-    itself, features cut from the graph, a mask that leaves nothing. It reads the log, so it costs nothing; a constant
-    other than 0 takes two logs to be seen. Terms of weight 0 are meant to do nothing.
+    Such a run looks healthy, but the student learns only from its labels. Causes are a term that compares a network
+    with itself, features cut from the graph, or a mask that leaves nothing. It reads the log, so it costs nothing; a
+    constant other than 0 takes two logs to be seen. Terms of weight 0 are meant to do nothing.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class ConstantTerms(TrainerCallback):
             if not math.isclose(mean, value, rel_tol=1e-6):
                 start = self.last_log
                 self.since[name] = (start, mean)
-                if mean != 0:  # one mean tells nothing, but that of 0
+                if mean != 0:  # a single mean shows nothing unless it is 0
                     continue
             if state.global_step - start >= STEPS and name not in self.warned:
                 self.warned.add(name)

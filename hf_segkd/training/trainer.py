@@ -1,4 +1,4 @@
-"""`Trainer` that distils a segmentation network from a teacher, and evaluates it by a streaming mIoU."""
+"""`DistillationTrainer`: distils a segmentation network from a teacher, and evaluates it by a streaming mIoU."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from hf_segkd.types import Features
 logger = logging.get_logger(__name__)
 
 # The private methods of Trainer that are overridden, and why no public one serves. tests/training/test_private_hooks.py
-# holds them against the installed transformers.
+# compares them with the installed transformers.
 PRIVATE_OVERRIDES = {
     "_get_output_dir": "The only say in where Trainer writes a checkpoint: into the staging folder, until it is whole.",
     "_save_checkpoint": "Moves a whole checkpoint to its place before callbacks, pushes and rotation see it; on_save "
@@ -64,39 +64,37 @@ PRIVATE_OVERRIDES = {
 
 
 class DistillationTrainer(Trainer):
-    """Trains `model` on its labels and on what a frozen teacher knows.
+    """Trains `model` on labels and on the outputs of a frozen teacher.
 
     `trainer.student` is the network that is trained and saved: every checkpoint and `save_model` write a plain
-    student that `from_pretrained` loads. The loss's own parameters train along and live beside it in checkpoints.
+    student that `from_pretrained` loads. The loss's own parameters are trained too, and lie beside it in checkpoints.
     A checkpoint is whole or not there, and is resumed only if the run can go on as if it had never stopped. With
-    `args.push_to_hub` and the other `hub_` arguments of `Trainer` a push holds what others need of the student, with
-    its card and scores, and nothing else; it is one commit, of a checkpoint too, which lies in a folder beside the
-    student.
+    `args.push_to_hub` and the other `hub_` arguments of `Trainer` a push holds only what others need of the student,
+    with its card and scores. A push is one commit, also with a checkpoint, which lies in a folder beside the student.
 
     Args:
         model: The student: a network of hf_segkd or a segmentation model of transformers that gives logits for each
-            pixel; a `FeatureNetwork` of one names more taps. Or a folder or Hub id of one, or the config of a new one.
+            pixel; a `FeatureNetwork` of one names more features. Or its folder or Hub id, or the config of a new one.
             A config or network without class names of its own gets those of the data.
         args: Training arguments; `args.method` names the loss, "none" (default) trains without a teacher.
         teacher: The network to learn from, or its folder or Hub id. It is never trained, saved, or taken out of
-            evaluation mode. A segmentation model of transformers offers its logits and default taps; a
-            `FeatureNetwork` of it others too. `trainer.teacher` is the `Teacher` that is made of it, and says what
-            happens to it.
+            evaluation mode. A segmentation model of transformers offers its logits and default features; a
+            `FeatureNetwork` of it offers others too. `trainer.teacher` is the `Teacher` that is made of it; its
+            documentation says what happens to the network.
         train_dataset: A data set of `load_segmentation_dataset`, which is augmented as `args` says, or any torch
-            data set of `pixel_values` (3, h, w) and `labels` (h, w), both of the crop's size. The trainer tells an
-            `AugmentedDataset` the epoch; one that is wrapped in another data set you must tell yourself. Without
-            labels the student learns from the teacher alone.
+            data set of `pixel_values` (3, h, w) and `labels` (h, w), both of the crop's size. The trainer sets the
+            epoch of an `AugmentedDataset`; set it yourself if the set is wrapped in another. Without labels the
+            student learns only from the teacher.
         unlabelled_dataset: Images without labels, of `load_unlabelled_images` or any data set with a column `image`,
-            that come besides, `args.unlabelled_ratio` for each image of `train_dataset`; only the distillation terms
-            see them.
+            that are mixed in, `args.unlabelled_ratio` for each image of `train_dataset`; only the distillation terms
+            use them.
         eval_dataset: As `train_dataset` without augmentation, or a dict of such; labels stay at their own resolution.
         processing_class: The image processor of the student: its size, mean and std are used in training and
-            evaluation, and it is saved with the student. By default the one that lies beside the teacher's or the
-            student's folder, where they are loaded; for a config without either one of ImageNet's mean and std that
-            does not resize.
+            evaluation, and it is saved with the student. By default the one saved with the teacher or the student,
+            where they are loaded; for a config without either, one with ImageNet's mean and std that does not resize.
         teacher_processor: The image processor of the teacher, where its mean, std, scale or order of colours are not
-            the student's; the teacher then sees each crop as this one makes it. Its size is not used. By default the
-            one that lies beside a teacher that is loaded.
+            the student's; the teacher then sees each crop as this processor makes it. Its size is not used. By default
+            the one saved with a teacher that is loaded.
         class_map: Which class of the teacher teaches which of the student: a `ClassMap`, "names", "index" or a YAML
             file. By default by name where at least two names agree, else by index where the numbers agree.
         loss: A loss of your own in place of `args.method`: a subclass of `AbstractDistillationLoss`, a
@@ -107,10 +105,10 @@ class DistillationTrainer(Trainer):
 
     Raises:
         ValueError: If teacher and method don't go together, teacher and student are one object, their classes are not
-            known to agree, a tap is missing, or the distributed set-up is one that was never tested.
+            known to agree, a feature is missing, or the distributed set-up was never tested.
 
     Attributes:
-        unreadable_images: `image_id` of each training image that was left out; known when training has ended.
+        unreadable_images: `image_id` of each training image that was left out; set when training has ended.
         resumed_from_step: The step that the run was resumed from, None for a run that never stopped. Unreadable images
             and seconds are counted since then.
 
@@ -228,7 +226,7 @@ class DistillationTrainer(Trainer):
             logger.warning(warning)
 
     def _own_callbacks(self) -> Iterator[TrainerCallback]:
-        """What goes on beside the steps, in the order in which it is called."""
+        """The trainer's own callbacks, in the order in which they are called."""
         yield StopAtSigterm(self._sigterm)
         yield EpochBegin()
         yield ConstantTerms()
@@ -241,7 +239,7 @@ class DistillationTrainer(Trainer):
 
     @property
     def distiller(self) -> Distiller:
-        """The student and the loss, without what accelerate wraps them in."""
+        """The student and the loss, without accelerate's wrapper."""
         return self.accelerator.unwrap_model(self.model)
 
     @property
@@ -265,8 +263,8 @@ class DistillationTrainer(Trainer):
         """As `Trainer` does, after a check that the run can go on from the checkpoint as if it had never stopped.
 
         Afterwards all processes hold the same student, the one that is saved: with `args.ema_decay` it has the averaged
-        weights from then on. Before the first step the labels are counted where class weights or the images' repeat
-        factors are made of that.
+        weights from then on. Before the first step the labels are counted, if class weights or the images' repeat
+        factors need the counts.
 
         Args:
             resume_from_checkpoint: Folder of a checkpoint; True or "last" for that of the highest step in the output
@@ -275,8 +273,8 @@ class DistillationTrainer(Trainer):
             **kwargs: As in `Trainer`.
 
         Raises:
-            ValueError: If the checkpoint is damaged, or that of a run which this one can't go on with.
-            SystemExit: With code 143 after SIGTERM, when the checkpoint of the step in work is written.
+            ValueError: If the checkpoint is damaged, or that of a run that this one can't continue.
+            SystemExit: With code 143 after SIGTERM, when the checkpoint of the current step is written.
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         self.resumed_from_step = self._best_step = self._evaluation = None
@@ -302,7 +300,7 @@ class DistillationTrainer(Trainer):
         return output
 
     def _begin_steps(self) -> None:
-        """What is done when all is prepared and the steps are about to begin."""
+        """Do what comes after the set-up and before the first step."""
         self._term_means.reset()
         self._guard.reset()
         if self._connectors_first is not None:
@@ -313,7 +311,7 @@ class DistillationTrainer(Trainer):
             self._try_teacher()
 
     def _try_teacher(self) -> None:
-        """Log the scores of teacher and student; a teacher that is not better stops the run, unless it is allowed."""
+        """Log the scores of teacher and student; stop if the teacher is not better, unless that is allowed."""
         training = self.train_dataset
         scores = preflight(
             self.teacher,
@@ -332,13 +330,13 @@ class DistillationTrainer(Trainer):
         return {tap: features[tap] for tap in self.distiller.loss.teacher_taps}  # the others' memory is free from here
 
     def get_train_dataloader(self) -> DataLoader:
-        """As `Trainer` gives it, with workers that leave it to this process what SIGTERM does."""
+        """As `Trainer` gives it, with workers that ignore SIGTERM and leave it to this process."""
         return ignore_sigterm_in_workers(super().get_train_dataloader())
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """The batches of an optimizer step, and how many pixels are labelled in them, on all processes together.
+        """The batches of an optimizer step, and the number of labelled pixels in them over all processes.
 
         With class weights it is the sum of these pixels' weights.
 
@@ -363,8 +361,8 @@ class DistillationTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, dict[str, Any]]:
         """The losses on the labels plus the terms of the distillation loss, the mean of the batch.
 
-        What is a mean over pixels (`ce`, `focal`) is weighted so that its mean over accumulated batches and processes
-        is that of all labelled pixels, however unevenly the batches are labelled; `num_items_in_batch` is their number.
+        Means over pixels (`ce`, `focal`) are weighted so that their mean over accumulated batches and processes is the
+        mean of all labelled pixels, however unevenly the batches are labelled; `num_items_in_batch` is their number.
 
         A subclass may call it and add a term of its own. Without a teacher it may also compute the whole loss itself,
         from `model(pixel_values=...).logits`; the log then has that loss and no terms.
@@ -392,7 +390,7 @@ class DistillationTrainer(Trainer):
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _network_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """What the networks see of a batch, in their memory format."""
+        """The entries of a batch that the networks take, in their memory format."""
         inputs = {name: value for name, value in inputs.items() if name != "image_ids"}
         images = inputs["pixel_values"]
         if self.args.channels_last and isinstance(images, Tensor):
@@ -400,7 +398,7 @@ class DistillationTrainer(Trainer):
         return inputs
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """As `Trainer` does; then gradients of what does not learn now are dropped, and NaN and infinity stop the run.
+        """As `Trainer` does; then drop gradients of what does not learn now, and stop the run at NaN or infinity.
 
         Raises:
             FloatingPointError: On every process, if a term of the loss or the gradient is not finite.
@@ -417,7 +415,7 @@ class DistillationTrainer(Trainer):
         return loss
 
     def _remember_own_loss(self, inputs: dict[str, Any], loss: Tensor) -> None:
-        """For a subclass whose `compute_loss` does not call this class's."""
+        """Record the loss of a subclass whose `compute_loss` does not call this class's."""
         name = f"{type(self).__name__}.compute_loss"
         if self.distiller.loss is not None:
             raise ValueError(
@@ -437,7 +435,7 @@ class DistillationTrainer(Trainer):
                 )
 
     def _final_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, the student has the weights that are scored, saved and published: averages where there are some."""
+        """Inside, the student has the weights that are scored, saved and published: the averages, if there are any."""
         return contextlib.nullcontext() if self._average is None else self._average.in_student()
 
     def _share_buffers(self) -> None:
@@ -464,7 +462,7 @@ class DistillationTrainer(Trainer):
     # --- evaluation ---
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | datasets.Dataset | None = None) -> DataLoader:
-        """Whole images; no image is dropped, whatever `dataloader_drop_last` says for training."""
+        """A loader of whole images; it drops none, whatever `dataloader_drop_last` is for training."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = whole_images(eval_dataset, self.processing_class, self.student)
         with self._for_evaluation():
@@ -511,8 +509,8 @@ class DistillationTrainer(Trainer):
         """One confusion matrix for each image, so that neither logits nor masks pile up.
 
         Per image, not per batch: when processes share the images unevenly, `gather_for_metrics` drops the
-        duplicates that fill the last batch, which it can do only along the batch axis. They are also what `predict`
-        returns as predictions, (images, k * k); for masks use the pipeline or `scripts/predict.py`.
+        duplicates that fill the last batch, which it can do only along the batch axis. `predict` also returns them as
+        predictions, (images, k * k); for masks use the pipeline or `scripts/predict.py`.
 
         Raises:
             ValueError: If the data set gives no labels.
@@ -536,11 +534,11 @@ class DistillationTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a plain student that `from_pretrained` loads; with `args.push_to_hub` push it.
 
-        A folder that is named like a checkpoint also gets what training goes on from.
+        A folder that is named like a checkpoint also gets what resuming needs.
 
         Args:
-            output_dir: Where to, by default the output folder.
-            _internal_call: Whether not to push.
+            output_dir: Folder to write to, by default the output folder.
+            _internal_call: Whether to skip the push.
         """
         if self.args.should_save:
             folder = Path(self.args.output_dir if output_dir is None else output_dir)
@@ -583,12 +581,12 @@ class DistillationTrainer(Trainer):
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        student = self.distiller.network  # with its taps
+        student = self.distiller.network  # with its features
         loss = self.distiller.loss
         return run_settings(self.args, self.train_dataset, student, self.teacher, self.processing_class, loss)
 
     def _save_finished_run(self) -> None:
-        """For SIGTERM after the last step: its checkpoint, unless it is there, or the best student is in its place."""
+        """Save the last step's checkpoint after SIGTERM, unless it exists or the student has the best weights."""
         self._sigterm.stopping = True
         last = self._writer.folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if not (last / RECORD_FILE).is_file() and not self.args.load_best_model_at_end:
@@ -603,7 +601,7 @@ class DistillationTrainer(Trainer):
 
     @property
     def _run(self) -> Run:
-        """What the report and the card tell of."""
+        """The run that the report and the card describe."""
         return Run(
             args=self.args,
             student=self.student,
@@ -621,10 +619,10 @@ class DistillationTrainer(Trainer):
         )
 
     def report(self) -> RunReport | None:
-        """Scores of the student as it is now with how it was trained, if it was evaluated on images that are known.
+        """Scores of the student's current weights and how it was trained, if it was evaluated on known images.
 
-        `steps` are those that were trained, the budget that comparisons go by; `best_step` is there where training
-        went back to the weights of an earlier one. Unreadable images are counted since `resumed_from_step`.
+        `steps` counts the steps that were trained, the budget that comparisons use; `best_step` is set where training
+        went back to the weights of an earlier step. Unreadable images are counted since `resumed_from_step`.
         """
         return run_report(self._run)
 
@@ -635,14 +633,14 @@ class DistillationTrainer(Trainer):
             **given: What `Trainer` writes into its card (tags, dataset ...), which is refused.
 
         Raises:
-            ValueError: If something is given: the card tells what training knows.
+            ValueError: If something is given: the card says what training knows.
         """
         refuse_card_kwargs(given)
         if self.is_world_process_zero():
             self._write_publication(Path(self.args.output_dir))
 
     def _write_publication(self, folder: Path, checkpoint: Path | None = None) -> None:
-        """Write what is pushed: the student with its card and, as `args.hub_strategy` says, a checkpoint beside it."""
+        """Write what is pushed: the student with its card and, if `args.hub_strategy` says so, a checkpoint."""
         with self._final_weights():
             self.student.eval()  # Trainer puts it back into training mode at every step
             write_student(folder, self._run, self.hub_model_id or repository_name(self.args), self._costs)
@@ -656,7 +654,7 @@ class DistillationTrainer(Trainer):
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository and the branch `args.hub_revision`, where they are not there.
 
-        A wrong name or licence, or a token that may not write, is so known before training starts.
+        So a wrong name or licence, or a token that may not write, is found before training starts.
 
         Raises:
             ValueError: If there is no image processor, which others need to use the student, or for the reasons of

@@ -1,4 +1,4 @@
-"""What the losses on the labels have in common: `LabelLoss`, and how pixels are weighed."""
+"""`LabelLoss`: the base of the losses on the labels; also how pixels are weighed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`LabelLosses`: the losses on the labels of a run, side by side."""
+"""`LabelLosses`: combines the losses on the labels of a run."""
 
 from __future__ import annotations
 
