@@ -61,13 +61,13 @@ def test_a_student_learns_is_scored_and_predicts_more_than_255_classes(scenes, t
     data = {"dataset": "folder", "data_dir": str(scenes), "dataset_options": {"classes": str(tmp_path / "names.txt")}}
     settings = {"student_config": STUDENT, "learning_rate": 0.02, "max_steps": 12, "crop_size": [32, 32]}
     report = train.main(flags(tmp_path / "run", **data, image_size=None, **settings, scale_range=[1.0, 1.0]))
-    assert report["overall_accuracy"] > 0.9
-    assert report["classes"]["class 299"]["iou"] > 0.8
-    assert report["label_account"]["train"]["pixels"]["class 299"] > 0
+    assert report.overall_accuracy > 0.9
+    assert report.classes["class 299"]["iou"] > 0.8
+    assert report.label_account["train"]["pixels"]["class 299"] > 0
     assert json.loads((tmp_path / "run/config.json").read_text())["semantic_loss_ignore_index"] == 65535
     options = ["--dataset_options", json.dumps(data["dataset_options"]), "--output", str(tmp_path / "score.json")]
     command = ["--model", str(tmp_path / "run"), "--dataset", "folder", "--data_dir", str(scenes), "--use_cpu", "true"]
-    assert evaluate.main([*command, *options])["confusion_matrix"] == report["confusion_matrix"]
+    assert evaluate.main([*command, *options]).confusion_matrix == report.confusion_matrix
     images = str(scenes / "val/images")
     predict.main(["--model", str(tmp_path / "run"), "--images", images, "--output", str(tmp_path / "out"), "--use_cpu"])
     metric = MeanIoU(300, ignore_index=65535)
@@ -77,7 +77,7 @@ def test_a_student_learns_is_scored_and_predicts_more_than_255_classes(scenes, t
         metric.update(
             predicted.astype(np.int64), np.array(Image.open(scenes / f"val/labels/{index}.png")).astype(np.int64)
         )
-    assert metric.confusion_matrix.tolist() == report["confusion_matrix"]
+    assert metric.confusion_matrix.tolist() == report.confusion_matrix
 
 
 def test_a_network_that_leaves_out_another_label_is_refused(scenes, tmp_path):

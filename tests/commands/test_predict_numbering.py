@@ -65,8 +65,8 @@ def test_cityscapes_scripts_give_the_masks_the_score_of_our_evaluation(tmp_path)
     options = ["--dataset_options", json.dumps({"check_size": False}), "--output", str(tmp_path / "ours.json")]
     ours = evaluate.main([*flags, *options])
     assert len(np.unique(ids)) > 5
-    assert 0.05 < ours["mean_iou"] < 0.95
-    assert ours["mean_iou"] == pytest.approx(theirs["averageScoreClasses"], abs=1e-12)
+    assert 0.05 < ours.mean_iou < 0.95
+    assert ours.mean_iou == pytest.approx(theirs["averageScoreClasses"], abs=1e-12)
 
 
 def test_cityscapes_numbers_are_those_of_cityscapes_scripts():
