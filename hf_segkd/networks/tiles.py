@@ -157,9 +157,9 @@ class _Window:
             points[inside] - self.start, side, length if self.align_corners is None else side
         )
         if self.align_corners is not None:
-            pixels = torch.arange(values.start, values.stop, dtype=torch.float64) + 0.5
-            values, before = _interpolation(pixels, side, length, self.align_corners)
-            matrix = matrix @ before
+            of_tile = torch.arange(values.start, values.stop, dtype=torch.float64) + 0.5
+            values, resized = _interpolation(of_tile, side, length, self.align_corners)
+            matrix = matrix @ resized
         weights = matrix.new_zeros(len(points), values.stop - values.start)
         weights[inside] = matrix * share[inside, None]
         return values, weights.float()
