@@ -45,22 +45,22 @@ class Bench:
         self.image = Image.effect_noise((width, height), 64).convert("RGB")
         self.tile = tile
 
-    def forward(self, image: Image.Image) -> torch.Tensor:
-        """Logits at the network's resolution."""
+    def logits(self, image: Image.Image, **options: bool) -> torch.Tensor:
+        """What the network says of an image."""
         with torch.inference_mode():
-            return self.model(pixel_values=whole_image(self.processor, image)[None]).logits
+            return self.model(pixel_values=whole_image(self.processor, image)[None], **options).logits
 
     def network(self) -> Any:
-        """The network on the whole picture."""
-        return self.forward(self.image)
+        """The network alone on the whole picture, its logits at stride 4."""
+        return self.logits(self.image, resize_logits=False)
 
     def network_tile(self) -> Any:
-        """The network on a tile of it."""
-        return self.forward(self.image.crop((0, 0, self.tile, self.tile)))
+        """The same on a tile of it."""
+        return self.logits(self.image.crop((0, 0, self.tile, self.tile)), resize_logits=False)
 
     def at_once(self) -> Any:
         """All logits at the picture's size, then their largest."""
-        return logits_at(self.network(), self.image.size[::-1])[0].argmax(0)
+        return logits_at(self.logits(self.image), self.image.size[::-1])[0].argmax(0)
 
     def whole(self) -> Any:
         """`predict`."""
