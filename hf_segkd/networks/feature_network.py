@@ -253,6 +253,14 @@ class FeatureNetwork(nn.Module):
     Raises:
         ValueError: If a path names no module or several, a module's output is not a (b, c, h, w) map, or the model's
             output holds neither dense logits nor masks with classes.
+
+    Example:
+        >>> from transformers import SegformerConfig, SegformerForSemanticSegmentation
+        >>> from hf_segkd import FeatureNetwork
+        >>> model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=4, hidden_sizes=[8, 16, 24, 32]))
+        >>> network = FeatureNetwork(model, taps={"fused": "decode_head.linear_fuse"})
+        >>> network.tap_channels["logits"], network.tap_channels["fused"], network.tap_channels["stage4"]
+        (4, 256, 32)
     """
 
     def __init__(

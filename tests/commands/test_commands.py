@@ -98,7 +98,7 @@ def test_a_score_of_tiles_says_so(student, tmp_path):
     command = ["--model", str(student), "--dataset", "demo", "--dataset_options", json.dumps(OPTIONS), "--use_cpu"]
     whole = evaluate.main([*command, "--output", str(tmp_path / "whole.json")])
     tiles = evaluate.main([*command, "--output", str(tmp_path / "tiles.json"), "--tile", "32", "--overlap", "8"])
-    assert tiles["data"] == whole["data"] | {"tile": [32], "overlap": 8}
+    assert tiles.data == whole.data | {"tile": [32], "overlap": 8}
     labelled = [[sum(row) for row in report["confusion_matrix"]] for report in (whole, tiles)]
     assert labelled[0] == labelled[1]
     assert tiles["confusion_matrix"] != whole["confusion_matrix"]  # its image-wide pooling sees tiles alone
@@ -163,7 +163,7 @@ def test_a_wrong_recipe_is_refused_before_training(tmp_path, values, message):
 def test_fewer_images_are_the_first_for_training_and_evenly_spread_ones_for_evaluation():
     options = {"max_train_samples": 2, "max_eval_samples": 3}
     command = train.TrainingCommand(dataset="demo", dataset_options={**OPTIONS, "num_images": 9}, **options)
-    training, evaluation = train.load_splits(command, "stop")
+    training, evaluation, _ = train.load_splits(command, "stop")
     assert training["image_id"] == command.load("train")["image_id"][:2]
     assert evaluation["image_id"] == command.load("val")["image_id"][::4]
 

@@ -101,11 +101,11 @@ def test_a_class_that_only_the_fifth_band_shows_is_learnt_and_evaluation_gives_t
     scenes, trained, tmp_path
 ):
     folder, report = trained
-    assert report["classes"]["crop"]["iou"] > 0.7
+    assert report.classes["crop"]["iou"] > 0.7
     evaluated = evaluate.main(
         ["--model", str(folder), *data_flags(scenes), "--use_cpu", "True", "--output", str(tmp_path / "e.json")]
     )
-    assert evaluated["confusion_matrix"] == report["confusion_matrix"]
+    assert evaluated.confusion_matrix == report.confusion_matrix
 
     # Without the package's own evaluation: the processor and the network as a user of transformers has them.
     processor = AutoImageProcessor.from_pretrained(folder)
@@ -117,7 +117,7 @@ def test_a_class_that_only_the_fifth_band_shows_is_learnt_and_evaluation_gives_t
             outputs = model(**processor(image, return_tensors="pt"))
         found = processor.post_process_semantic_segmentation(outputs, target_sizes=[mask.shape])[0].numpy()
         np.add.at(matrix, (mask, found), 1)
-    assert matrix.tolist() == report["confusion_matrix"]
+    assert matrix.tolist() == report.confusion_matrix
 
 
 def test_prediction_reads_all_bands_and_draws_the_first_three(scenes, trained, tmp_path):
@@ -129,7 +129,7 @@ def test_prediction_reads_all_bands_and_draws_the_first_three(scenes, trained, t
     assert [Image.open(file).mode for file in written] == ["RGB"] * 5
     found = np.stack([np.asarray(Image.open(tmp_path / "seen" / f"val{index}_mask.png")) for index in range(5)])
     truth = np.stack([np.asarray(Image.open(scenes / "val" / "labels" / f"val{index}.png")) for index in range(5)])
-    assert (found == truth).mean() == pytest.approx(report["overall_accuracy"])
+    assert (found == truth).mean() == pytest.approx(report.overall_accuracy)
 
 
 def test_a_student_of_five_bands_learns_from_a_teacher_of_five_bands_and_none_of_three(
@@ -137,7 +137,7 @@ def test_a_student_of_five_bands_learns_from_a_teacher_of_five_bands_and_none_of
 ):
     flags = training_flags(scenes, tmp_path / "distilled", statistics)
     report = distill.main([*flags, "--method", "cwd", "--teacher", str(trained[0])])
-    assert report["steps"] == 2
+    assert report.steps == 2
     backbone = {**STUDENT["backbone_config"], "num_channels": 3}
     rgb = DeepLabV3PlusConfig(**{**STUDENT, "backbone_config": backbone}, num_labels=3)
     DeepLabV3PlusForSemanticSegmentation(rgb).save_pretrained(tmp_path / "rgb")

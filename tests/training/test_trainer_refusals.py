@@ -60,14 +60,22 @@ def test_modes_that_can_not_work_are_refused(tmp_path, options, message):
         trainer(tmp_path, **options)
 
 
-def test_labels_in_another_order_are_refused_and_other_names_warned_about(tmp_path, caplog):
+def test_labels_in_another_order_or_of_other_names_are_refused(tmp_path):
     names = list(network().config.id2label.values())
     mixed = network(id2label=dict(enumerate(names[::-1])), label2id=None)
     with pytest.raises(ValueError, match="in another order"):
         trainer(tmp_path, student=mixed)
-    assert "paired by index" not in caplog.text
-    trainer(tmp_path, student=network(id2label=dict(enumerate("abcd")), label2id=None))
-    assert "The network calls its labels ['a', 'b', 'c', 'd'], the data set" in caplog.text
+    with pytest.raises(ValueError, match=r"calls its classes \['a', 'b', 'c', 'd'\], the data set demo \['background'"):
+        trainer(tmp_path, student=network(id2label=dict(enumerate("abcd")), label2id=None))
+    shouted = [name.upper().replace(" ", "_") for name in names]
+    trainer(tmp_path, student=network(id2label=dict(enumerate(shouted)), label2id=None))
+
+
+def test_a_student_without_class_names_takes_over_those_of_the_data(tmp_path):
+    run = trainer(tmp_path, student=network(id2label=None, label2id=None, num_labels=4))
+    names = network().config.id2label
+    assert run.student.config.id2label == names
+    assert run.student.config.label2id == {name: index for index, name in names.items()}
 
 
 def test_data_whose_labels_are_not_known_are_refused(tmp_path):
