@@ -99,9 +99,9 @@ def test_a_score_of_tiles_says_so(student, tmp_path):
     whole = evaluate.main([*command, "--output", str(tmp_path / "whole.json")])
     tiles = evaluate.main([*command, "--output", str(tmp_path / "tiles.json"), "--tile", "32", "--overlap", "8"])
     assert tiles.data == whole.data | {"tile": [32], "overlap": 8}
-    labelled = [[sum(row) for row in report["confusion_matrix"]] for report in (whole, tiles)]
+    labelled = [[sum(row) for row in report.confusion_matrix] for report in (whole, tiles)]
     assert labelled[0] == labelled[1]
-    assert tiles["confusion_matrix"] != whole["confusion_matrix"]  # its image-wide pooling sees tiles alone
+    assert tiles.confusion_matrix != whole.confusion_matrix  # its image-wide pooling sees tiles alone
     with pytest.raises(ValueError, match="half the side of a tile, here 16; got 20"):
         evaluate.main([*command, "--tile", "32", "--overlap", "20"])
 
