@@ -123,6 +123,7 @@ def test_mmrazor_multiplies_by_the_squared_temperature():
         ({"temperature": 0}, "temperature is 0; it must be positive"),
         ({"variant": "code"}, "variant is 'code'; it must be one of 'paper', 'mmrazor'"),
         ({"weight": -1}, "weight is -1; it must be 0 or more"),
+        ({"weight": True}, "weight is True; it must be 0 or more"),
         ({"weight": "1", "auxiliary_tap": "logits"}, "weight is '1'; it must be 0 or more"),
         ({"auxiliary_tap": "decoder"}, "logits of the 5 classes, but decoder has 8 channels in the student and 16"),
     ],
