@@ -164,6 +164,22 @@ def _flags_of_yaml(path: str | None, known: set[str], parser: HfArgumentParser) 
 
 
 @dataclass(kw_only=True)
+class TileFlags:
+    """How a network is shown large images; see `hf_segkd.networks.tiles`."""
+
+    tile: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Side, or height and width, of tiles that large images are shown to the network in, e.g. 1024; by "
+            "default it sees whole images."
+        },
+    )
+    overlap: int | None = field(
+        default=None, metadata={"help": "Pixels that neighbouring tiles share; by default a quarter of their side."}
+    )
+
+
+@dataclass(kw_only=True)
 class DataFlags:
     """Arguments of `load_segmentation_dataset`, all but the split."""
 

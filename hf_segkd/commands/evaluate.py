@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_segkd.commands.command_line import DataFlags, parse_arguments
+from hf_segkd.commands.command_line import DataFlags, TileFlags, parse_arguments
 from hf_segkd.data import label_info
 from hf_segkd.evaluation.reports import evaluation_report, format_report, write_json
 from hf_segkd.evaluation.run_report import RunReport
@@ -17,23 +17,13 @@ from hf_segkd.training.trainer import DistillationTrainer
 
 
 @dataclass(kw_only=True)
-class EvaluationCommand(DataFlags):
+class EvaluationCommand(TileFlags, DataFlags):
     """Flags: the network to evaluate, and the data."""
 
     model: str = field(metadata={"help": "Folder or Hub id of the network."})
     split: str = field(default="val", metadata={"help": "Split to evaluate on."})
     batch_size: int = field(default=1, metadata={"help": "Images per device and step."})
     num_workers: int = field(default=0, metadata={"help": "Processes that load images."})
-    tile: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Side, or height and width, of tiles that large images are shown to the network in, e.g. 1024; by "
-            "default it sees whole images."
-        },
-    )
-    overlap: int | None = field(
-        default=None, metadata={"help": "Pixels that neighbouring tiles share; by default a quarter of their side."}
-    )
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU."})
     output: str | None = field(
         default=None, metadata={"help": "JSON file to write; by default MODEL-DATASET-SPLIT.json."}

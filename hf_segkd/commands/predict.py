@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from hf_segkd.commands.command_line import parse_arguments
+from hf_segkd.commands.command_line import TileFlags, parse_arguments
 from hf_segkd.commands.prediction_files import LEGEND, are_there, image_files, refuse_overwriting, save
 from hf_segkd.data import class_colours, class_names
 from hf_segkd.data.image_files import read_rgb
@@ -35,7 +35,7 @@ LONGEST_WAIT = timedelta(days=30)  # how long processes that are done wait for t
 
 
 @dataclass
-class PredictionCommand:
+class PredictionCommand(TileFlags):
     """Flags: the network and the images."""
 
     model: str = field(metadata={"help": "Folder or Hub id of the network."})
@@ -53,16 +53,6 @@ class PredictionCommand:
             "help": "Numbers in NAME_mask.png: the network's class ids (classes), or the official ones that the server "
             "of a benchmark takes: cityscapes (labelIds, road is 7) or ade20k (1 to 150)."
         },
-    )
-    tile: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Side, or height and width, of tiles that large images are shown to the network in, e.g. 1024; by "
-            "default it sees whole images."
-        },
-    )
-    overlap: int | None = field(
-        default=None, metadata={"help": "Pixels that neighbouring tiles share; by default a quarter of their side."}
     )
     opacity: float = field(default=0.6, metadata={"help": "0 shows the image alone, 1 the classes alone."})
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU."})
