@@ -106,7 +106,10 @@ class DistillationArguments(TrainingArguments):
     )
     frozen: list[str] = field(
         default_factory=list,
-        metadata={"help": "Beginnings of the names of student parameters that get no gradient, e.g. backbone.conv1."},
+        metadata={
+            "help": "Beginnings of names of the student's parts that stay as they are, e.g. backbone.conv1: parameters "
+            "get no gradient, batch norms keep their statistics."
+        },
     )
     lr_scheduler_type: SchedulerType | str = field(
         default="polynomial", metadata={"help": "Schedule, as in TrainingArguments: polynomial, cosine, ..."}

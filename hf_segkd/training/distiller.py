@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -49,6 +50,8 @@ class Distiller(nn.Module):
             logits and classifier weights, and takes pixels of the others as unlabelled.
         label_losses: The losses on the labels, for an auxiliary head's logits too; None for the cross-entropy that the
             student computes itself.
+        frozen: Beginnings of the names of the student's parameters and buffers that stay as they are: the parameters
+            get no gradient, and batch norms neither use a batch's statistics nor count them.
 
     Raises:
         ValueError: If a term of the loss has the name of a loss on the labels.
@@ -69,6 +72,7 @@ class Distiller(nn.Module):
         ce_weight: float = 1.0,
         common: Sequence[int] | None = None,
         label_losses: LabelLosses | None = None,
+        frozen: Sequence[str] = (),
     ) -> None:
         super().__init__()
         wrapped = isinstance(student, FeatureNetwork)
@@ -77,6 +81,7 @@ class Distiller(nn.Module):
         self.loss = loss
         self.label_losses = label_losses
         self.label_weights = {"ce": ce_weight} if label_losses is None else label_losses.weights
+        self.frozen = tuple(frozen)
         if loss is not None and (both := self.label_weights.keys() & loss.weights.keys()):
             raise ValueError(
                 f"{loss.name} has the term {', '.join(both)}, which is the name of a loss on the labels: call it "
@@ -91,6 +96,14 @@ class Distiller(nn.Module):
             for name, _ in self.named_buffers()
             if name.startswith("loss.") and not {"statistics", "memory"}.isdisjoint(name.split("."))
         ]
+
+    def train(self, mode: bool = True) -> Distiller:
+        """As `Module.train`; batch norms of the student's frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for name, module in self.student.named_modules():
+            if isinstance(module, _BatchNorm) and f"{name}.running_mean".startswith(self.frozen):
+                module.eval()
+        return self
 
     def forward(
         self,
@@ -210,7 +223,8 @@ def build_distiller(
             "dtype=torch.float32, or convert it with student.float(). To compute in 16 bits set bf16 or fp16."
         )
     loss, common = _create_loss(student, teacher, args, own_loss)
-    distiller = Distiller(student, loss, args.ce_weight, common, _label_losses(args, student.config.num_labels))
+    label_losses = _label_losses(args, student.config.num_labels)
+    distiller = Distiller(student, loss, args.ce_weight, common, label_losses, args.frozen)
     if distiller.reader is not None:
         distiller.reader.unfreeze_unused_parameters()
     _freeze(distiller.student, args.frozen)

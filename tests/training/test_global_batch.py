@@ -45,7 +45,7 @@ def assert_same_training(first, second):
         torch.testing.assert_close(second["gradients"][name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max())
     for name, value in first["end"].items():
         moved = (value - first["start"][name]).abs().max()
-        assert (value - second["end"][name]).abs().max() <= 1e-4 * moved + 1e-7, name
+        assert (value - second["end"][name]).abs().max() <= 1e-3 * moved + 1e-7, name
     for one, other in zip(first["log"], second["log"], strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 

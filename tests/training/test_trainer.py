@@ -137,6 +137,26 @@ def test_frozen_parameters_stay_and_a_beginning_that_fits_nothing_is_an_error(tm
         trainer(tmp_path, frozen=["layer1"])
 
 
+def test_a_frozen_backbone_gives_the_features_it_gave_and_the_batch_norms_of_the_rest_learn(tmp_path):
+    run = trainer(tmp_path, frozen=["backbone"])
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before = run.student.eval()(images, output_features=True).features["backbone"].clone()
+    buffers = dict(run.student.named_buffers())
+    start = {name: buffer.clone() for name, buffer in buffers.items()}
+    run.train()
+    assert torch.equal(run.student.eval()(images, output_features=True).features["backbone"], before)
+    moved = {name for name, buffer in buffers.items() if not torch.equal(buffer, start[name])}
+    assert moved == {name for name in buffers if not name.startswith("backbone.")}
+
+
+def test_a_batch_norm_of_which_one_parameter_is_frozen_goes_on_counting(tmp_path):
+    run = trainer(tmp_path, frozen=["backbone.bn1.weight"])
+    batch_norm = run.student.backbone.bn1
+    start = batch_norm.running_mean.clone()
+    run.train()
+    assert not torch.equal(batch_norm.running_mean, start)
+
+
 @pytest.mark.parametrize(("method", "go_on"), [("attnfd", False), ("ofd", True)])
 def test_official_schedules_train_connectors_first_and_then_the_rest_or_all(method, go_on, tmp_path):
     options = {"method": method, "method_kwargs": {"preset": "official"}, "max_grad_norm": 1e-3}
