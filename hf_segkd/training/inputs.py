@@ -26,6 +26,7 @@ from hf_segkd.losses import LOSSES, AbstractDistillationLoss
 from hf_segkd.networks.channels import check_images
 from hf_segkd.networks.class_names import check_labels
 from hf_segkd.training.arguments import DistillationArguments
+from hf_segkd.training.evaluation_scale import scale_base, warn_of_other_scale
 
 logger = logging.get_logger(__name__)
 
@@ -70,6 +71,8 @@ def augmented(
             dataset = without_labels(dataset)
         check_images(model.config, _needed(processor), dataset)
         transform = _train_transform(args, processor, model)
+        if args.scale_base is None:
+            warn_of_other_scale(dataset, transform.scale_base, processor)
         seed = args.seed if args.data_seed is None else args.data_seed
         if unlabelled is not None:
             refuse_need_of_labels(loss, "the images of unlabelled_dataset have")
@@ -188,12 +191,10 @@ def _train_transform(args: DistillationArguments, processor: Any, model: PreTrai
         )
     if num_bands(processor) is not None and args.photometric != "none":
         raise ValueError(no_photometric_change(args.photometric))
-    # Scale 1 is the scale of evaluation: where whole images are resized, the scale of the resized image.
-    scale_base = args.scale_base or ("image" if processed is None else min(processed))
     return TrainTransform(
         crop_size=tuple(crop_size),
         scale_range=tuple(args.scale_range),
-        scale_base=scale_base,
+        scale_base=args.scale_base or scale_base(processor),
         flip_probability=args.flip_probability,
         photometric=args.photometric,
         max_class_share=args.max_class_share,
