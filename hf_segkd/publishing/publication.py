@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 from PIL import Image, ImageOps
+from torch import nn
 from transformers import PreTrainedModel
 
 from hf_segkd import models
@@ -159,10 +160,10 @@ def samples_to_show(dataset: datasets.Dataset, count: int | None = None) -> tupl
     return evenly_spread(dataset, NUM_PICTURES if count is None else count), None
 
 
-def describe(model: PreTrainedModel) -> str:
+def describe(model: nn.Module) -> str:
     """The architecture in a few words, e.g. "DeepLabV3+ (mobilenet-v2 x 0.35, output stride 16)"."""
     name = type(model).__name__.removesuffix("ForSemanticSegmentation").replace("DeepLabV3Plus", "DeepLabV3+")
-    config = model.config
+    config = getattr(model, "config", None)  # a teacher of another library may have none
     backbone = getattr(config, "backbone_config", None)
     if backbone is None:
         return name
