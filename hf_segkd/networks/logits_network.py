@@ -12,9 +12,11 @@ from transformers import PreTrainedConfig
 
 from hf_segkd.models.modeling_segmentation import SemanticSegmenterOutputWithFeatures
 from hf_segkd.networks.callable_network import WANTED, CallableNetwork, as_module, title
-from hf_segkd.networks.class_names import check_several_classes
 from hf_segkd.networks.feature_paths import Output, Tap, described, maps_of, problem, recorded, resolve
 from hf_segkd.networks.outputs import RGB, TRIAL_SIZE, image_channels, trial_size
+
+# Height and width of the images that networks of ImageNet take, tried where TRIAL_SIZE is too small or not theirs.
+USUAL_SIZE = 224
 
 
 class LogitsNetworkConfig(PreTrainedConfig):
@@ -42,8 +44,8 @@ class LogitsNetwork(nn.Module):
         names: Names of the classes, in order, to pair them with the student's. By default they have none, and are
             paired by their index.
         num_channels: Channels of the images.
-        image_size: Height and width, or side, of the images that are tried, for networks that take one size only. By
-            default 64 x 64.
+        image_size: Height and width, or side, of the image that is tried, for networks that take one size only. By
+            default 64 x 64, and if it does not take that 224 x 224.
 
     Attributes:
         model: The network.
@@ -73,7 +75,12 @@ class LogitsNetwork(nn.Module):
         image_size: int | tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        self.model = as_module(network).eval()
+        try:
+            self.model = as_module(network).eval()
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{title(type(network))} can't be put in evaluation mode ({error}): pass the network that was exported."
+            ) from error
         # Says where a network without weights is to get its images.
         self.register_buffer("_place", torch.empty(0, dtype=torch.uint8), persistent=False)
         self.name_or_path = ""
@@ -89,7 +96,6 @@ class LogitsNetwork(nn.Module):
         logits, outputs = self._try()
         self.config.id2label = self._names_of(logits.shape[1], names)
         self.config.label2id = {name: index for index, name in self.config.id2label.items()}
-        check_several_classes(self.config)
         self.tap_channels = {tap: feature.shape[1] for tap, feature in self._features(logits, outputs).items()}
 
     @property
@@ -160,24 +166,44 @@ class LogitsNetwork(nn.Module):
     def _features(self, logits: Tensor, outputs: Mapping[str, Output]) -> dict[str, Tensor]:
         return {"logits": logits} | {name: outputs[tap.path].maps[tap.index or 0] for name, tap in self.taps.items()}
 
+    def _answer(self) -> tuple[Tensor, Any, dict[str, Output]]:
+        """A random image of a size that the network takes, and what it and the modules of its taps give for it."""
+        errors: list[Exception] = []
+        for size in (TRIAL_SIZE, USUAL_SIZE) if self.config.image_size is None else (self.config.image_size,):
+            height, width = (size, size) if isinstance(size, int) else size
+            generator = torch.Generator().manual_seed(0)
+            image = torch.randn(1, image_channels(self.config), height, width, generator=generator)
+            image = image.to(device=self.device, dtype=self.dtype)
+            try:
+                output, outputs = self._call(image, self.taps.values())
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                errors.append(error)
+                continue
+            if size != TRIAL_SIZE:
+                self.config.image_size = size
+            return image, output, outputs
+        raise ValueError(
+            f"{self.config.network_class} can't be called with one image: {type(errors[0]).__name__}: {errors[0]}. "
+            f"{WANTED} If it takes images of another size or number of channels, say so: LogitsNetwork(network, "
+            "image_size=(height, width), num_channels=...)."
+        ) from errors[0]
+
     @torch.no_grad()
     def _try(self) -> tuple[Tensor, dict[str, Output]]:
         """Logits and outputs for a random image, after looking at both."""
-        shape = (1, image_channels(self.config), *trial_size(self.config, TRIAL_SIZE))
-        image = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device=self.device, dtype=self.dtype)
-        try:
-            output, outputs = self._call(image, self.taps.values())
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            raise ValueError(
-                f"{self.config.network_class} can't be called with one image {shape}: {type(error).__name__}: {error}. "
-                f"{WANTED} If it takes images of another size or number of channels, say so: LogitsNetwork(network, "
-                "image_size=(height, width), num_channels=...)."
-            ) from error
+        image, output, outputs = self._answer()
         logits = self._logits_of(output, image)
+        if logits.shape[1] == 1:
+            raise ValueError(
+                f"{self.config.network_class} gives the logit of one class, and a teacher must give those of at least "
+                "two: a softmax over one is always 1. If it is a foreground's, for a sigmoid, pass the function lambda "
+                "images: torch.nn.functional.pad(network(images), (0, 0, 0, 0, 1, 0)): a background of logit 0 before "
+                "it has the same probabilities."
+            )
         sums = logits.float().sum(1)
-        if logits.shape[1] > 1 and logits.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
+        if logits.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
             raise ValueError(
                 f"{self.config.network_class} gives probabilities, which add up to 1, and the methods need logits: "
                 "build it without its last softmax, or pass a function that gives their logarithm."
