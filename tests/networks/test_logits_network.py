@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 from collections import OrderedDict
 from types import SimpleNamespace
 
@@ -369,6 +370,19 @@ def test_masks_costs_and_cards_are_made_with_it(tmp_path):
     run.evaluate()
     run.create_model_card()
     assert "Plain" in (tmp_path / "README.md").read_text()
+
+
+def test_a_card_is_written_without_what_a_teacher_of_one_size_can_not_show(tmp_path, caplog):
+    run = trainer(
+        tmp_path, teacher=LogitsNetwork(OneSize(), image_size=32), method="kd", max_steps=1, crop_size=[32, 32]
+    )
+    run.train()
+    run.evaluate()
+    run.create_model_card()
+    assert re.search(r"^\| teacher +\| 0\.000 M +\| - +\|", (tmp_path / "README.md").read_text(), re.MULTILINE)
+    assert "multiply-adds of the teacher are not counted" in caplog.text
+    assert "without the teacher, which does not take these images whole" in caplog.text
+    assert (tmp_path / "comparison.png").is_file()
 
 
 @pytest.mark.parametrize("make", [segformer, torchvision_network], ids=["transformers", "torchvision"])
