@@ -21,6 +21,7 @@ _HOME = {
     "HRNetForSemanticSegmentation": "hf_segkd.models",
     "ISANetConfig": "hf_segkd.models",
     "ISANetForSemanticSegmentation": "hf_segkd.models",
+    "LogitsNetwork": "hf_segkd.networks",
     "MeanIoU": "hf_segkd.evaluation.metrics",
     "PSPNetConfig": "hf_segkd.models",
     "PSPNetForSemanticSegmentation": "hf_segkd.models",

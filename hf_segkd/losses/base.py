@@ -103,7 +103,8 @@ class AbstractDistillationLoss(nn.Module, ABC):
                 raise ValueError(
                     f"{self.name} reads the {side}'s {missing}, but that network offers "
                     f"{sorted(spec.channels)}. Choose other taps with method_kwargs, or another network; of a teacher "
-                    "that is not of hf_segkd name more with hf_segkd.FeatureNetwork(teacher, taps={...})."
+                    "that is not of hf_segkd name more with hf_segkd.FeatureNetwork(teacher, taps={...}), or, if it is "
+                    "not of transformers either, with hf_segkd.LogitsNetwork(teacher, taps={...})."
                 )
         for term, weight in weights.items():
             require_weight(f"The weight of {term}", weight)

@@ -4,8 +4,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from .pretrained_backbones import read_state_dict
@@ -44,26 +42,16 @@ MOBILENET_STEM = re.compile(r"backbone\.features\.0\.[01]\.")
 MOBILENET_LAYER = re.compile(r"backbone\.features\.(\d+)\.conv\.(\d+)\.(\w+)")
 RESNET_LAYER = re.compile(r"backbone\.(conv1|bn1|layer[1-4])\.")
 
-# The authors of AttnFD keep the best mIoU as a NumPy number in the file. Only these are let through: nothing that a
-# file could run code with.
-NUMPY_NUMBERS = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    np._core.multiarray.scalar,
-    np.dtype,
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
-]
-
 
 def read_checkpoint(path: str | Path) -> Mapping[str, Tensor]:
     """The "state_dict" in the file, or the one that it is, without running code from it.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds anything but tensors and plain values, or no dict of tensors.
+        ValueError: If it holds anything but tensors, plain values and the logs of a training (such as NumPy's numbers
+            and mmengine's message hub, of which nothing is made), or no dict of tensors.
     """
-    with torch.serialization.safe_globals(NUMPY_NUMBERS):
-        return read_state_dict(Path(path))
+    return read_state_dict(Path(path))
 
 
 def convert_attnfd_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

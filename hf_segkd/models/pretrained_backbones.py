@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from .backbone_geometry import RESNETS
 from .configuration_backbones import SegKDHRNetBackboneConfig, SegKDMobileNetV2Config, SegKDResNetConfig
+from .inert_pickles import inert_objects
 
 logger = logging.get_logger(__name__)
 
@@ -125,11 +126,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def read_pickle(path: Path) -> object:
     """What a file of `torch.save` holds, on the CPU, without running code from it.
 
+    Logs of a training in it, such as mmengine's message hub or numbers of NumPy, come as `Inert` objects.
+
     Raises:
-        ValueError: If it holds anything but tensors and plain values, or is no such file.
+        ValueError: If it holds anything but tensors, plain values and these, or is no such file.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with inert_objects(path):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         lines = str(error).splitlines() or ["it ends too early."]
         reason = next((line for line in lines if "GLOBAL" in line), lines[0]).split(" Please use")[0]

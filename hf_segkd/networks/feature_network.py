@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from hf_segkd.models.modeling_segmentation import SemanticSegmenterOutputWithFeatures, segmentation_loss
-from hf_segkd.networks.feature_paths import Output, Tap, default_taps, recorded, resolve
+from hf_segkd.networks.class_names import check_several_classes
+from hf_segkd.networks.feature_paths import Output, default_taps, described, problem, recorded, resolve
 from hf_segkd.networks.inference import logits_at
+from hf_segkd.networks.logits_network import LogitsNetwork
 from hf_segkd.networks.outputs import dense_logits, image_channels, task_inputs, trial_size
 from hf_segkd.types import NetworkSpec
 
@@ -41,6 +44,12 @@ class FeatureReader:
     ) -> None:
         if getattr(model, "tap_channels", None) is not None:
             raise ValueError(f"{type(model).__name__} names its taps itself: {', '.join(model.tap_channels)}.")
+        if not isinstance(model, nn.Module) or not isinstance(getattr(model, "config", None), PreTrainedConfig):
+            raise ValueError(
+                f"FeatureNetwork takes a segmentation model of transformers, and got {described(model)}. A network of "
+                "another library can be the teacher: LogitsNetwork(network, taps={...})."
+            )
+        check_several_classes(model.config)
         self.model = model.eval()
         self.config: PreTrainedConfig = copy.deepcopy(model.config)
         if getattr(self.config, "semantic_loss_ignore_index", None) is None:
@@ -204,11 +213,11 @@ class FeatureReader:
         paths = [tap.path for tap in self.taps.values()]
         logits, outputs = self._run(self._trial_image(), [*paths, *convolutions])
         for name, tap in list(self.taps.items()):
-            if (problem := _problem(tap, outputs.get(tap.path))) is None:
+            if (reason := problem(tap, outputs.get(tap.path))) is None:
                 continue
             if name in named:
                 kind = type(self.model.get_submodule(tap.path)).__name__
-                raise ValueError(f"The tap {name!r} is to be the output of {tap} ({kind}), but {problem}")
+                raise ValueError(f"The tap {name!r} is to be the output of {tap} ({kind}), but {reason}")
             del self.taps[name]
         # An in-place dropout writes only in training, so this run does not show which maps it will write into.
         dropouts = [module for module in self.model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
@@ -251,8 +260,8 @@ class FeatureNetwork(nn.Module):
         tap_norms: Empty: in models of transformers it is not known which norm ends in a feature.
 
     Raises:
-        ValueError: If a path names no module or several, a module's output is not a (b, c, h, w) map, or the model's
-            output holds neither dense logits nor masks with classes.
+        ValueError: If it is no model of transformers or has one class, a path names no module or several, a module's
+            output is not a (b, c, h, w) map, or the model's output holds neither dense logits nor masks with classes.
 
     Example:
         >>> from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -327,27 +336,16 @@ def network_spec(network: nn.Module) -> NetworkSpec:
     )
 
 
-def with_taps(model: nn.Module) -> nn.Module:
-    """The network itself if it names its features, as those of hf_segkd do, else a `FeatureNetwork` of it."""
-    return FeatureNetwork(model) if getattr(model, "tap_channels", None) is None else model
+def with_taps(model: Any) -> nn.Module:
+    """The network itself if it names its features, as those of hf_segkd do.
+
+    Else a `FeatureNetwork` of a model of transformers, and a `LogitsNetwork`, which can only teach, of any other.
+    """
+    if getattr(model, "tap_channels", None) is not None:
+        return model
+    return FeatureNetwork(model) if isinstance(model, PreTrainedModel) else LogitsNetwork(model)
 
 
 def without_taps(network: nn.Module) -> nn.Module:
-    """The model in a `FeatureNetwork`; any other network itself."""
-    return network.model if isinstance(network, FeatureNetwork) else network
-
-
-def _problem(tap: Tap, output: Output | None) -> str | None:
-    """Why a module's output is no feature; None where it is one."""
-    if output is None:
-        return "this module does not run."
-    if not output.maps:
-        return (
-            f"a tap needs a (b, c, h, w) map, and it gives {output.described}. Name a module that gives a map, such as "
-            "a convolution or a norm behind one."
-        )
-    if tap.index is None and len(output.maps) > 1:
-        return f"it gives {len(output.maps)} maps. Name one: {tap.path}:0 to {tap.path}:{len(output.maps) - 1}."
-    if (tap.index or 0) >= len(output.maps):
-        return f"it gives {len(output.maps)} maps, numbered from 0."
-    return None
+    """The model in a `FeatureNetwork` or `LogitsNetwork`; any other network itself."""
+    return network.model if isinstance(network, FeatureNetwork | LogitsNetwork) else network

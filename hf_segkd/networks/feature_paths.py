@@ -158,6 +158,22 @@ class Output(NamedTuple):
         return [version_of(found) for found in self.maps] != self.versions
 
 
+def problem(tap: Tap, output: Output | None) -> str | None:
+    """Why a module's output is no feature; None where it is one."""
+    if output is None:
+        return "this module does not run."
+    if not output.maps:
+        return (
+            f"a tap needs a (b, c, h, w) map, and it gives {output.described}. Name a module that gives a map, such as "
+            "a convolution or a norm behind one."
+        )
+    if tap.index is None and len(output.maps) > 1:
+        return f"it gives {len(output.maps)} maps. Name one: {tap.path}:0 to {tap.path}:{len(output.maps) - 1}."
+    if (tap.index or 0) >= len(output.maps):
+        return f"it gives {len(output.maps)} maps, numbered from 0."
+    return None
+
+
 @contextlib.contextmanager
 def recorded(model: nn.Module, paths: Iterable[str], copied: Container[str] = ()) -> Iterator[dict[str, Output]]:
     """Inside, the outputs of the modules at these paths are put into the dict; the last output where one runs twice.

@@ -27,8 +27,9 @@ from transformers.utils import logging
 
 from hf_segkd.data import LabelInfo, class_names
 from hf_segkd.models.configuration_base import SegKDConfig
-from hf_segkd.networks import predicts_masks
-from hf_segkd.networks.class_names import adopt_names, are_default_names, check_labels
+from hf_segkd.networks import FeatureNetwork, predicts_masks
+from hf_segkd.networks.class_names import adopt_names, are_default_names, check_labels, check_several_classes
+from hf_segkd.networks.feature_paths import described
 from hf_segkd.suggestions import did_you_mean
 
 logger = logging.get_logger(__name__)
@@ -121,7 +122,7 @@ def load_network(
 
     Raises:
         ValueError: If there is no such network, it needs code or a pickle of its repository, a weight is missing, left
-            over or of another shape, or the labels differ.
+            over or of another shape, it has one class, or the labels differ.
     """
     with explained(path, pickled):
         model, info = load_model(path, pickled=pickled, dtype=dtype)
@@ -130,6 +131,7 @@ def load_network(
     wrong = {kind: sorted(map(str, info[kind])) for kind in kinds if info[kind]}
     if wrong:
         raise ValueError(f"The weights in {path!r} do not fit its config.json: {wrong}. It was not saved completely.")
+    check_several_classes(model.config)
     if labels is not None:
         check_labels(model, labels)
     if getattr(processor, "do_center_crop", False):  # MobileViT's on the Hub do
@@ -139,7 +141,7 @@ def load_network(
 
 
 def load_teacher(teacher: Any, processor: Any = None) -> tuple[Any, Any]:
-    """A teacher and its image processor: a network as it is, a folder or Hub id loaded; see `load_network`."""
+    """A teacher and its image processor: any network as it is, a folder or Hub id loaded; see `load_network`."""
     if not isinstance(teacher, str | os.PathLike):
         return teacher, processor
     network, its_own = load_network(str(teacher), dtype="auto")
@@ -157,7 +159,8 @@ def make_student(student: Any, labels: LabelInfo | None, processor: Any = None) 
             for a config one with ImageNet's mean and std that does not resize.
 
     Raises:
-        ValueError: If a network can't be loaded, or no network that gives logits for each pixel has such a config.
+        ValueError: If a network can't be loaded, no network that gives logits for each pixel has such a config, it has
+            one class, or it is of another library.
     """
     if isinstance(student, str | os.PathLike):
         student, its_own = load_network(str(student))
@@ -170,6 +173,14 @@ def make_student(student: Any, labels: LabelInfo | None, processor: Any = None) 
         student = network_from_config(config)
         if processor is None:
             processor = SegformerImageProcessor(do_resize=False, do_reduce_labels=False)
+    if not isinstance(student, PreTrainedModel | FeatureNetwork):
+        what = f"the class {student.__name__}" if isinstance(student, type) else described(student)
+        raise ValueError(
+            f"The student is {what}, and must be a segmentation network of hf_segkd or transformers, or the folder, "
+            "Hub id or config of one: it is saved by save_pretrained and loaded by from_pretrained. A network of "
+            "another library can be the teacher."
+        )
+    check_several_classes(student.config)
     if labels is not None:
         adopt_names(student.config, labels)
     return student, processor

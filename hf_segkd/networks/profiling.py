@@ -83,5 +83,4 @@ def cpu_name() -> str:
 
 
 def _image(model: PreTrainedModel, image_size: tuple[int, int]) -> torch.Tensor:
-    parameter = next(model.parameters())
-    return torch.zeros(1, image_channels(model.config), *image_size, device=parameter.device, dtype=parameter.dtype)
+    return torch.zeros(1, image_channels(model.config), *image_size, device=model.device, dtype=model.dtype)

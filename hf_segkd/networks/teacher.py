@@ -34,7 +34,7 @@ class Teacher(nn.Module):
     works with a copy, and the network stays as it is.
 
     Args:
-        network: Any segmentation network.
+        network: Any segmentation network; one that is not of transformers becomes a `LogitsNetwork`.
         processor: Its image processor; None where it sees pixels as the student does.
         class_map: Which of its classes teaches which of the student's: see `match_classes`.
         dtype: Number format of the weights: `float32`, `bfloat16` or `float16`, which the network then computes in;
@@ -51,8 +51,8 @@ class Teacher(nn.Module):
         dtype: The network's dtype; images are cast to it.
 
     Raises:
-        ValueError: If the student's processor is missing, the class map does not fit, or the network takes images of
-            another number of channels than the student.
+        ValueError: If it is no such network, the student's processor is missing, the class map does not fit, or the
+            network takes images of another number of channels than the student.
     """
 
     def __init__(

@@ -11,7 +11,9 @@ from typing import Any
 import datasets
 import numpy as np
 from PIL import Image, ImageOps
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from hf_segkd import models
 from hf_segkd.data import evenly_spread, label_info
@@ -24,6 +26,8 @@ from hf_segkd.networks.profiling import count_macs
 from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.model_card import class_series, render_card
 from hf_segkd.publishing.privacy import public
+
+logger = logging.get_logger(__name__)
 
 PICTURE_FILE = "comparison.png"
 CHART_FILE = "per_class_iou.png"
@@ -75,7 +79,7 @@ def write_publication(
         write_json(shared, folder / SCORES_FILE)
         per_class_chart(facts.class_names, class_series(facts)).save(folder / CHART_FILE, optimize=True)
         facts = replace(facts, chart=CHART_FILE)
-    if samples is not None and networks:
+    if samples is not None and (networks := that_take(networks or {}, samples)):
         compare(samples, networks).save(folder / PICTURE_FILE, optimize=True)
         facts = replace(facts, pictures=[PICTURE_FILE])
     (folder / "README.md").write_text(render_card(facts), encoding="utf-8")
@@ -124,6 +128,23 @@ def is_ours(model: PreTrainedModel) -> bool:
     return type(model).__module__.startswith("hf_segkd.")
 
 
+def that_take(
+    networks: Mapping[str, tuple[PreTrainedModel, Any]], samples: datasets.Dataset
+) -> dict[str, tuple[PreTrainedModel, Any]]:
+    """Those of the networks that take images of the samples' sizes; of others, such as EoMT, the log tells."""
+    first = {sample["image"].size: sample["image"] for sample in samples}
+    taken = {}
+    for title, (model, processor) in networks.items():
+        try:
+            for image in first.values():
+                predict(model, processor, image)
+        except ValueError as error:
+            logger.warning(f"The pictures are without the {title}, which does not take these images whole: {error}")
+            continue
+        taken[title] = (model, processor)
+    return taken
+
+
 def compare(samples: datasets.Dataset, networks: Mapping[str, tuple[PreTrainedModel, Any]]) -> Image.Image:
     """A table of pictures: image, truth and each network's prediction, in the data set's colours, with a legend."""
     labels = label_info(samples)
@@ -159,10 +180,10 @@ def samples_to_show(dataset: datasets.Dataset, count: int | None = None) -> tupl
     return evenly_spread(dataset, NUM_PICTURES if count is None else count), None
 
 
-def describe(model: PreTrainedModel) -> str:
+def describe(model: nn.Module) -> str:
     """The architecture in a few words, e.g. "DeepLabV3+ (mobilenet-v2 x 0.35, output stride 16)"."""
     name = type(model).__name__.removesuffix("ForSemanticSegmentation").replace("DeepLabV3Plus", "DeepLabV3+")
-    config = model.config
+    config = getattr(model, "config", None)  # a teacher of another library may have none
     backbone = getattr(config, "backbone_config", None)
     if backbone is None:
         return name
@@ -174,11 +195,20 @@ def describe(model: PreTrainedModel) -> str:
 
 
 def cost(network: str, model: PreTrainedModel, image_size: tuple[int, int] | None) -> dict[str, Any]:
-    """Size of a network as `CardFacts.costs` takes it; multiply-adds for one image of (height, width) pixels."""
+    """Size of a network as `CardFacts.costs` takes it; multiply-adds for one image of (height, width) pixels.
+
+    They are None where the size is not known, or the network does not take it.
+    """
+    macs = None
+    if image_size is not None:
+        try:
+            macs = count_macs(model, image_size)
+        except ValueError as error:
+            logger.warning(f"The multiply-adds of the {network} are not counted: {error}")
     return {
         "network": network,
         "parameters": model.num_parameters(),
-        "macs": None if image_size is None else count_macs(model, image_size),
+        "macs": macs,
         "image_size": None if image_size is None else list(image_size),
         "file_mb": model.get_memory_footprint(return_buffers=True) / 1e6,
     }

@@ -152,7 +152,7 @@ def _card_facts(run: Run, repo_id: str, costs: list[dict[str, Any]], pictures_no
     teacher = None if run.teacher is None else without_taps(run.teacher.network)
     if report is not None and report.mean_iou is None:  # no pixel of the evaluation was labelled
         report = None
-    origin = "" if teacher is None else teacher.name_or_path
+    origin = "" if teacher is None else run.teacher.network.name_or_path
     return CardFacts(
         repo_id=repo_id,
         architecture=describe(run.student),

@@ -18,7 +18,7 @@ from hf_segkd.data import AugmentedDataset
 from hf_segkd.data.image_processors import normalisation, reverses_channels
 from hf_segkd.evaluation.argument_roles import OnResume, role_of
 from hf_segkd.losses import AbstractDistillationLoss
-from hf_segkd.networks import FeatureNetwork, FeatureReader
+from hf_segkd.networks import FeatureNetwork, FeatureReader, LogitsNetwork
 from hf_segkd.networks.class_names import CLASS_NAMES, config_values
 from hf_segkd.networks.teacher import Renormalisation, Teacher
 from hf_segkd.training.arguments import DistillationArguments
@@ -205,7 +205,7 @@ def _config(network: nn.Module | FeatureReader, without: Sequence[str] = ()) -> 
 
 def _taps(network: nn.Module | FeatureReader) -> dict[str, str] | None:
     """Feature -> module, of a network that does not name its features itself."""
-    named = isinstance(network, FeatureNetwork | FeatureReader)
+    named = isinstance(network, FeatureNetwork | FeatureReader | LogitsNetwork)
     return {tap: str(path) for tap, path in network.taps.items()} if named else None
 
 

@@ -79,8 +79,9 @@ class DistillationTrainer(Trainer):
         args: Training arguments; `args.method` names the loss, "none" (default) trains without a teacher.
         teacher: The network to learn from, or its folder or Hub id. It is never trained, saved, or taken out of
             evaluation mode. A segmentation model of transformers offers its logits and default features; a
-            `FeatureNetwork` of it offers others too. `trainer.teacher` is the `Teacher` that is made of it; its
-            documentation says what happens to the network.
+            `FeatureNetwork` of it offers others too. Any other network, or a function of images, that gives logits
+            (b, k, h, w) offers these; a `LogitsNetwork` of it offers features too. `trainer.teacher` is the `Teacher`
+            that is made of it; its documentation says what happens to the network.
         train_dataset: A data set of `load_segmentation_dataset`, which is augmented as `args` says, or any torch
             data set of `pixel_values` (3, h, w) and `labels` (h, w), both of the crop's size. The trainer sets the
             epoch of an `AugmentedDataset`; set it yourself if the set is wrapped in another. Without labels the
@@ -104,7 +105,8 @@ class DistillationTrainer(Trainer):
         optimizers: As in `Trainer`.
 
     Raises:
-        ValueError: If teacher and method don't go together, teacher and student are one object, their classes are not
+        ValueError: If the teacher is no network, or the student none that `from_pretrained` can load, either has one
+            class, teacher and method don't go together, teacher and student are one object, their classes are not
             known to agree, a feature is missing, or the distributed set-up was never tested.
 
     Attributes:
@@ -138,7 +140,7 @@ class DistillationTrainer(Trainer):
         model: PreTrainedModel | FeatureNetwork | PreTrainedConfig | str | os.PathLike,
         args: DistillationArguments | None = None,
         *,
-        teacher: PreTrainedModel | FeatureNetwork | str | os.PathLike | None = None,
+        teacher: nn.Module | Callable[[Tensor], Any] | str | os.PathLike | None = None,
         train_dataset: Dataset | datasets.Dataset | None = None,
         unlabelled_dataset: datasets.Dataset | None = None,
         eval_dataset: Dataset | datasets.Dataset | dict[str, Any] | None = None,
@@ -161,7 +163,8 @@ class DistillationTrainer(Trainer):
         if teacher is None and (teacher_processor is not None or class_map is not None):
             raise ValueError("teacher_processor and class_map say how a teacher is read, and there is no teacher.")
         if teacher is not None:
-            if without_taps(teacher) is without_taps(model):
+            teacher = with_taps(teacher)
+            if any(module is without_taps(model) for module in teacher.modules()):
                 raise ValueError(
                     "Teacher and student are the same object, and the teacher must not be trained: load it twice."
                 )
