@@ -1,0 +1,310 @@
+"""`TrainingStream`, `EvaluationStream`: as `AugmentedDataset` and `EvaluationDataset`, of data sets without length."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from .account import NUM_SAMPLES, LabelAccount
+from .columns import find_columns, kinds_of_features
+from .image_files import UnreadableImageError
+from .image_processors import whole_image
+from .labels import IGNORE_INDEX, LabelInfo
+from .rows import RowReader, gives_tensors
+from .samples import Sample
+from .transforms import TrainTransform
+
+if TYPE_CHECKING:  # importing transformers takes longer than all the rest together
+    from transformers import BaseImageProcessor
+
+logger = logging.getLogger(__name__)
+
+MOST_WORKERS = 1024
+
+
+class Source:
+    """Where the rows of a stream come from.
+
+    Args:
+        rows: A `datasets.IterableDataset` or a torch one; or, as a part of a training stream, a `datasets.Dataset` of
+            `load_segmentation_dataset`, whose rows come in an order that is drawn anew for each pass.
+        reader: Reads a row of a stream.
+        seed: Draws the order of a data set with a length.
+    """
+
+    def __init__(self, rows: Any, reader: RowReader, seed: int = 0) -> None:
+        self.reader = reader
+        self.seed = seed
+        self.rows = _undecoded(rows, reader) if isinstance(rows, datasets.IterableDataset) else rows
+
+    @property
+    def is_known_to_lack_masks(self) -> bool:
+        """Whether the features say that there is no column of masks."""
+        if not isinstance(self.rows, datasets.IterableDataset) or self.rows.features is None:
+            return False
+        kinds = kinds_of_features(self.rows.features)
+        return kinds.get("pixel_values") != "tensor" and find_columns(kinds, "", self.reader.names)[1] is None
+
+    @property
+    def num_shards(self) -> int | None:
+        """How many workers can share the rows; None where any number can, or the stream alone knows."""
+        return self.rows.num_shards if isinstance(self.rows, datasets.IterableDataset) else None
+
+    def pass_over(self, number: int) -> Iterator[Any]:
+        """This worker's rows, as they are stored, in the order of a pass, 0 for the first."""
+        if isinstance(self.rows, datasets.Dataset):
+            worker, workers = _worker()
+            order = np.random.default_rng((self.seed, number)).permutation(len(self.rows))
+            yield from order[worker::workers].tolist()
+            return
+        rows = self.rows
+        if isinstance(rows, datasets.IterableDataset):
+            rows = rows.shard(num_shards=1, index=0)  # with an epoch of its own: that of `rows` is shared by the workers
+        if callable(set_epoch := getattr(rows, "set_epoch", None)):
+            set_epoch(number)
+        yield from rows
+
+    def read(self, stored: Any, place: str) -> dict[str, Any]:
+        """A row with image and annotation, as `RowReader.read`; one that is ready for the network as it is."""
+        if isinstance(self.rows, datasets.Dataset):
+            return self.rows[stored]
+        if gives_tensors(stored):
+            return dict(stored)
+        return self.reader.read(stored, place)
+
+
+class TrainingStream(IterableDataset):
+    """Training samples of a stream, which depend on its rows, on (seed, pass, place in the stream) and nothing else.
+
+    `for sample in stream` is one pass. Training goes on with the next pass when one is over. The rows are shared by
+    workers as `datasets` does it, shard by shard, and among processes one by one: each image is seen by one of them.
+
+    Args:
+        source: The images.
+        transform: Turns an image and its annotation into a sample; rows that are tensors stay as they are.
+        seed: Any integer from 0.
+        unlabelled: Images without labels that are mixed in; the stream ends with that of `source`.
+        unlabelled_ratio: How many of them come for each image of `source`; above 0.
+        bad_images: As in `AugmentedDataset`; "skip" leaves the row out.
+
+    Raises:
+        ValueError: If the seed is negative.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: TrainTransform,
+        seed: int = 0,
+        unlabelled: Source | None = None,
+        unlabelled_ratio: float = 1.0,
+        bad_images: Literal["stop", "skip"] = "stop",
+    ) -> None:
+        if seed < 0:
+            raise ValueError(f"seed must not be negative (numpy's generators take none), got {seed}.")
+        self.source = source
+        self.transform = transform
+        self.seed = seed
+        self.unlabelled = unlabelled
+        self.unlabelled_ratio = unlabelled_ratio
+        self.bad_images = bad_images
+        self.process, self.processes = 0, 1
+        self._endless = False
+        scheme = source.reader.scheme
+        self._account = None if scheme is None else LabelAccount(scheme.info, None)
+
+    def endless(self, process: int, processes: int) -> TrainingStream:
+        """The share of a process, pass after pass."""
+        stream = copy.copy(self)
+        stream.process, stream.processes, stream._endless = process, processes, True
+        return stream
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Samples as those of `AugmentedDataset`; images without labels have none where all are without.
+
+        Raises:
+            ValueError: If the rows can't be read again and more are needed, or as `RowReader.read`.
+        """
+        if self.unlabelled is None:
+            yield from self._samples(self.source, self._endless)
+            return
+        others = self._samples(self.unlabelled, True, is_unlabelled=True)
+        due = 0
+        for number, sample in enumerate(self._samples(self.source, self._endless), start=1):
+            yield sample
+            while due < int(number * self.unlabelled_ratio):
+                other = next(others, None)
+                if other is None:
+                    raise ValueError("unlabelled_dataset gives no images, or none to one of the workers.")
+                yield other
+                due += 1
+
+    def _samples(self, source: Source, endless: bool, is_unlabelled: bool = False) -> Iterator[Sample]:
+        worker, workers = _worker()
+        count = 0
+        for number in itertools.count():
+            before = count
+            for place, stored in enumerate(source.pass_over(number)):
+                is_ours = count % self.processes == self.process
+                count += 1
+                if is_ours:
+                    key = (self.seed, number, place * workers + worker, *([1] if is_unlabelled else []))
+                    try:
+                        yield self._sample(source, stored, key)
+                    except UnreadableImageError as error:
+                        if self.bad_images != "skip":
+                            hint = "(bad_images='skip' trains without such files.)"
+                            raise UnreadableImageError(f"{error} {hint}") from error
+                        logger.warning(f"Left out of training: {error}")
+            if count == before:
+                if number == 0:  # a worker without a shard
+                    return
+                raise ValueError(
+                    f"{source.reader.where} gave {count} images and can't be read again, and max_steps asks for more. "
+                    "Lower max_steps, or pass a stream that begins anew each time it is iterated."
+                )
+            if not endless:
+                return
+
+    def _sample(self, source: Source, stored: Any, key: tuple[int, ...]) -> Sample:
+        row = source.read(stored, f"row {key[2]}")
+        if "pixel_values" in row:
+            if self.unlabelled is not None:
+                raise ValueError(
+                    f"{source.reader.where} gives tensors (pixel_values), and images are mixed before they are "
+                    "augmented: give pictures, or mix your tensors yourself, with all labels "
+                    f"{self.transform.ignore_index} where there are none."
+                )
+            return row
+        annotation = row.get("annotation")
+        has_labels = annotation is not None or self.unlabelled is not None or source.reader.has_labels
+        if annotation is None:
+            ignored = self.transform.ignore_index
+            annotation = Image.new("L" if ignored <= IGNORE_INDEX else "I;16", row["image"].size, ignored)
+        else:
+            self._count(annotation)
+        sample = {**self.transform(row["image"], annotation, np.random.default_rng(key)), "image_ids": row["image_id"]}
+        return sample if has_labels else {name: value for name, value in sample.items() if name != "labels"}
+
+    def _count(self, annotation: Image.Image) -> None:
+        """Count the first masks, and warn of likely mistakes once."""
+        if self._account is None or _worker()[0] or "numbers" not in annotation.info:
+            return
+        self._account.add(annotation)
+        if self._account.num_read == NUM_SAMPLES:
+            if os.environ.get("RANK", "0") == "0":
+                for suspicion in self._account.suspicions():
+                    logger.warning(suspicion)
+            self._account = None
+
+
+class EvaluationStream(IterableDataset):
+    """Whole images of a stream as `EvaluationDataset` gives them, each counted once by any number of processes.
+
+    Where processes would get unequal numbers of images, those with fewer give an image without a labelled pixel more,
+    which adds nothing to the counts.
+
+    Args:
+        source: The images, with labels.
+        image_processor: A Hugging Face image processor; rows that are tensors stay as they are.
+        labels: The classes.
+        split: What reports call the images.
+        ignore_index: Label of the pixels that are left out.
+
+    Attributes:
+        labels: The classes.
+        split: What reports call the images.
+    """
+
+    def __init__(
+        self, source: Source, image_processor: BaseImageProcessor, labels: LabelInfo, split: str, ignore_index: int
+    ) -> None:
+        self.source = source
+        self.image_processor = image_processor
+        self.labels = labels
+        self.split = split
+        self.ignore_index = ignore_index
+        self.process, self.processes = 0, 1
+        # In shared memory, where each worker leaves the number of images that it read in its last pass.
+        self._counts = torch.zeros(MOST_WORKERS, dtype=torch.int64).share_memory_()
+
+    @property
+    def num_images(self) -> int:
+        """Number of images in the last pass, of all processes; 0 before the first."""
+        return int(self._counts.sum())
+
+    @property
+    def num_given(self) -> int:
+        """As `num_images`, with those that were added so that all processes have equally many."""
+        return int((self._counts.div(self.processes).ceil() * self.processes).sum())
+
+    def share(self, process: int, processes: int) -> EvaluationStream:
+        """The share of a process."""
+        stream = copy.copy(self)
+        stream.process, stream.processes = process, processes
+        stream._counts = torch.zeros_like(self._counts).share_memory_()
+        return stream
+
+    def first(self, number: int) -> list[Sample]:
+        """The first samples."""
+        return [self._sample(stored, place) for place, stored in zip(range(number), self.source.pass_over(0))]  # noqa: B905
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Samples as those of `EvaluationDataset`."""
+        count, first = 0, None
+        for stored in self.source.pass_over(0):
+            first = stored if first is None else first
+            if count % self.processes == self.process:
+                yield self._sample(stored, count)
+            count += 1
+        self._counts[_worker()[0]] = count
+        if 0 < count % self.processes <= self.process:
+            sample = self._sample(first, 0)
+            labels = torch.as_tensor(sample["labels"] if "labels" in sample else sample["label"]).long()
+            yield {**sample, "labels": torch.full_like(labels, self.ignore_index)}
+
+    def _sample(self, stored: Any, place: int) -> dict[str, Tensor | str]:
+        row = self.source.read(stored, f"row {place}")
+        if "pixel_values" in row:
+            return row
+        if "annotation" not in row:
+            raise ValueError(
+                f"An evaluation needs labels, and {self.source.reader.where} gives none for {row['image_id']}. Name "
+                "the column of the masks as mask_column; scripts/predict.py needs none."
+            )
+        pixel_values = whole_image(self.image_processor, row["image"])
+        return {"pixel_values": pixel_values, "labels": torch.from_numpy(np.array(row["annotation"])).long()}
+
+
+def _worker() -> tuple[int, int]:
+    """Number of this worker, from 0, and how many there are."""
+    info = get_worker_info()
+    return (0, 1) if info is None else (info.id, info.num_workers)
+
+
+def _undecoded(rows: datasets.IterableDataset, reader: RowReader) -> datasets.IterableDataset:
+    """The stream with pictures as they are stored, where its features say which columns they are.
+
+    So rows of other processes are not decoded, and errors name the file.
+    """
+    if rows.features is None:
+        return rows
+    kinds = kinds_of_features(rows.features)
+    if kinds.get("pixel_values") == "tensor":
+        return rows.with_format("torch")
+    image, mask = find_columns(kinds, reader.where, reader.names, labelled=reader.scheme is not None)
+    columns = [column for column in (image, mask, "image_id", "__key__") if column in rows.features]
+    if not all(isinstance(rows.features[column], datasets.Image) for column in (image, mask) if column is not None):
+        return rows
+    return rows.with_format(None).decode(False).select_columns(columns)
