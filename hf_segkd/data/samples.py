@@ -47,8 +47,8 @@ def require_one_size(samples: Sequence[Sample]) -> None:
         image = tuple(sample["pixel_values"].shape[1:])
         if "labels" in sample and tuple(sample["labels"].shape) != image:
             raise ValueError(
-                f"{_name(sample)}: labels are {_size(sample['labels'])} and pixel_values {_size(sample['pixel_values'])} "
-                "(height x width). In training both have the size of the crop; resize the labels too, by nearest "
+                f"{_name(sample)}: labels are {_size(sample['labels'])} and pixel_values "
+                f"{_size(sample['pixel_values'])} (height x width). In training both have the size of the crop; resize the labels too, by nearest "
                 "neighbour."
             )
         if sample["pixel_values"].shape != samples[0]["pixel_values"].shape:
@@ -65,8 +65,8 @@ def _taken(sample: Any, num_channels: int | None) -> Sample:
         raise ValueError(rows_are_dicts("The data set", sample))
     if "pixel_values" not in sample:
         raise ValueError(
-            f"A sample has no pixel_values, (3, h, w) float32; it has {', '.join(map(str, sample))}. The data set gives "
-            "tensors, or images with masks in all its rows."
+            f"A sample has no pixel_values, (3, h, w) float32; it has {', '.join(map(str, sample))}. The data set "
+            "gives tensors, or images with masks in all its rows."
         )
     labels = sample["labels"] if "labels" in sample else sample.get("label")
     if labels is None and (misnamed := [name for name in OTHER_NAMES if name in sample]):

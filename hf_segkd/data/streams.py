@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import logging
 import os
@@ -61,6 +62,12 @@ class Source:
         """How many workers can share the rows; None where any number can, or the stream alone knows."""
         return self.rows.num_shards if isinstance(self.rows, datasets.IterableDataset) else None
 
+    @property
+    def order(self) -> str:
+        """Equal where two streams of `datasets` are shuffled alike; those without a seed never are."""
+        states = [] if not isinstance(self.rows, datasets.IterableDataset) else _states(self.rows._ex_iterable)
+        return hashlib.sha256("\n".join(map(str, states)).encode()).hexdigest()
+
     def pass_over(self, number: int) -> Iterator[Any]:
         """This worker's rows, as they are stored, in the order of a pass, 0 for the first."""
         if isinstance(self.rows, datasets.Dataset):
@@ -70,7 +77,7 @@ class Source:
             return
         rows = self.rows
         if isinstance(rows, datasets.IterableDataset):
-            rows = rows.shard(num_shards=1, index=0)  # with an epoch of its own: that of `rows` is shared by the workers
+            rows = rows.shard(num_shards=1, index=0)  # with an epoch of its own: the workers share that of `rows`
         if callable(set_epoch := getattr(rows, "set_epoch", None)):
             set_epoch(number)
         yield from rows
@@ -123,6 +130,17 @@ class TrainingStream(IterableDataset):
         self._endless = False
         scheme = source.reader.scheme
         self._account = None if scheme is None else LabelAccount(scheme.info, None)
+
+    @property
+    def name(self) -> str | None:
+        """What its labels are called; None for images known to have none."""
+        scheme = self.source.reader.scheme
+        return None if scheme is None or self.source.is_known_to_lack_masks else scheme.info.name
+
+    @property
+    def order(self) -> list[str]:
+        """Equal where two streams give their images in the same order, as far as `datasets` tells."""
+        return [source.order for source in (self.source, self.unlabelled) if source is not None]
 
     def endless(self, process: int, processes: int) -> TrainingStream:
         """The share of a process, pass after pass."""
@@ -240,6 +258,11 @@ class EvaluationStream(IterableDataset):
         self._counts = torch.zeros(MOST_WORKERS, dtype=torch.int64).share_memory_()
 
     @property
+    def order(self) -> list[str]:
+        """As that of a `TrainingStream`."""
+        return [self.source.order]
+
+    @property
     def num_images(self) -> int:
         """Number of images in the last pass, of all processes; 0 before the first."""
         return int(self._counts.sum())
@@ -291,6 +314,16 @@ def _worker() -> tuple[int, int]:
     """Number of this worker, from 0, and how many there are."""
     info = get_worker_info()
     return (0, 1) if info is None else (info.id, info.num_workers)
+
+
+def _states(part: Any) -> Iterator[Any]:
+    """States of the generators that shuffle a stream: `datasets` keeps them in the links of a chain."""
+    for value in vars(part).values():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, np.random.Generator):
+                yield each.bit_generator.state
+            elif type(each).__module__ == type(part).__module__ and hasattr(each, "__dict__"):
+                yield from _states(each)
 
 
 def _undecoded(rows: datasets.IterableDataset, reader: RowReader) -> datasets.IterableDataset:
