@@ -142,6 +142,8 @@ class RowReader:
             numbers = numbers[..., 0] if numbers.shape[2] == 1 else numbers
         if numbers.ndim != 2:
             raise ValueError(f"{name}: a mask of shape {numbers.shape}, need (h, w) class ids.")
+        if numbers.dtype.kind == "i":  # -1 is `datasets.ClassLabel`'s "no label"
+            numbers = np.where(numbers == -1, self.scheme.info.ignore_index, numbers.astype(np.int64))
         return self._masks.of_numbers(numbers, name)
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .account import NUM_SAMPLES, LabelAccount
 from .columns import find_columns, kinds_of_features
+from .decoding import label_info
 from .image_files import UnreadableImageError
 from .image_processors import whole_image
 from .labels import IGNORE_INDEX, LabelInfo
@@ -134,7 +135,9 @@ class TrainingStream(IterableDataset):
     @property
     def name(self) -> str | None:
         """What its labels are called; None for images known to have none."""
-        scheme = self.source.reader.scheme
+        rows, scheme = self.source.rows, self.source.reader.scheme
+        if isinstance(rows, datasets.Dataset):
+            return label_info(rows).name if "annotation" in rows.column_names else None
         return None if scheme is None or self.source.is_known_to_lack_masks else scheme.info.name
 
     @property

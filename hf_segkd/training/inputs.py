@@ -84,9 +84,9 @@ def augmented(
         dataset = as_loaded(dataset, "train_dataset", partial(_scheme, model, processor), names, num_bands(processor))
     if unlabelled is not None and dataset is not None and not is_loaded(dataset) and not is_stream(dataset):
         raise ValueError(
-            "unlabelled_dataset is mixed with the images of train_dataset before they are augmented, and train_dataset "
-            f"is a {type(dataset).__name__} that gives tensors. Let your own data set give the unlabelled images too, "
-            f"with all labels {model.config.semantic_loss_ignore_index}; with unlabelled images alone, pass them as "
+            "unlabelled_dataset is mixed with images before they are augmented, not with tensors, and "
+            f"train_dataset is {type(dataset).__name__}. Let your own data set give the unlabelled images too, with all "
+            f"labels {model.config.semantic_loss_ignore_index}; with unlabelled images alone, pass them as "
             "train_dataset."
         )
     if unlabelled is not None and dataset is None:
@@ -118,7 +118,7 @@ def augmented(
                 "bad_images='skip' is for data sets whose images are read here; "
                 f"{type(dataset).__name__} gives tensors, and has to leave bad files out by itself."
             )
-        _tell_once("train_dataset gives tensors (pixel_values): they are used as they are, without augmentation.")
+        logger.warning("train_dataset gives tensors (pixel_values): they are used as they are, without augmentation.")
     images = args.per_device_train_batch_size * args.world_size
     if dataset is not None and args.dataloader_drop_last and len(dataset) < images:
         raise ValueError(
@@ -198,7 +198,7 @@ def _scheme(model: PreTrainedModel, processor: Any, called: str, classes: list[s
     names = class_names(model.config.id2label) if classes is None else classes
     reduces = bool(getattr(processor, "do_reduce_labels", False))
     if reduces:
-        _tell_once(
+        logger.warning_once(  # of each evaluation anew otherwise
             f"{called}: the image processor has do_reduce_labels, so 0 in the masks is taken for no class and 1 for "
             f"{names[0]!r}."
         )
@@ -226,11 +226,6 @@ def _source_maker(model: PreTrainedModel, processor: Any, names: ColumnNames) ->
 
 def _split(stream: Any) -> str:
     return str(stream.split or "eval") if isinstance(stream, datasets.IterableDataset) else "eval"
-
-
-def _tell_once(message: str) -> None:
-    """Log what is said of each data set, and of each evaluation, alike."""
-    logger.warning_once(message)
 
 
 def _train_transform(args: DistillationArguments, processor: Any, model: PreTrainedModel) -> TrainTransform:
