@@ -30,12 +30,15 @@ def png(picture):
     return file.getvalue()
 
 
+def file_of(picture):
+    """A cell of an undecoded column."""
+    return {"bytes": png(picture), "path": None}
+
+
 def shards(split="train", num_images=8, num_shards=2, masks=True):
     """Lists of rows with the bytes of files."""
-    rows = [
-        {"image": {"bytes": png(image), "path": None}, **({"label": {"bytes": png(mask), "path": None}} if masks else {})}
-        for image, mask in pairs(split, num_images)
-    ]
+    rows = [{"image": file_of(image), "label": file_of(mask)} for image, mask in pairs(split, num_images)]
+    rows = rows if masks else [{"image": row["image"]} for row in rows]
     return [rows[shard::num_shards] for shard in range(num_shards)]
 
 

@@ -136,9 +136,7 @@ def _usual(
     """The only column of a usual name that holds what is wanted, None where there is none."""
     found = [column for column, kind in kinds.items() if _stem(column) in usual and kind in wanted]
     if len(found) > 1:
-        raise ValueError(
-            f"{where}: {' and '.join(found)} could be meant; name one as {option}. There are: {listed}."
-        )
+        raise ValueError(f"{where}: {' and '.join(found)} could be meant; name one as {option}. There are: {listed}.")
     return found[0] if found else None
 
 

@@ -48,8 +48,8 @@ def require_one_size(samples: Sequence[Sample]) -> None:
         if "labels" in sample and tuple(sample["labels"].shape) != image:
             raise ValueError(
                 f"{_name(sample)}: labels are {_size(sample['labels'])} and pixel_values "
-                f"{_size(sample['pixel_values'])} (height x width). In training both have the size of the crop; resize the labels too, by nearest "
-                "neighbour."
+                f"{_size(sample['pixel_values'])} (height x width). In training both have the size of the crop; "
+                "resize the labels too, by nearest neighbour."
             )
         if sample["pixel_values"].shape != samples[0]["pixel_values"].shape:
             raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import logging
 import os
@@ -15,16 +14,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from .account import NUM_SAMPLES, LabelAccount
-from .columns import find_columns, kinds_of_features
 from .decoding import label_info
 from .image_files import UnreadableImageError
 from .image_processors import whole_image
 from .labels import IGNORE_INDEX, LabelInfo
-from .rows import RowReader, gives_tensors
 from .samples import Sample
+from .stream_sources import Source, this_worker
 from .transforms import TrainTransform
 
 if TYPE_CHECKING:  # importing transformers takes longer than all the rest together
@@ -33,63 +31,6 @@ if TYPE_CHECKING:  # importing transformers takes longer than all the rest toget
 logger = logging.getLogger(__name__)
 
 MOST_WORKERS = 1024
-
-
-class Source:
-    """Where the rows of a stream come from.
-
-    Args:
-        rows: A `datasets.IterableDataset` or a torch one; or, as a part of a training stream, a `datasets.Dataset` of
-            `load_segmentation_dataset`, whose rows come in an order that is drawn anew for each pass.
-        reader: Reads a row of a stream.
-        seed: Draws the order of a data set with a length.
-    """
-
-    def __init__(self, rows: Any, reader: RowReader, seed: int = 0) -> None:
-        self.reader = reader
-        self.seed = seed
-        self.rows = _undecoded(rows, reader) if isinstance(rows, datasets.IterableDataset) else rows
-
-    @property
-    def is_known_to_lack_masks(self) -> bool:
-        """Whether the features say that there is no column of masks."""
-        if not isinstance(self.rows, datasets.IterableDataset) or self.rows.features is None:
-            return False
-        kinds = kinds_of_features(self.rows.features)
-        return kinds.get("pixel_values") != "tensor" and find_columns(kinds, "", self.reader.names)[1] is None
-
-    @property
-    def num_shards(self) -> int | None:
-        """How many workers can share the rows; None where any number can, or the stream alone knows."""
-        return self.rows.num_shards if isinstance(self.rows, datasets.IterableDataset) else None
-
-    @property
-    def order(self) -> str:
-        """Equal where two streams of `datasets` are shuffled alike; those without a seed never are."""
-        states = [] if not isinstance(self.rows, datasets.IterableDataset) else _states(self.rows._ex_iterable)
-        return hashlib.sha256("\n".join(map(str, states)).encode()).hexdigest()
-
-    def pass_over(self, number: int) -> Iterator[Any]:
-        """This worker's rows, as they are stored, in the order of a pass, 0 for the first."""
-        if isinstance(self.rows, datasets.Dataset):
-            worker, workers = _worker()
-            order = np.random.default_rng((self.seed, number)).permutation(len(self.rows))
-            yield from order[worker::workers].tolist()
-            return
-        rows = self.rows
-        if isinstance(rows, datasets.IterableDataset):
-            rows = rows.shard(num_shards=1, index=0)  # with an epoch of its own: the workers share that of `rows`
-        if callable(set_epoch := getattr(rows, "set_epoch", None)):
-            set_epoch(number)
-        yield from rows
-
-    def read(self, stored: Any, place: str) -> dict[str, Any]:
-        """A row with image and annotation, as `RowReader.read`; one that is ready for the network as it is."""
-        if isinstance(self.rows, datasets.Dataset):
-            return self.rows[stored]
-        if gives_tensors(stored):
-            return dict(stored)
-        return self.reader.read(stored, place)
 
 
 class TrainingStream(IterableDataset):
@@ -172,7 +113,7 @@ class TrainingStream(IterableDataset):
                 due += 1
 
     def _samples(self, source: Source, endless: bool, is_unlabelled: bool = False) -> Iterator[Sample]:
-        worker, workers = _worker()
+        worker, workers = this_worker()
         count = 0
         for number in itertools.count():
             before = count
@@ -220,7 +161,7 @@ class TrainingStream(IterableDataset):
 
     def _count(self, annotation: Image.Image) -> None:
         """Count the first masks, and warn of likely mistakes once."""
-        if self._account is None or _worker()[0] or "numbers" not in annotation.info:
+        if self._account is None or this_worker()[0] or "numbers" not in annotation.info:
             return
         self._account.add(annotation)
         if self._account.num_read == NUM_SAMPLES:
@@ -294,7 +235,7 @@ class EvaluationStream(IterableDataset):
             if count % self.processes == self.process:
                 yield self._sample(stored, count)
             count += 1
-        self._counts[_worker()[0]] = count
+        self._counts[this_worker()[0]] = count
         if 0 < count % self.processes <= self.process:
             sample = self._sample(first, 0)
             labels = torch.as_tensor(sample["labels"] if "labels" in sample else sample["label"]).long()
@@ -311,36 +252,3 @@ class EvaluationStream(IterableDataset):
             )
         pixel_values = whole_image(self.image_processor, row["image"])
         return {"pixel_values": pixel_values, "labels": torch.from_numpy(np.array(row["annotation"])).long()}
-
-
-def _worker() -> tuple[int, int]:
-    """Number of this worker, from 0, and how many there are."""
-    info = get_worker_info()
-    return (0, 1) if info is None else (info.id, info.num_workers)
-
-
-def _states(part: Any) -> Iterator[Any]:
-    """States of the generators that shuffle a stream: `datasets` keeps them in the links of a chain."""
-    for value in vars(part).values():
-        for each in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(each, np.random.Generator):
-                yield each.bit_generator.state
-            elif type(each).__module__ == type(part).__module__ and hasattr(each, "__dict__"):
-                yield from _states(each)
-
-
-def _undecoded(rows: datasets.IterableDataset, reader: RowReader) -> datasets.IterableDataset:
-    """The stream with pictures as they are stored, where its features say which columns they are.
-
-    So rows of other processes are not decoded, and errors name the file.
-    """
-    if rows.features is None:
-        return rows
-    kinds = kinds_of_features(rows.features)
-    if kinds.get("pixel_values") == "tensor":
-        return rows.with_format("torch")
-    image, mask = find_columns(kinds, reader.where, reader.names, labelled=reader.scheme is not None)
-    columns = [column for column in (image, mask, "image_id", "__key__") if column in rows.features]
-    if not all(isinstance(rows.features[column], datasets.Image) for column in (image, mask) if column is not None):
-        return rows
-    return rows.with_format(None).decode(False).select_columns(columns)

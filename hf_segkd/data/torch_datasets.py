@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # importing transformers takes longer than all the rest toget
 
 logger = logging.getLogger(__name__)
 
+
 class AugmentedDataset(Dataset):
     """Training samples which depend on (seed, epoch, index) and on nothing else.
 

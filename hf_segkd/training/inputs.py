@@ -28,7 +28,7 @@ from hf_segkd.data.image_processors import fixed_size, normalisation, num_bands,
 from hf_segkd.data.labels import LabelScheme
 from hf_segkd.data.own_datasets import as_loaded, is_loaded, named_classes
 from hf_segkd.data.rows import RowReader, scheme_of
-from hf_segkd.data.streams import Source
+from hf_segkd.data.stream_sources import Source
 from hf_segkd.data.transforms import no_photometric_change
 from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.networks.channels import check_images, check_processor
@@ -85,8 +85,8 @@ def augmented(
     if unlabelled is not None and dataset is not None and not is_loaded(dataset) and not is_stream(dataset):
         raise ValueError(
             "unlabelled_dataset is mixed with images before they are augmented, not with tensors, and "
-            f"train_dataset is {type(dataset).__name__}. Let your own data set give the unlabelled images too, with all "
-            f"labels {model.config.semantic_loss_ignore_index}; with unlabelled images alone, pass them as "
+            f"train_dataset is {type(dataset).__name__}. Let your own data set give the unlabelled images too, with "
+            f"all labels {model.config.semantic_loss_ignore_index}; with unlabelled images alone, pass them as "
             "train_dataset."
         )
     if unlabelled is not None and dataset is None:
@@ -194,7 +194,7 @@ def unreadable_images(images: Any, accelerator: Accelerator) -> list[str]:
 
 
 def _scheme(model: PreTrainedModel, processor: Any, called: str, classes: list[str] | None) -> LabelScheme:
-    """What the numbers in the masks of a data set from elsewhere mean: the classes of its features, or the network's."""
+    """What the numbers in the masks of a data set mean: the classes of its features, else those of the network."""
     names = class_names(model.config.id2label) if classes is None else classes
     reduces = bool(getattr(processor, "do_reduce_labels", False))
     if reduces:

@@ -1,4 +1,4 @@
-"""`training_stream`: the trainer's input made from streams; `unlabelled_images`: images without labels of any data set."""
+"""`training_stream`: the trainer's input made from streams; `unlabelled_images`: those of any data set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_segkd.data.columns import ColumnNames
 from hf_segkd.data.decoding import ImagesAlone
 from hf_segkd.data.own_datasets import as_loaded, is_loaded
 from hf_segkd.data.rows import RowReader
-from hf_segkd.data.streams import Source
+from hf_segkd.data.stream_sources import Source
 from hf_segkd.losses import LOSSES, AbstractDistillationLoss
 from hf_segkd.training.arguments import DistillationArguments
 

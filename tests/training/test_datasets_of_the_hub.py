@@ -35,7 +35,10 @@ def matrices():
     classes = datasets.ClassLabel(names=list(network().config.id2label.values()))
     features = {"image": datasets.Image(), "mask": datasets.List(datasets.List(classes))}
     # ClassLabel has -1 for "no label".
-    rows = {"image": list(images), "mask": [np.where(np.asarray(mask) == 255, -1, np.int64(mask)).tolist() for mask in masks]}
+    rows = {
+        "image": list(images),
+        "mask": [np.where(np.asarray(mask) == 255, -1, np.int64(mask)).tolist() for mask in masks],
+    }
     return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
 
 
@@ -102,7 +105,7 @@ def test_columns_are_named_by_the_user_and_ambiguity_and_absence_are_errors(tmp_
         trainer(tmp_path, odd)
     with pytest.raises(ValueError, match=r"are the masks in truth\? Name it as mask_column"):
         trainer(tmp_path, odd, image_column="photo")
-    with pytest.raises(ValueError, match="there is no column 'truht'. Did you mean 'truth'"):
+    with pytest.raises(ValueError, match=r"there is no column 'truht'\. Did you mean 'truth'"):
         trainer(tmp_path, odd, image_column="photo", mask_column="truht")
     with pytest.raises(ValueError, match="mask_column scene holds no pictures"):
         trainer(tmp_path, odd, image_column="photo", mask_column="scene")
@@ -133,8 +136,13 @@ def test_tensors_are_used_as_they_are_and_other_entries_dropped(own, tmp_path):
     if own == "columns of numbers":
         rows = [tensors_of(*pair) for pair in pairs()]
         shape = (3, *SIZE)
-        features = datasets.Features({"pixel_values": datasets.Array3D(shape, "float32"),
-                                      "labels": datasets.Array2D(SIZE, "int64"), "n": datasets.Value("int64")})
+        features = datasets.Features(
+            {
+                "pixel_values": datasets.Array3D(shape, "float32"),
+                "labels": datasets.Array2D(SIZE, "int64"),
+                "n": datasets.Value("int64"),
+            }
+        )
         columns = {key: [np.asarray(row[key]) for row in rows] for key in features}
         dataset = datasets.Dataset.from_dict(columns, features=features)  # fmt: skip
     else:
@@ -142,7 +150,9 @@ def test_tensors_are_used_as_they_are_and_other_entries_dropped(own, tmp_path):
     run = trainer(tmp_path, dataset, dataset, max_steps=2, train_sampling_strategy="sequential")
     seen = []
     loss = run.compute_loss
-    run.compute_loss = lambda model, inputs, *args, **kwargs: seen.append(inputs) or loss(model, inputs, *args, **kwargs)
+    run.compute_loss = lambda model, inputs, *args, **kwargs: (
+        seen.append(inputs) or loss(model, inputs, *args, **kwargs)
+    )
     run.train()
     expected = train_collator([tensors_of(*pair) for pair in pairs()[:4]])
     assert set(seen[0]) == {"pixel_values", "labels"}

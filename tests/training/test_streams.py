@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets.distributed import split_dataset_by_node
-from foreign_rows import PICTURES, TorchStream, pairs, png, shards, stream, tensors_of, yield_rows
+from foreign_rows import TorchStream, file_of, hub_dataset, pairs, stream, tensors_of, yield_rows
 from several_processes import GLOO, spawn
 from tiny_runs import StopAfter, arguments, network, processor, same, scenes, weights, without_batch_coupling
 
@@ -36,7 +36,7 @@ def batches(run, number):
 def webdataset(num_images=8):
     """Rows as `load_dataset("webdataset", streaming=True)` gives them."""
     rows = [
-        {"__key__": f"scene_{n}", "jpg": {"bytes": png(image), "path": None}, "mask.png": {"bytes": png(mask), "path": None}}
+        {"__key__": f"scene_{n}", "jpg": file_of(image), "mask.png": file_of(mask)}
         for n, (image, mask) in enumerate(pairs(num_images=num_images))
     ]
     features = {"__key__": datasets.Value("string"), "jpg": datasets.Image(), "mask.png": datasets.Image()}
@@ -50,7 +50,7 @@ FORMS = {
     "without features": lambda: stream(features=False),
     "decoded by a map": lambda: stream().map(lambda row: {"image": row["image"].convert("RGB"), "extra": 1}),
     "webdataset": webdataset,
-    "from a data set": lambda: datasets.Dataset.from_list(shards(num_shards=1)[0], features=PICTURES).to_iterable_dataset(),
+    "from a data set": lambda: hub_dataset().to_iterable_dataset(),
     "PyTorch's": TorchStream,
 }
 
@@ -66,7 +66,10 @@ def test_the_images_of_a_stream_are_augmented_and_scored_as_those_of_a_data_set(
         assert torch.equal(row["labels"], loaded["labels"])
     run.train()
     scores = run.evaluate()
-    assert scores["eval_mean_iou"] == trainer(tmp_path, None, scenes(num_images=8), run.student).evaluate()["eval_mean_iou"]
+    assert (
+        scores["eval_mean_iou"]
+        == trainer(tmp_path, None, scenes(num_images=8), run.student).evaluate()["eval_mean_iou"]
+    )
     report = run.report()
     assert (report.num_images, report.split) == (8, "eval" if form in ("PyTorch's", "from a data set") else "train")
 
@@ -137,7 +140,8 @@ def ids(batches):
 
 
 def named(num_images, num_shards):
-    rows = [{"image": pairs(num_images=1)[0][0], "label": pairs(num_images=1)[0][1], "image_id": str(n)} for n in range(num_images)]
+    ((image, mask),) = pairs(num_images=1)
+    rows = [{"image": image, "label": mask, "image_id": str(number)} for number in range(num_images)]
     return datasets.IterableDataset.from_generator(
         yield_rows, gen_kwargs={"shards": [rows[shard::num_shards] for shard in range(num_shards)]}
     )
@@ -153,7 +157,10 @@ def test_workers_share_the_shards_and_each_image_comes_once_in_a_pass(num_shards
 
 def test_fewer_shards_than_workers_are_told_and_evaluated_once(tmp_path, caplog):
     run = trainer(tmp_path, named(4, 1), named(7, 1), max_steps=2, dataloader_num_workers=2)
-    assert "train_dataset has 1 shards, fewer than the 2 dataloader_num_workers: 1 of them have nothing to do" in caplog.text
+    assert (
+        "train_dataset has 1 shards, fewer than the 2 dataloader_num_workers: 1 of them have nothing to do"
+        in caplog.text
+    )
     run.train()
     run.evaluate()
     assert run.report().num_images == 7
@@ -187,7 +194,7 @@ def test_a_stream_without_labels_trains_by_the_teacher_alone(tmp_path):
         trainer(tmp_path, stream(masks=False))
     with pytest.raises(ValueError, match="the training batch has no labels"):
         trainer(tmp_path, stream(masks=False, features=False)).train()
-    with pytest.raises(ValueError, match="eval_dataset gives none for row 0. Name the column"):
+    with pytest.raises(ValueError, match=r"eval_dataset gives none for row 0\. Name the column"):
         trainer(tmp_path, evaluate=stream(masks=False)).evaluate()
 
 
@@ -202,7 +209,9 @@ def test_a_teacher_is_tried_on_the_first_images_of_a_stream(tmp_path):
 
 def test_what_streams_can_not_do_is_refused(tmp_path):
     for train, unlabelled in ((stream(), None), (scenes(), stream())):
-        with pytest.raises(ValueError, match=r"is a stream \(IterableDataset\), whose length is not known: set max_steps"):
+        with pytest.raises(
+            ValueError, match=r"is a stream \(IterableDataset\), whose length is not known: set max_steps"
+        ):
             trainer(tmp_path, train, unlabelled=unlabelled, method="kd", max_steps=-1)
     with pytest.raises(ValueError, match="train_dataset holds the splits train"):
         trainer(tmp_path, datasets.IterableDatasetDict({"train": stream()}))
@@ -212,9 +221,9 @@ def test_what_streams_can_not_do_is_refused(tmp_path):
         trainer(tmp_path, stream(num_shards=2), unlabelled=stream(), method="kd", dataloader_num_workers=2)
     with pytest.raises(ValueError, match="'group_by_length' needs the length"):
         trainer(tmp_path, stream(), train_sampling_strategy="group_by_length")
-    with pytest.raises(ValueError, match="train_dataset gives tensors .* and images are mixed before"):
+    with pytest.raises(ValueError, match=r"train_dataset gives tensors .* and images are mixed before"):
         trainer(tmp_path, TorchStream(tensors=True), unlabelled=stream(), method="kd").train()
-    with pytest.raises(ValueError, match="repeat_threshold 0.5 is made of the labels .* is a TrainingStream"):
+    with pytest.raises(ValueError, match=r"repeat_threshold 0\.5 is made of the labels .* is a TrainingStream"):
         trainer(tmp_path, stream(), repeat_threshold=0.5).train()
 
 
@@ -241,7 +250,7 @@ def test_wrong_labels_of_a_stream_are_errors_and_likely_mistakes_are_told(tmp_pa
 
 
 def test_a_file_that_can_not_be_read_stops_or_is_left_out(tmp_path, caplog):
-    rows = [{"image": {"bytes": png(image), "path": None}, "label": mask} for image, mask in pairs(num_images=5)]
+    rows = [{"image": file_of(image), "label": mask} for image, mask in pairs(num_images=5)]
     rows[1]["image"] = {"bytes": b"no picture", "path": "broken.jpg"}
     images = datasets.IterableDataset.from_generator(yield_rows, gen_kwargs={"shards": [rows]})
     with pytest.raises(ValueError, match=r"broken.jpg: cannot be decoded.*bad_images='skip' trains without"):

@@ -94,7 +94,9 @@ def test_a_stream_without_a_number_of_steps_is_refused(tmp_path):
             network(), arguments(tmp_path, **options), train_dataset=Stream(), processing_class=processor()
         )
 
-    with pytest.raises(ValueError, match=r"train_dataset is a stream \(Stream\), whose length is not known: set max_st"):
+    with pytest.raises(
+        ValueError, match=r"train_dataset is a stream \(Stream\), whose length is not known: set max_st"
+    ):
         start(max_steps=-1)
     with pytest.raises(ValueError, match="a stream without a single image"):
         start(max_steps=4).train()
