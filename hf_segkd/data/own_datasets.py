@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -102,6 +103,10 @@ def as_loaded(
     """
     if dataset is None or is_loaded(dataset) or isinstance(dataset, AugmentedDataset | EvaluationDataset):
         return dataset
+    if not isinstance(dataset, Sized):
+        raise ValueError(
+            f"{where} is a {type(dataset).__name__} without __len__: give it one, or pass a torch IterableDataset."
+        )
     if len(dataset) == 0:
         raise ValueError(f"{where} is empty.")
     ids = None
@@ -152,13 +157,16 @@ def _of_columns(
     ids: list[str] | None,
 ) -> Any:
     """Read the files in the columns themselves; a matrix of class ids, or an array for an image, goes by its rows."""
-    kinds = kinds_of_features(dataset.features)
+    seen = dataset.select_columns(dataset.format["columns"])  # set_format can hide some
+    kinds = kinds_of_features(seen.features)
     if kinds.get("pixel_values") == "tensor":
         return dataset if dataset.format["type"] == "torch" else dataset.with_format("torch")
     image, mask = find_columns(kinds, where, names, labelled=scheme_for is not None)
     plain = dataset.with_format(None)
     columns = [image] if mask is None else [image, mask]
     scheme = None if mask is None else scheme_for(called, names_in(dataset.features[mask]))
+    if mask is not None and dataset.data.column(mask).null_count:
+        scheme = replace(scheme, without_mask=scheme.info.ignore_index)
     if not all(isinstance(dataset.features[column], datasets.Image) for column in columns):
         reader = RowReader(where, scheme, ColumnNames(image, mask), num_channels)
         return _of_rows(plain, reader, ids, plain[0])

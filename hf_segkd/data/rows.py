@@ -60,7 +60,7 @@ class RowReader:
             image, mask = find_columns(kinds_of_row(row), self.where, self.names, labelled)
             self._found[key] = image, mask
             if labelled and mask is None:
-                logger.info(f"{self.where} has no column of masks ({', '.join(row)}): images without labels.")
+                logger.warning(f"{self.where} has no column of masks ({', '.join(row)}): images without labels.")
         return self._found[key]
 
     @property

@@ -38,6 +38,14 @@ class Source:
         return kinds.get("pixel_values") != "tensor" and find_columns(kinds, "", self.reader.names)[1] is None
 
     @property
+    def may_give_tensors(self) -> bool:
+        """Whether rows can be ready for the network, which of a stream without features only its rows tell."""
+        if isinstance(self.rows, datasets.Dataset):
+            return False
+        known = self.rows.features if isinstance(self.rows, datasets.IterableDataset) else None
+        return known is None or kinds_of_features(known).get("pixel_values") == "tensor"
+
+    @property
     def num_shards(self) -> int | None:
         """How many workers can share the rows; None where any number can, or the stream alone knows."""
         return self.rows.num_shards if isinstance(self.rows, datasets.IterableDataset) else None

@@ -41,7 +41,8 @@ class TrainingStream(IterableDataset):
 
     Args:
         source: The images.
-        transform: Turns an image and its annotation into a sample; rows that are tensors stay as they are.
+        transform: Turns an image and its annotation into a sample; rows that are tensors stay as they are. None where
+            all are.
         seed: Any integer from 0.
         unlabelled: Images without labels that are mixed in; the stream ends with that of `source`.
         unlabelled_ratio: How many of them come for each image of `source`; above 0.
@@ -54,7 +55,7 @@ class TrainingStream(IterableDataset):
     def __init__(
         self,
         source: Source,
-        transform: TrainTransform,
+        transform: TrainTransform | None,
         seed: int = 0,
         unlabelled: Source | None = None,
         unlabelled_ratio: float = 1.0,
@@ -116,11 +117,12 @@ class TrainingStream(IterableDataset):
         worker, workers = this_worker()
         count = 0
         for number in itertools.count():
-            before = count
+            before, tried, failed = count, 0, 0
             for place, stored in enumerate(source.pass_over(number)):
                 is_ours = count % self.processes == self.process
                 count += 1
                 if is_ours:
+                    tried += 1
                     key = (self.seed, number, place * workers + worker, *([1] if is_unlabelled else []))
                     try:
                         yield self._sample(source, stored, key)
@@ -128,7 +130,10 @@ class TrainingStream(IterableDataset):
                         if self.bad_images != "skip":
                             hint = "(bad_images='skip' trains without such files.)"
                             raise UnreadableImageError(f"{error} {hint}") from error
+                        failed += 1
                         logger.warning(f"Left out of training: {error}")
+            if 0 < tried == failed:
+                raise UnreadableImageError(f"None of {tried} images can be read; the warnings before this name them.")
             if count == before:
                 if number == 0:  # a worker without a shard
                     return
@@ -145,10 +150,11 @@ class TrainingStream(IterableDataset):
             if self.unlabelled is not None:
                 raise ValueError(
                     f"{source.reader.where} gives tensors (pixel_values), and images are mixed before they are "
-                    "augmented: give pictures, or mix your tensors yourself, with all labels "
-                    f"{self.transform.ignore_index} where there are none."
+                    "augmented: give pictures, or mix your tensors yourself."
                 )
             return row
+        if self.transform is None:
+            raise ValueError(_no_processor(source.reader.where, " and, where it does not resize, crop_size"))
         annotation = row.get("annotation")
         has_labels = annotation is not None or self.unlabelled is not None or source.reader.has_labels
         if annotation is None:
@@ -179,7 +185,7 @@ class EvaluationStream(IterableDataset):
 
     Args:
         source: The images, with labels.
-        image_processor: A Hugging Face image processor; rows that are tensors stay as they are.
+        image_processor: A Hugging Face image processor; rows that are tensors stay as they are. None where all are.
         labels: The classes.
         split: What reports call the images.
         ignore_index: Label of the pixels that are left out.
@@ -190,7 +196,12 @@ class EvaluationStream(IterableDataset):
     """
 
     def __init__(
-        self, source: Source, image_processor: BaseImageProcessor, labels: LabelInfo, split: str, ignore_index: int
+        self,
+        source: Source,
+        image_processor: BaseImageProcessor | None,
+        labels: LabelInfo,
+        split: str,
+        ignore_index: int,
     ) -> None:
         self.source = source
         self.image_processor = image_processor
@@ -250,5 +261,11 @@ class EvaluationStream(IterableDataset):
                 f"An evaluation needs labels, and {self.source.reader.where} gives none for {row['image_id']}. Name "
                 "the column of the masks as mask_column; scripts/predict.py needs none."
             )
+        if self.image_processor is None:
+            raise ValueError(_no_processor(self.source.reader.where))
         pixel_values = whole_image(self.image_processor, row["image"])
         return {"pixel_values": pixel_values, "labels": torch.from_numpy(np.array(row["annotation"])).long()}
+
+
+def _no_processor(where: str, more: str = "") -> str:
+    return f"{where} gives images, and how they become pixel_values is not known: pass processing_class{more}."

@@ -80,6 +80,7 @@ def augmented(
             f"unlabelled_dataset is a {type(unlabelled).__name__}, and it takes a data set of load_unlabelled_images, "
             "or another data set or stream with images."
         )
+    given = dataset
     if dataset is not None and not isinstance(dataset, IterableDataset):
         dataset = as_loaded(dataset, "train_dataset", partial(_scheme, model, processor), names, num_bands(processor))
     if unlabelled is not None and dataset is not None and not is_loaded(dataset) and not is_stream(dataset):
@@ -96,9 +97,11 @@ def augmented(
             check_labels(model, label_info(dataset))
             check_labels_of(dataset)
         else:
-            refuse_need_of_labels(loss, "the images of train_dataset have")
+            columns = "" if is_loaded(given) else f" ({', '.join(getattr(given, 'column_names', ['image']))})"
+            refuse_need_of_labels(loss, f"the images of train_dataset{columns} have")
+            if columns:
+                logger.warning(f"train_dataset has no column of masks{columns}: images without labels.")
             dataset = unlabelled_images(dataset, "train_dataset", names, None)
-            logger.info("train_dataset has no masks: the student learns from the teacher alone.")
         check_images(model.config, _needed(processor), dataset)
     if unlabelled is not None:
         refuse_need_of_labels(loss, "the images of unlabelled_dataset have")
@@ -106,8 +109,8 @@ def augmented(
             unlabelled = unlabelled_images(unlabelled, "unlabelled_dataset", names, num_bands(processor))
             check_images(model.config, _needed(processor), unlabelled)
     if is_stream(dataset) or is_stream(unlabelled):
-        transform = _train_transform(args, _needed(processor), model)
-        return training_stream(dataset, unlabelled, args, transform, _source_maker(model, processor, names), loss)
+        transform_for = partial(_train_transform, args, processor, model)
+        return training_stream(dataset, unlabelled, args, transform_for, _source_maker(model, processor, names), loss)
     if isinstance(dataset, datasets.Dataset) and is_loaded(dataset):
         transform = _train_transform(args, processor, model)
         seed = args.seed if args.data_seed is None else args.data_seed
@@ -164,7 +167,9 @@ def whole_images(
     if is_stream(dataset):
         if isinstance(dataset, EvaluationStream):
             return dataset
-        source = _source_maker(model, _needed(processor), names)("eval_dataset", dataset, labelled=True)
+        source = _source_maker(model, processor, names)("eval_dataset", dataset, labelled=True)
+        if not source.may_give_tensors:
+            _needed(processor)
         ignored = model.config.semantic_loss_ignore_index
         return EvaluationStream(source, processor, source.reader.scheme.info, _split(dataset), ignored)
     if isinstance(dataset, datasets.Dataset) and len(dataset) == 0:
@@ -229,7 +234,7 @@ def _split(stream: Any) -> str:
 
 
 def _train_transform(args: DistillationArguments, processor: Any, model: PreTrainedModel) -> TrainTransform:
-    processed = fixed_size(processor)
+    processed = fixed_size(_needed(processor))
     crop_size = args.crop_size or processed
     if crop_size is None:
         raise ValueError(

@@ -109,6 +109,8 @@ def run_report(run: Run) -> RunReport | None:
 def _image_counts(run: Run) -> dict[str, Any]:
     """What a report says of the training images, where they are known."""
     images = run.train_dataset
+    if isinstance(images, TrainingStream):  # how many images it has, nobody counted
+        return {"unlabelled_ratio": None if images.unlabelled is None else run.args.unlabelled_ratio}
     if not isinstance(images, AugmentedDataset):
         return {}
     labelled = len(images.dataset) if images.has_labels else 0

@@ -30,16 +30,8 @@ logger = logging.get_logger(__name__)
 # Other parts of the record that must be the same.
 _PARTS = (
     *("loss", "images per step", "scaled learning rate", "training images", "names of the training images"),
-    *(
-        "stream",
-        "teacher",
-        "teacher's config",
-        "teacher's taps",
-        "teacher's pixels",
-        "class map",
-        "student",
-        "student's taps",
-    ),
+    *("stream", "teacher", "teacher's config", "teacher's taps", "teacher's pixels", "class map"),
+    *("student", "student's taps"),
 )
 
 

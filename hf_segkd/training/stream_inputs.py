@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import datasets
@@ -33,7 +34,7 @@ def training_stream(
     dataset: Any,
     unlabelled: Any,
     args: DistillationArguments,
-    transform: TrainTransform,
+    transform_for: Callable[[], TrainTransform],
     make_source: SourceMaker,
     loss: AbstractDistillationLoss | None,
 ) -> TrainingStream:
@@ -43,7 +44,7 @@ def training_stream(
         dataset: A stream, or with `unlabelled` a data set of `load_segmentation_dataset`.
         unlabelled: Images without labels, a stream or as `unlabelled_images` gives them; or None.
         args: Arguments of the run.
-        transform: The augmentation.
+        transform_for: Makes the augmentation of images; raises a `ValueError` where it is not known.
         make_source: Makes the source of a stream.
         loss: The distillation loss, None without one.
 
@@ -77,6 +78,12 @@ def training_stream(
     elif unlabelled is not None:
         other = Source(unlabelled, RowReader("unlabelled_dataset", None), seed)
     _check_shards(source, other, args.dataloader_num_workers)
+    try:
+        transform = transform_for()
+    except ValueError:
+        if not source.may_give_tensors:
+            raise
+        transform = None  # tensors need none
     return TrainingStream(source, transform, seed, other, args.unlabelled_ratio, args.bad_images)
 
 

@@ -332,12 +332,13 @@ class DistillationTrainer(Trainer):
     def _try_teacher(self) -> None:
         """Log the scores of teacher and student; stop if the teacher is not better, unless that is allowed."""
         training = self.train_dataset
+        transform = training.transform if isinstance(training, AugmentedDataset | TrainingStream) else None
         scores = preflight(
             self.teacher,
             self.distiller.network,
             self.eval_dataset,
             self.args.preflight_images,
-            crop_size=training.transform.crop_size if isinstance(training, AugmentedDataset | TrainingStream) else None,
+            crop_size=None if transform is None else transform.crop_size,
             accelerator=self.accelerator,
         )
         if scores is not None:

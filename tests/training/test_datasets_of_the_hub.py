@@ -115,13 +115,15 @@ def test_columns_are_named_by_the_user_and_ambiguity_and_absence_are_errors(tmp_
     assert trainer(tmp_path, evaluate=both, mask_column="mask").evaluate()["eval_mean_iou"] > 0
 
 
-def test_images_alone_train_by_the_teacher_and_are_refused_where_labels_are_needed(tmp_path):
+def test_images_alone_train_by_the_teacher_and_are_refused_where_labels_are_needed(tmp_path, caplog):
     images = hub_dataset("img", "label", label_of_photo=list(range(8))).remove_columns("label")
     run = trainer(tmp_path, images, method="cwd")
     assert run.train_dataset[0]["labels"].unique().tolist() == [255]
+    told = "train_dataset has no column of masks (img, label_of_photo): images without labels."
+    assert [record.message for record in caplog.records] == [told]
     run.train()
     assert all(step["raw_ce"] == 0 for step in run.state.log_history[:-1])
-    with pytest.raises(ValueError, match="the images of train_dataset have no labels"):
+    with pytest.raises(ValueError, match=r"images of train_dataset \(img, label_of_photo\) have no labels"):
         trainer(tmp_path, images)
     with pytest.raises(ValueError, match="no annotations"):
         trainer(tmp_path, evaluate=images)
@@ -184,6 +186,35 @@ def test_tensors_of_a_wrong_kind_are_errors_with_what_came():
         train_collator([(image, mask)])
     named = train_collator([{"pixel_values": good["pixel_values"].numpy(), "label": good["labels"].numpy()}])
     assert torch.equal(named["labels"][0], good["labels"])
+
+
+@pytest.mark.parametrize("form", ["columns", "a transform"])
+def test_a_mask_that_is_none_is_an_image_without_labels(form, tmp_path):
+    rows = hub_dataset().to_list()
+    rows[1]["label"] = None
+    dataset = datasets.Dataset.from_list(rows, features=PICTURES)
+    dataset = dataset if form == "columns" else dataset.with_transform(pictures_of)
+    run = trainer(tmp_path, dataset, dataset)
+    assert run.train_dataset[1]["labels"].unique().tolist() == [255]
+    run.evaluate()
+    assert run.confusion_matrix.sum() == sum((np.asarray(m) != 255).sum() for n, (_, m) in enumerate(pairs()) if n != 1)
+
+
+def test_columns_that_the_format_hides_are_not_read(tmp_path):
+    hidden = hub_dataset().with_format("numpy", columns=["image"])
+    with pytest.raises(ValueError, match=r"images of train_dataset \(image, label\) have no labels"):
+        trainer(tmp_path, hidden)
+
+
+def test_a_data_set_without_a_length_is_told_what_to_be(tmp_path):
+    class Lengthless(torch.utils.data.Dataset):
+        def __getitem__(self, index):
+            return {}
+
+    with pytest.raises(ValueError, match="train_dataset is a Lengthless without __len__: give it one, or"):
+        trainer(tmp_path, Lengthless())
+    with pytest.raises(ValueError, match="eval_dataset is empty"):
+        trainer(tmp_path, evaluate=hub_dataset().select([]))
 
 
 def test_the_first_row_is_looked_at_without_drawing_random_numbers(tmp_path):

@@ -1,13 +1,15 @@
 """Data sets without length, in the form of streams: what they train on, how runs on them resume, what is refused."""
 
+import io
 import itertools
+import tarfile
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from datasets.distributed import split_dataset_by_node
-from foreign_rows import TorchStream, file_of, hub_dataset, pairs, stream, tensors_of, yield_rows
+from foreign_rows import TorchStream, file_of, hub_dataset, pairs, png, stream, tensors_of, yield_rows
 from several_processes import GLOO, spawn
 from tiny_runs import StopAfter, arguments, network, processor, same, scenes, weights, without_batch_coupling
 
@@ -74,6 +76,48 @@ def test_the_images_of_a_stream_are_augmented_and_scored_as_those_of_a_data_set(
     assert (report.num_images, report.split) == (8, "eval" if form in ("PyTorch's", "from a data set") else "train")
 
 
+def write_webdataset(folder):
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
+            for number, (image, mask) in enumerate(pairs()):
+                if number // 4 == shard:
+                    for name, picture in (("jpg", image), ("mask.png", mask)):
+                        info = tarfile.TarInfo(f"scene_{number}.{name}")
+                        info.size = len(png(picture))
+                        tar.addfile(info, io.BytesIO(png(picture)))
+    return datasets.load_dataset("webdataset", data_files=str(folder / "*.tar"), split="train", streaming=True)
+
+
+def write_parquet(folder):
+    for shard in range(2):
+        hub_dataset().select(range(4 * shard, 4 * shard + 4)).to_parquet(folder / f"{shard}.parquet")
+    return datasets.load_dataset("parquet", data_files=str(folder / "*.parquet"), split="train", streaming=True)
+
+
+@pytest.mark.parametrize("write", [write_webdataset, write_parquet])
+def test_what_load_dataset_streams_from_files_is_trained_on_by_two_workers(write, tmp_path):
+    run = trainer(tmp_path, write(tmp_path), write(tmp_path), max_steps=2, dataloader_num_workers=2)
+    loaded = trainer(tmp_path, scenes(num_images=8), scenes(num_images=8), max_steps=2)
+    rows = list(run.train_dataset)
+    assert all(
+        torch.equal(row["labels"], other["labels"]) for row, other in zip(rows, loaded.train_dataset, strict=True)
+    )
+    if write is write_webdataset:
+        assert [row["image_ids"] for row in rows] == [f"scene_{number}" for number in range(8)]
+    run.train()
+    run.evaluate()
+    assert run.report().num_images == 8
+
+
+def test_a_folder_of_pictures_is_streamed_as_unlabelled_images(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number, (image, _) in enumerate(pairs(num_images=4)):
+        image.save(tmp_path / "photos" / f"{number}.png")
+    images = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "photos"), split="train", streaming=True)
+    run = trainer(tmp_path, scenes(num_images=4), unlabelled=images, method="kd", max_steps=2)
+    assert [row["image_ids"] for row in run.train_dataset][1::2] == ["row 0", "row 1", "row 2", "row 3"]
+
+
 def test_training_goes_on_with_the_next_pass_and_other_augmentations(tmp_path):
     run = trainer(tmp_path, stream(num_images=6), max_steps=3, seed=5)
     loaded = trainer(tmp_path, scenes(num_images=6), max_steps=3, seed=5).train_dataset
@@ -94,6 +138,25 @@ def test_tensors_of_a_stream_are_used_as_they_are(tmp_path):
     run.train()
     run.evaluate()
     assert run.confusion_matrix.sum() == sum((np.asarray(mask) != 255).sum() for _, mask in pairs())
+
+
+def test_a_stream_of_tensors_needs_no_image_processor_and_one_of_images_says_that_it_does(tmp_path):
+    def start(train, evaluate=None):
+        return DistillationTrainer(
+            network(), arguments(tmp_path, max_steps=1), train_dataset=train, eval_dataset=evaluate
+        )
+
+    run = start(TorchStream(tensors=True), TorchStream(tensors=True))
+    run.train()
+    assert 0 <= run.evaluate()["eval_mean_iou"] <= 1
+    with pytest.raises(ValueError, match="processing_class is missing"):
+        start(stream())
+    with pytest.raises(ValueError, match="processing_class is missing"):
+        start(None, stream())
+    with pytest.raises(ValueError, match="train_dataset gives images, and how they become pixel_values is not known"):
+        start(TorchStream()).train()
+    with pytest.raises(ValueError, match="eval_dataset gives images, and how"):
+        start(None, TorchStream()).evaluate()
 
 
 STREAMS = {
@@ -185,6 +248,20 @@ def test_unlabelled_images_of_a_stream_are_mixed_in_by_their_ratio(labelled, rat
     assert run.state.global_step == 3
 
 
+def test_report_and_card_of_a_run_on_streams_tell_what_is_known(tmp_path):
+    run = trainer(tmp_path, stream(), stream("val", 6), unlabelled=stream("val", 6, masks=False), method="cwd",
+                  unlabelled_ratio=0.5, max_steps=2)  # fmt: skip
+    run.train()
+    run.evaluate()
+    report = run.report()
+    assert (report.dataset, report.split, report.num_images) == ("generator", "train", 6)
+    assert (report.train_images, report.unlabelled_images, report.unlabelled_ratio) == (None, None, 0.5)
+    run.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "also learnt from a stream of images without labels, 0.5 for each labelled one." in card
+    assert f"{100 * report.mean_iou:.1f}" in card
+
+
 def test_a_stream_without_labels_trains_by_the_teacher_alone(tmp_path):
     for images in (stream(masks=False), stream(masks=False, features=False)):
         run = trainer(tmp_path, images, method="cwd", max_steps=2)
@@ -258,6 +335,11 @@ def test_a_file_that_can_not_be_read_stops_or_is_left_out(tmp_path, caplog):
     run = trainer(tmp_path, images, bad_images="skip")
     assert [row["image_ids"] for row in run.train_dataset] == ["row 0", "row 2", "row 3", "row 4"]
     assert "Left out of training: broken.jpg" in caplog.text
+    for row in rows:
+        row["image"] = rows[1]["image"]
+    broken = datasets.IterableDataset.from_generator(yield_rows, gen_kwargs={"shards": [rows]})
+    with pytest.raises(ValueError, match="None of 5 images can be read"):
+        trainer(tmp_path, broken, bad_images="skip").train()
 
 
 def test_an_endless_share_is_a_copy_and_the_streams_own_epoch_stays(tmp_path):
