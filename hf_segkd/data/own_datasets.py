@@ -171,7 +171,8 @@ def _of_columns(
         reader = RowReader(where, scheme, ColumnNames(image, mask), num_channels)
         return _of_rows(plain, reader, ids, plain[0])
     if mask is None:
-        plain = numbered(plain.select_columns([image, *(["image_id"] if ids else [])]).rename_column(image, "image"))
+        plain = plain.select_columns([image, *(["image_id"] if ids else [])]).rename_columns({image: "image"})
+        plain = numbered(plain)
         plain = plain.cast(datasets.Features({name: FEATURES[name] for name in plain.column_names}))
         plain.set_transform(decode_images)
     else:
