@@ -48,13 +48,14 @@ def find_columns(
         kinds: What each column holds.
         where: What errors call the data set.
         names: The columns that the user names.
-        labelled: Whether to look for masks.
+        labelled: Whether to look for masks; without them, `names` may be those of another data set.
 
     Raises:
         ValueError: If there is no column of images, several could be meant, or a named one holds something else.
     """
     listed = ", ".join(f"{column} ({kind})" if kind != "other" else column for column, kind in kinds.items())
-    image = names.image or _usual(kinds, where, "image_column", IMAGE_COLUMNS, ("picture", "tensor"), listed)
+    named = names.image if labelled or names.image in kinds else None
+    image = named or _usual(kinds, where, "image_column", IMAGE_COLUMNS, ("picture", "tensor"), listed)
     if image is None:
         raise ValueError(
             f"{where}: need a column {IMAGE_COLUMNS[0]} (or {', '.join(IMAGE_COLUMNS[1:])}) that holds pictures, or "

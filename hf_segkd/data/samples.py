@@ -80,7 +80,7 @@ def _taken(sample: Any, num_channels: int | None) -> Sample:
     if "image_ids" in sample:
         taken["image_ids"] = str(sample["image_ids"])
     _check_kinds(taken, num_channels)
-    if labels is not None:
+    if labels is not None and taken["labels"].dtype != torch.uint8:  # which losses take too
         taken["labels"] = taken["labels"].long()
     return taken
 

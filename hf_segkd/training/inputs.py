@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 from accelerate import Accelerator
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -81,7 +81,7 @@ def augmented(
             "or another data set or stream with images."
         )
     given = dataset
-    if dataset is not None and not isinstance(dataset, IterableDataset):
+    if dataset is not None and not is_stream(dataset):
         dataset = as_loaded(dataset, "train_dataset", partial(_scheme, model, processor), names, num_bands(processor))
     if unlabelled is not None and dataset is not None and not is_loaded(dataset) and not is_stream(dataset):
         raise ValueError(

@@ -94,8 +94,6 @@ def unlabelled_images(dataset: Any, where: str, names: ColumnNames, num_channels
         ValueError: If there is no column of images, or it gives tensors.
     """
     if not is_loaded(dataset):
-        columns = dataset.column_names if isinstance(dataset, datasets.Dataset) else ()
-        names = ColumnNames(names.image if names.image in columns else None)
         dataset = as_loaded(dataset, where, None, names, num_channels)
         if not is_loaded(dataset):
             raise ValueError(

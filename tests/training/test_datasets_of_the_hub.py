@@ -99,7 +99,8 @@ def test_do_reduce_labels_takes_0_for_no_class_as_in_transformers(tmp_path):
 
 def test_columns_are_named_by_the_user_and_ambiguity_and_absence_are_errors(tmp_path):
     odd = hub_dataset("photo", "truth", scene=list(range(8)))
-    run = trainer(tmp_path, odd, image_column="photo", mask_column="truth")
+    named = {"image_column": "photo", "mask_column": "truth"}
+    run = trainer(tmp_path, odd, unlabelled_dataset=hub_dataset("img"), method="kd", **named)
     assert torch.equal(run.train_dataset[3]["labels"], trainer(tmp_path, hub_dataset()).train_dataset[3]["labels"])
     with pytest.raises(ValueError, match=r"train_dataset: need a column image .* there are: photo \(picture\), truth"):
         trainer(tmp_path, odd)
