@@ -160,7 +160,7 @@ def _of_columns(
     seen = dataset.select_columns(dataset.format["columns"])  # set_format can hide some
     kinds = kinds_of_features(seen.features)
     if kinds.get("pixel_values") == "tensor":
-        return dataset if dataset.format["type"] == "torch" else dataset.with_format("torch")
+        return dataset if dataset.format["type"] in ("torch", "numpy") else dataset.with_format("numpy")
     image, mask = find_columns(kinds, where, names, labelled=scheme_for is not None)
     plain = dataset.with_format(None)
     columns = [image] if mask is None else [image, mask]

@@ -104,7 +104,7 @@ def _undecoded(rows: datasets.IterableDataset, reader: RowReader) -> datasets.It
         return rows
     kinds = kinds_of_features(rows.features)
     if kinds.get("pixel_values") == "tensor":
-        return rows.with_format("torch")
+        return rows.with_format("numpy")
     image, mask = find_columns(kinds, reader.where, reader.names, labelled=reader.scheme is not None)
     columns = [column for column in (image, mask, "image_id", "__key__") if column in rows.features]
     if not all(isinstance(rows.features[column], datasets.Image) for column in (image, mask) if column is not None):

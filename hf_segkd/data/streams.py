@@ -21,7 +21,7 @@ from .decoding import label_info
 from .image_files import UnreadableImageError
 from .image_processors import whole_image
 from .labels import IGNORE_INDEX, LabelInfo
-from .samples import Sample
+from .samples import Sample, checked_samples
 from .stream_sources import Source, this_worker
 from .transforms import TrainTransform
 
@@ -236,7 +236,9 @@ class EvaluationStream(IterableDataset):
 
     def first(self, number: int) -> list[Sample]:
         """The first samples."""
-        return [self._sample(stored, place) for place, stored in zip(range(number), self.source.pass_over(0))]  # noqa: B905
+        rows = itertools.islice(self.source.pass_over(0), number)
+        samples = [self._sample(stored, place) for place, stored in enumerate(rows)]
+        return checked_samples(samples, None, self.ignore_index, None)
 
     def __iter__(self) -> Iterator[Sample]:
         """Samples as those of `EvaluationDataset`."""

@@ -11,7 +11,7 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from foreign_rows import TorchStream, file_of, hub_dataset, pairs, png, stream, tensors_of, yield_rows
 from several_processes import GLOO, spawn
-from tiny_runs import StopAfter, arguments, network, processor, same, scenes, weights, without_batch_coupling
+from tiny_runs import SIZE, StopAfter, arguments, network, processor, same, scenes, weights, without_batch_coupling
 
 from hf_segkd.data import TrainingStream, train_collator, without_labels
 from hf_segkd.training.trainer import DistillationTrainer
@@ -130,8 +130,17 @@ def test_training_goes_on_with_the_next_pass_and_other_augmentations(tmp_path):
         assert torch.equal(batch["labels"], expected["labels"])
 
 
-def test_tensors_of_a_stream_are_used_as_they_are(tmp_path):
-    run = trainer(tmp_path, TorchStream(tensors=True), TorchStream(tensors=True), max_steps=2)
+def stream_of_numbers():
+    rows = [tensors_of(*pair) for pair in pairs()]
+    rows = [{"pixel_values": row["pixel_values"].numpy(), "label": row["labels"].numpy()} for row in rows]
+    features = {"pixel_values": datasets.Array3D((3, *SIZE), "float32"), "label": datasets.Array2D(SIZE, "int64")}
+    return datasets.Dataset.from_list(rows, features=datasets.Features(features)).to_iterable_dataset()
+
+
+@pytest.mark.parametrize("make", [lambda: TorchStream(tensors=True), stream_of_numbers])
+def test_tensors_of_a_stream_are_used_as_they_are(make, tmp_path):
+    options = {"method": "kd", "preflight_images": 3, "allow_weak_teacher": True}
+    run = trainer(tmp_path, make(), make(), max_steps=2, **options)
     (batch,) = batches(run, 1)
     assert set(batch) == {"pixel_values", "labels"}
     assert torch.equal(batch["pixel_values"], torch.stack([tensors_of(*pair)["pixel_values"] for pair in pairs()[:4]]))
