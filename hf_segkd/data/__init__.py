@@ -8,6 +8,7 @@ from .labels import LabelInfo, class_names, voc_palette
 from .loading import load_segmentation_dataset
 from .multiband import MultiBandImage, read_bands
 from .photometric import PhotoMetricDistortion, RandomBlur
+from .streams import EvaluationStream, TrainingStream
 from .torch_datasets import AugmentedDataset, EvaluationDataset, evaluation_collator, train_collator
 from .transforms import TrainTransform
 from .unlabelled import load_unlabelled_images, without_labels
@@ -15,12 +16,14 @@ from .unlabelled import load_unlabelled_images, without_labels
 __all__ = [
     "AugmentedDataset",
     "EvaluationDataset",
+    "EvaluationStream",
     "LabelAccount",
     "LabelInfo",
     "MultiBandImage",
     "PhotoMetricDistortion",
     "RandomBlur",
     "TrainTransform",
+    "TrainingStream",
     "check_dataset",
     "check_keeps_whole_images",
     "check_labels_of",

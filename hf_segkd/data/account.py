@@ -28,7 +28,7 @@ class LabelAccount:
 
     Args:
         labels: The classes.
-        num_masks: Masks that the data set has, read or not.
+        num_masks: Masks that the data set has, read or not; None for a stream, of which the first are read.
 
     Attributes:
         pixels: Number of pixels of each class, (k,) int64.
@@ -38,7 +38,7 @@ class LabelAccount:
             their colours.
     """
 
-    def __init__(self, labels: LabelInfo, num_masks: int) -> None:
+    def __init__(self, labels: LabelInfo, num_masks: int | None) -> None:
         self.labels = labels
         self.num_masks = num_masks
         self.pixels = np.zeros(labels.num_labels, dtype=np.int64)
@@ -126,6 +126,8 @@ class LabelAccount:
 
     @property
     def _read(self) -> str:
+        if self.num_masks is None:
+            return f"the first {self.num_read} masks"
         return (
             f"{self.num_read} masks"
             if self.num_read == self.num_masks

@@ -129,14 +129,25 @@ def with_stored_channels(dataset: datasets.Dataset, num_channels: int | None) ->
 def stored_channels(dataset: datasets.Dataset) -> int | None:
     """Number of bands that the images of a data set are read with as they are stored; None where they are RGB."""
     transform = dataset.format["format_kwargs"].get("transform")
-    if isinstance(transform, SegmentationDecoder):
+    if isinstance(transform, SegmentationDecoder | ImagesAlone):
         return transform.num_channels
     return transform.keywords["num_channels"] if isinstance(transform, partial) else None
 
 
+class ImagesAlone:
+    """A transform of images without annotations other than `decode_images`.
+
+    Args:
+        num_channels: As in `SegmentationDecoder`.
+    """
+
+    def __init__(self, num_channels: int | None = None) -> None:
+        self.num_channels = num_channels
+
+
 def decodes_only_images(transform: Any) -> bool:
     """Whether a data set's transform is that of images without annotations."""
-    return getattr(transform, "func", transform) is decode_images
+    return getattr(transform, "func", transform) is decode_images or isinstance(transform, ImagesAlone)
 
 
 def label_info(dataset: datasets.Dataset) -> LabelInfo:

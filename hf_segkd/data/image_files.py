@@ -82,6 +82,11 @@ def read_rgb(file: str | BinaryIO, name: str, max_pixels: int | None = None) -> 
         raise
     if image.format == "TIFF":
         _refuse_bands(image.tag_v2, name)
+    return as_rgb(image, name)
+
+
+def as_rgb(image: Image.Image, name: str) -> Image.Image:
+    """A picture in memory as `read_rgb` gives that of a file; arguments and errors as there."""
     if image.mode.startswith(("I", "F")):
         raise ValueError(
             f"{name}: the image has mode {image.mode}, more than 8 bits per channel. num_channels=1 reads it as it is."

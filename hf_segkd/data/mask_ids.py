@@ -56,7 +56,10 @@ class MaskReader:
         """
         if name.lower().endswith(".mat"):
             return self._from_wide(read_mat(file, name), "MATLAB", name)
-        mask = open_image(file, name)
+        return self.of_picture(open_image(file, name), name)
+
+    def of_picture(self, mask: Image.Image, name: str) -> Image.Image:
+        """Class ids of a mask that is a picture in memory; otherwise as `read`."""
         bands = mask.tag_v2.get(SAMPLES_PER_PIXEL, 1) if mask.format == "TIFF" else 1
         dropped = f" and {bands} bands" if bands > len(mask.getbands()) else ""
         if dropped or mask.mode not in (*BYTE_MODES, *WIDE_MODES, *COLOUR_MODES):
@@ -70,6 +73,12 @@ class MaskReader:
             return self._from_wide(np.asarray(mask), mask.mode, name)
         palette = _palette(mask) if mask.mode == "P" else None
         return self._from_bytes(np.asarray(mask).astype(np.uint8, copy=False), palette, name)
+
+    def of_numbers(self, numbers: np.ndarray, name: str) -> Image.Image:
+        """Class ids of a mask that is a matrix (h, w) of whole numbers; otherwise as `read`."""
+        if numbers.dtype == np.uint8:
+            return self._from_bytes(np.ascontiguousarray(numbers), None, name)
+        return self._from_wide(numbers, str(numbers.dtype), name)
 
     def blank(self, size: tuple[int, int]) -> Image.Image:
         """Class ids of an image of (width, height) that has no mask file."""

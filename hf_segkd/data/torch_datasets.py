@@ -18,14 +18,13 @@ from .class_balance import drawn_rows
 from .image_files import UnreadableImageError
 from .image_processors import whole_image
 from .labels import IGNORE_INDEX
+from .samples import Sample, checked_samples, require_one_size
 from .transforms import TrainTransform
 
 if TYPE_CHECKING:  # importing transformers takes longer than all the rest together
     from transformers import BaseImageProcessor
 
 logger = logging.getLogger(__name__)
-
-Sample = dict[str, Tensor | str]
 
 
 class AugmentedDataset(Dataset):
@@ -104,7 +103,13 @@ class AugmentedDataset(Dataset):
 
         Returns:
             `pixel_values`, (3, h, w) float32, `labels`, (h, w) int64, and `image_ids`, the image's `image_id`.
+
+        Raises:
+            IndexError: If there is no such row, so that iterating ends.
         """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        index %= len(self)
         epoch = int(self._epoch)
         rng = np.random.default_rng((self.seed, epoch, index))
         number = index - len(self.dataset)  # among the epoch's unlabelled images
@@ -186,31 +191,40 @@ def _shuffled(seed: int, passes: int, size: int) -> np.ndarray:
 
 
 def train_collator(
-    samples: Sequence[Sample], num_labels: int | None = None, ignore_index: int = IGNORE_INDEX
+    samples: Sequence[Sample],
+    num_labels: int | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    num_channels: int | None = None,
 ) -> dict[str, Tensor | list[str]]:
-    """Stack samples of one shape.
+    """Stack samples of one shape; other entries of the samples are dropped.
 
     Args:
-        samples: `pixel_values`, (3, h, w), and, where there are some, `labels`, (h, w), and `image_ids`, a name.
+        samples: `pixel_values`, (3, h, w), and, where there are some, `labels` (or `label`), (h, w), and `image_ids`, a
+            name.
         num_labels: Number of classes of the network; by default labels are not checked.
         ignore_index: The label besides 0 to `num_labels` - 1.
+        num_channels: Number of channels that the network takes; by default it is not checked.
 
     Returns:
         `pixel_values`, (b, 3, h, w), `labels`, (b, h, w), and the list of `image_ids`.
 
     Raises:
-        ValueError: If a label is out of range; it names the image as far as its name is known. On a GPU the loss would
-            end in an assertion of the device.
+        ValueError: If a sample has another type or shape, sizes do not agree, or a label is out of range; it names the
+            image as far as its name is known. On a GPU the loss would end in an assertion of the device.
     """
-    _check_range(samples, num_labels, ignore_index)
+    samples = checked_samples(samples, num_labels, ignore_index, num_channels)
+    require_one_size(samples)
     return {key: _stacked([sample[key] for sample in samples]) for key in samples[0]}
 
 
 def evaluation_collator(
-    samples: Sequence[Sample], num_labels: int | None = None, ignore_index: int = IGNORE_INDEX
+    samples: Sequence[Sample],
+    num_labels: int | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    num_channels: int | None = None,
 ) -> dict[str, Tensor | list[Tensor] | list[str]]:
     """As `train_collator`, but `pixel_values` or `labels` whose shapes do not agree become a list of tensors."""
-    _check_range(samples, num_labels, ignore_index)
+    samples = checked_samples(samples, num_labels, ignore_index, num_channels)
     batch: dict[str, Tensor | list[Tensor] | list[str]] = {}
     for key in samples[0]:
         values = [sample[key] for sample in samples]
@@ -221,26 +235,3 @@ def evaluation_collator(
 
 def _stacked(values: list[Tensor] | list[str]) -> Tensor | list[str]:
     return values if isinstance(values[0], str) else torch.stack(values)
-
-
-def _check_range(samples: Sequence[Sample], num_labels: int | None, ignore_index: int) -> None:
-    """Raise for the labels of a data set that does not check them itself, or that only some of its samples have."""
-    if len({frozenset(sample) for sample in samples}) > 1:
-        raise ValueError(
-            f"The samples of a batch hold different things: {' and '.join(sorted({str(sorted(s)) for s in samples}))}. "
-            f"Give images without labels labels of {ignore_index} all over."
-        )
-    if num_labels is None:
-        return
-    for sample in samples:
-        labels = sample.get("labels")
-        if labels is None:
-            continue
-        wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)]
-        if len(wrong):
-            raise ValueError(
-                f"{sample.get('image_ids', 'An image (its data set gives no image_ids)')}: label out of range: "
-                f"{int(wrong[0])}; the network has {num_labels} classes, 0 to {num_labels - 1}, and ignores "
-                f"{ignore_index}. Are these Cityscapes' labelIds instead of trainIds, do the ids start at 1 "
-                "(reduce_labels), or has the network too few labels?"
-            )

@@ -33,7 +33,8 @@ class RunReport:
         batch_size: Images per optimizer step, over all processes and accumulated batches.
         num_processes: Processes of the training.
         ema_decay: Decay of the average of the weights that is scored, below 1; 0 without.
-        train_images: Number of labelled training images; like the next three None for a user's own data set.
+        train_images: Number of labelled training images; like the next three None for tensors of a user's own,
+            and for a stream, but for the ratio.
         unlabelled_images: Number of training images without labels.
         unlabelled_ratio: Unlabelled images for each labelled one in an epoch; None where none are mixed in.
         unreadable_images: Number of training images that were left out, since `resumed_from_step`.

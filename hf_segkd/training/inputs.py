@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import datasets
 from accelerate import Accelerator
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_segkd.data import (
     AugmentedDataset,
     EvaluationDataset,
+    EvaluationStream,
     LabelInfo,
     TrainTransform,
     check_keeps_whole_images,
     check_labels_of,
+    class_names,
     label_info,
-    without_labels,
+    voc_palette,
 )
+from hf_segkd.data.columns import ColumnNames
 from hf_segkd.data.image_processors import fixed_size, normalisation, num_bands, reverses_channels
+from hf_segkd.data.labels import LabelScheme
+from hf_segkd.data.own_datasets import as_loaded, is_loaded, named_classes
+from hf_segkd.data.rows import RowReader, scheme_of
+from hf_segkd.data.stream_sources import Source
 from hf_segkd.data.transforms import no_photometric_change
-from hf_segkd.losses import LOSSES, AbstractDistillationLoss
-from hf_segkd.networks.channels import check_images
+from hf_segkd.losses import AbstractDistillationLoss
+from hf_segkd.networks.channels import check_images, check_processor
 from hf_segkd.networks.class_names import check_labels
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.evaluation_scale import scale_base, warn_of_other_scale
+from hf_segkd.training.stream_inputs import (
+    SourceMaker,
+    dataset_name,
+    is_stream,
+    refuse_need_of_labels,
+    refuse_splits,
+    training_stream,
+    unlabelled_images,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -37,60 +54,77 @@ def augmented(
     processor: Any,
     model: PreTrainedModel,
     loss: AbstractDistillationLoss | None = None,
-    unlabelled: datasets.Dataset | None = None,
+    unlabelled: Any = None,
+    names: ColumnNames = ColumnNames(),  # noqa: B008  a tuple
 ) -> Dataset | None:
-    """Random crops of a data set as `args` and the image processor define them; a torch data set stays as it is.
+    """Random crops of a data set as `args` and the image processor define them; one that gives tensors stays as it is.
 
     Args:
-        dataset: A data set of `load_segmentation_dataset`, any torch data set of crops, or None.
+        dataset: A data set of `load_segmentation_dataset`, any `datasets.Dataset`, torch data set or stream, or None.
         args: Arguments of the run.
         processor: The student's image processor: its size, where `args.crop_size` gives none, mean and std.
         model: The student.
         loss: The distillation loss, None without one.
-        unlabelled: Unlabelled images that each epoch also has.
+        unlabelled: Unlabelled images that each epoch also has; a stream, too.
+        names: The columns of images and masks; by default they are found.
 
     Raises:
         ValueError: If there is no processor, it does not keep whole images, the size of crops is not known, the labels
             are not the model's, there are fewer images than one step takes, or there are unlabelled images and the loss
-            needs labels, or they have no data set to be mixed with; or if data set, processor and model do not agree on
-            the channels of images.
+            needs labels, or they have no data set to be mixed with; if data set, processor and model do not agree on
+            the channels of images; if columns can't be found; or if a stream comes without `args.max_steps`.
     """
-    _refuse_splits_and_streams("train_dataset", dataset)
-    _refuse_splits_and_streams("unlabelled_dataset", unlabelled)
-    if not isinstance(unlabelled, datasets.Dataset | None):
+    refuse_splits("train_dataset", dataset)
+    refuse_splits("unlabelled_dataset", unlabelled)
+    if not isinstance(unlabelled, datasets.Dataset | Dataset | None):
         raise ValueError(
-            f"unlabelled_dataset is a {type(unlabelled).__name__}, and it takes a data set of load_unlabelled_images "
-            "or another datasets.Dataset with a column image."
+            f"unlabelled_dataset is a {type(unlabelled).__name__}, and it takes a data set of load_unlabelled_images, "
+            "or another data set or stream with images."
         )
-    if isinstance(dataset, datasets.Dataset):
+    given = dataset
+    if dataset is not None and not is_stream(dataset):
+        dataset = as_loaded(dataset, "train_dataset", partial(_scheme, model, processor), names, num_bands(processor))
+    if unlabelled is not None and dataset is not None and not is_loaded(dataset) and not is_stream(dataset):
+        raise ValueError(
+            "unlabelled_dataset is mixed with images before they are augmented, not with tensors, and "
+            f"train_dataset is {type(dataset).__name__}. Let your own data set give the unlabelled images too, with "
+            f"all labels {model.config.semantic_loss_ignore_index}; with unlabelled images alone, pass them as "
+            "train_dataset."
+        )
+    if unlabelled is not None and dataset is None:
+        raise ValueError("unlabelled_dataset is mixed with train_dataset, which is missing: pass it as train_dataset.")
+    if isinstance(dataset, datasets.Dataset) and is_loaded(dataset):
         if "annotation" in dataset.column_names:
             check_labels(model, label_info(dataset))
             check_labels_of(dataset)
         else:
-            refuse_need_of_labels(loss, "the images of train_dataset have")
-            dataset = without_labels(dataset)
+            columns = "" if is_loaded(given) else f" ({', '.join(getattr(given, 'column_names', ['image']))})"
+            refuse_need_of_labels(loss, f"the images of train_dataset{columns} have")
+            if columns:
+                logger.warning(f"train_dataset has no column of masks{columns}: images without labels.")
+            dataset = unlabelled_images(dataset, "train_dataset", names, None)
         check_images(model.config, _needed(processor), dataset)
+    if unlabelled is not None:
+        refuse_need_of_labels(loss, "the images of unlabelled_dataset have")
+        if not is_stream(unlabelled):
+            unlabelled = unlabelled_images(unlabelled, "unlabelled_dataset", names, num_bands(processor))
+            check_images(model.config, _needed(processor), unlabelled)
+    if is_stream(dataset) or is_stream(unlabelled):
+        transform_for = partial(_train_transform, args, processor, model)
+        return training_stream(dataset, unlabelled, args, transform_for, _source_maker(model, processor, names), loss)
+    if isinstance(dataset, datasets.Dataset) and is_loaded(dataset):
         transform = _train_transform(args, processor, model)
         if args.scale_base is None:
             warn_of_other_scale(dataset, transform.scale_base, processor)
         seed = args.seed if args.data_seed is None else args.data_seed
-        if unlabelled is not None:
-            refuse_need_of_labels(loss, "the images of unlabelled_dataset have")
-            unlabelled = without_labels(unlabelled)
-            check_images(model.config, processor, unlabelled)
         dataset = AugmentedDataset(dataset, transform, seed, unlabelled, args.unlabelled_ratio, args.bad_images)
-    elif unlabelled is not None:
-        raise ValueError(
-            "unlabelled_dataset is mixed with a train_dataset of load_segmentation_dataset, and train_dataset is "
-            f"{'missing' if dataset is None else type(dataset).__name__}. Let your own data set give the unlabelled "
-            f"images too, with all labels {model.config.semantic_loss_ignore_index}; with unlabelled images alone, "
-            "pass them as train_dataset."
-        )
-    elif args.bad_images == "skip" and not isinstance(dataset, AugmentedDataset | None):
-        raise ValueError(
-            f"bad_images='skip' is for data sets of load_segmentation_dataset; {type(dataset).__name__} has to leave "
-            "bad files out by itself."
-        )
+    elif dataset is not None and not isinstance(dataset, AugmentedDataset):
+        if args.bad_images == "skip":
+            raise ValueError(
+                "bad_images='skip' is for data sets whose images are read here; "
+                f"{type(dataset).__name__} gives tensors, and has to leave bad files out by itself."
+            )
+        logger.warning("train_dataset gives tensors (pixel_values): they are used as they are, without augmentation.")
     images = args.per_device_train_batch_size * args.world_size
     if dataset is not None and args.dataloader_drop_last and len(dataset) < images:
         raise ValueError(
@@ -101,34 +135,52 @@ def augmented(
     return dataset
 
 
-def known_labels(*images: Any) -> LabelInfo | None:
+def known_labels(*images: Any, names: ColumnNames = ColumnNames()) -> LabelInfo | None:  # noqa: B008  a tuple
     """The classes of the first data set, or dict of data sets, that has them; None where none does."""
     for given in images:
         for part in given.values() if isinstance(given, dict) else [given]:
-            if isinstance(part, datasets.Dataset) and "annotation" in part.column_names:
+            if is_loaded(part) and "annotation" in part.column_names:
                 return label_info(part)
+            if (classes := named_classes(part, names)) is not None:
+                return LabelInfo.from_names("own data", classes, voc_palette(len(classes)))
     return None
 
 
-def whole_images(dataset: Any, processor: Any, model: PreTrainedModel) -> Any:
-    """Whole images of a data set as the image processor prepares them; a torch data set stays as it is.
+def whole_images(
+    dataset: Any,
+    processor: Any,
+    model: PreTrainedModel,
+    names: ColumnNames = ColumnNames(),  # noqa: B008  a tuple
+) -> Any:
+    """Whole images of a data set as the image processor prepares them; one that gives tensors stays as it is.
 
     Args:
-        dataset: A data set of `load_segmentation_dataset`, any torch data set, a dict of such, or None.
+        dataset: A data set of `load_segmentation_dataset`, any `datasets.Dataset`, torch data set or stream, a dict of
+            such, or None.
         processor: The student's image processor.
         model: The student.
+        names: The columns of images and masks; by default they are found.
 
     Raises:
-        ValueError: If there is no processor, it does not keep whole images, the labels are not the model's, or there is
-            no image.
+        ValueError: If there is no processor, it does not keep whole images, the labels are not the model's, there is
+            no image, or columns can't be found.
     """
     if isinstance(dataset, dict):
-        return {name: whole_images(part, processor, model) for name, part in dataset.items()}
-    if not isinstance(dataset, datasets.Dataset):
+        return {name: whole_images(part, processor, model, names) for name, part in dataset.items()}
+    if is_stream(dataset):
+        if isinstance(dataset, EvaluationStream):
+            return dataset
+        source = _source_maker(model, processor, names)("eval_dataset", dataset, labelled=True)
+        if not source.may_give_tensors:
+            _needed(processor)
+        ignored = model.config.semantic_loss_ignore_index
+        return EvaluationStream(source, processor, source.reader.scheme.info, _split(dataset), ignored)
+    if isinstance(dataset, datasets.Dataset) and len(dataset) == 0:
+        raise ValueError("A data set without images has no score: eval_dataset is empty.")
+    dataset = as_loaded(dataset, "eval_dataset", partial(_scheme, model, processor), names, num_bands(processor))
+    if not is_loaded(dataset):
         return dataset
     check_labels(model, label_info(dataset))
-    if len(dataset) == 0:
-        raise ValueError("A data set without images has no score: eval_dataset is empty.")
     check_labels_of(dataset)
     check_images(model.config, _needed(processor), dataset)
     return EvaluationDataset(dataset, processor)
@@ -149,40 +201,43 @@ def unreadable_images(images: Any, accelerator: Accelerator) -> list[str]:
     return unreadable
 
 
-def refuse_need_of_labels(loss: AbstractDistillationLoss | None, what: str) -> None:
-    """Make sure that a student can learn from images without labels.
-
-    Args:
-        loss: The distillation loss, None without one.
-        what: What has no labels, for the message.
-
-    Raises:
-        ValueError: If there is no loss, or its terms depend on the labels.
-    """
-    if loss is not None and not loss.needs_labels:
-        return
-    able = ", ".join(name for name, kind in LOSSES.items() if not kind.needs_labels)
-    reason = (
-        "With method 'none' the student learns from labels alone"
-        if loss is None
-        else f"Method {loss.name!r}, as it is set, compares student and teacher by the labels"
-    )
-    raise ValueError(f"{reason}, and {what} no labels. Methods that need none: {able}.")
-
-
-def _refuse_splits_and_streams(name: str, images: Any) -> None:
-    if isinstance(images, datasets.DatasetDict):
-        raise ValueError(f"{name} holds the splits {', '.join(images)}; pass one of them.")
-    if isinstance(images, datasets.IterableDataset | IterableDataset):
-        raise ValueError(
-            f"{name} is a stream ({type(images).__name__}), whose length is not known and which can't be resumed at an "
-            "image. Pass a data set with a length: datasets.load_dataset without streaming, or a torch data set with "
-            "__len__ and __getitem__."
+def _scheme(model: PreTrainedModel, processor: Any, called: str, classes: list[str] | None) -> LabelScheme:
+    """What the numbers in the masks of a data set mean: the classes of its features, else those of the network."""
+    names = class_names(model.config.id2label) if classes is None else classes
+    reduces = bool(getattr(processor, "do_reduce_labels", False))
+    if reduces:
+        logger.warning_once(  # of each evaluation anew otherwise
+            f"{called}: the image processor has do_reduce_labels, so 0 in the masks is taken for no class and 1 for "
+            f"{names[0]!r}."
         )
+    return scheme_of(LabelInfo.from_names(called, names, voc_palette(len(names))), reduces)
+
+
+def _source_maker(model: PreTrainedModel, processor: Any, names: ColumnNames) -> SourceMaker:
+    """Makes the source of a stream, for `training_stream`."""
+
+    def make(where: str, rows: Any, labelled: bool) -> Source:
+        if isinstance(rows, datasets.IterableDataset) and rows._distributed is not None:
+            raise ValueError(
+                f"{where} is split by split_dataset_by_node, and the trainer shares it among the processes by itself: "
+                "pass the whole stream."
+            )
+        check_processor(model.config, processor)
+        scheme = None
+        if labelled:
+            scheme = _scheme(model, processor, dataset_name(rows), named_classes(rows, names))
+            check_labels(model, scheme.info)
+        return Source(rows, RowReader(where, scheme, names, num_bands(processor)))
+
+    return make
+
+
+def _split(stream: Any) -> str:
+    return str(stream.split or "eval") if isinstance(stream, datasets.IterableDataset) else "eval"
 
 
 def _train_transform(args: DistillationArguments, processor: Any, model: PreTrainedModel) -> TrainTransform:
-    processed = fixed_size(processor)
+    processed = fixed_size(_needed(processor))
     crop_size = args.crop_size or processed
     if crop_size is None:
         raise ValueError(

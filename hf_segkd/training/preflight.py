@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from hf_segkd.data import EvaluationDataset, evenly_spread
+from hf_segkd.data import EvaluationDataset, EvaluationStream, evenly_spread
 from hf_segkd.evaluation.metrics import confusion_matrix, scores_from_confusion_matrix
 from hf_segkd.networks import FeatureReader, trial_size
 from hf_segkd.networks.inference import logits_at
@@ -50,7 +50,7 @@ def preflight(
         teacher: The teacher.
         student: The student.
         eval_dataset: The trainer's: a data set, a dict of data sets, or None.
-        num_images: Number of images, evenly spread, from the first data set of `load_segmentation_dataset`.
+        num_images: Number of images from the first data set of images: evenly spread, of a stream the first ones.
         crop_size: Height and width of training crops; None where they are not known, for the networks' own.
         accelerator: Accelerator of the run.
 
@@ -62,7 +62,7 @@ def preflight(
         ValueError: If the teacher's logits are not finite.
     """
     sets = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
-    images = next((images for images in sets if isinstance(images, EvaluationDataset)), None)
+    images = next((images for images in sets if isinstance(images, EvaluationDataset | EvaluationStream)), None)
     if images is None:
         (logger.info if eval_dataset is None else logger.warning)(
             "The teacher is not tried: eval_dataset holds none of load_segmentation_dataset. Is it better than the "
@@ -72,7 +72,10 @@ def preflight(
     if teacher.classes is None:
         logger.info("The teacher is not tried: it has no classes in common with the student.")
         return None
-    images = EvaluationDataset(evenly_spread(images.dataset, num_images), images.image_processor)
+    if isinstance(images, EvaluationStream):
+        images = images.first(num_images)
+    else:
+        images = EvaluationDataset(evenly_spread(images.dataset, num_images), images.image_processor)
     if crop_size is None:
         configs = [teacher.network.config, student.config]
         crop_size = trial_size(next((c for c in configs if getattr(c, "image_size", None)), student.config))
@@ -122,7 +125,7 @@ def require_better_teacher(scores: PreflightScores, allow_weak_teacher: bool) ->
 def _count(
     teacher: Teacher,
     student: nn.Module | FeatureReader,
-    images: EvaluationDataset,
+    images: EvaluationDataset | list[dict[str, Any]],
     common: Sequence[int],
     crop_size: tuple[int, int],
     accelerator: Accelerator,

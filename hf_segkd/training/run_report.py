@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from hf_segkd.data import AugmentedDataset, EvaluationDataset, label_info
+from hf_segkd.data import AugmentedDataset, EvaluationDataset, EvaluationStream, TrainingStream, label_info
 from hf_segkd.evaluation.reports import evaluation_report, training_versions
 from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.networks import without_taps
@@ -81,10 +81,14 @@ def run_report(run: Run) -> RunReport | None:
     """Scores of the student, and how it was trained; None if its current weights were not scored on known images."""
     if run.evaluation is None or not run.confusion_matrix.numel():
         return None
-    if run.evaluation.step != run.steps or not isinstance(run.evaluation.images, EvaluationDataset):
+    images = run.evaluation.images
+    if run.evaluation.step != run.steps or not isinstance(images, EvaluationDataset | EvaluationStream):
         return None
-    rows = run.evaluation.images.dataset
-    report = evaluation_report(run.confusion_matrix, label_info(rows), str(rows.split or "eval"), len(rows))
+    if isinstance(images, EvaluationStream):
+        report = evaluation_report(run.confusion_matrix, images.labels, images.split, images.num_images)
+    else:
+        rows = images.dataset
+        report = evaluation_report(run.confusion_matrix, label_info(rows), str(rows.split or "eval"), len(rows))
     report = report.extended(
         method=run.args.method,
         method_kwargs=run.args.method_kwargs,
@@ -105,6 +109,8 @@ def run_report(run: Run) -> RunReport | None:
 def _image_counts(run: Run) -> dict[str, Any]:
     """What a report says of the training images, where they are known."""
     images = run.train_dataset
+    if isinstance(images, TrainingStream):  # how many images it has, nobody counted
+        return {"unlabelled_ratio": None if images.unlabelled is None else run.args.unlabelled_ratio}
     if not isinstance(images, AugmentedDataset):
         return {}
     labelled = len(images.dataset) if images.has_labels else 0
@@ -196,5 +202,7 @@ def _known_rows(images: Any) -> datasets.Dataset | None:
 
 def _name_of(images: Any) -> str | None:
     """Name of a training set, where it has one; images without labels have none."""
+    if isinstance(images, TrainingStream):
+        return images.name
     named = isinstance(images, AugmentedDataset) and images.has_labels
     return label_info(images.dataset).name if named else None

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
-from hf_segkd.data import AugmentedDataset
+from hf_segkd.data import AugmentedDataset, TrainingStream
 from hf_segkd.data.image_processors import normalisation, reverses_channels
 from hf_segkd.evaluation.argument_roles import OnResume, role_of
 from hf_segkd.losses import AbstractDistillationLoss
@@ -30,7 +30,8 @@ logger = logging.get_logger(__name__)
 # Other parts of the record that must be the same.
 _PARTS = (
     *("loss", "images per step", "scaled learning rate", "training images", "names of the training images"),
-    *("teacher", "teacher's config", "teacher's taps", "teacher's pixels", "class map", "student", "student's taps"),
+    *("stream", "teacher", "teacher's config", "teacher's taps", "teacher's pixels", "class map"),
+    *("student", "student's taps"),
 )
 
 
@@ -44,8 +45,8 @@ def run_settings(
 ) -> dict[str, Any]:
     """The settings that identify a run, as JSON values.
 
-    Images are recorded by their `image_id`, so that the same data set may lie elsewhere. A data set that is not from
-    `load_segmentation_dataset` is recorded by its number of images only.
+    Images are recorded by their `image_id`, so that the same data set may lie elsewhere. A data set of tensors is
+    recorded by its number of images only, a stream by how it is shuffled and shared by workers.
 
     Args:
         args: Arguments of the run.
@@ -58,6 +59,7 @@ def run_settings(
     parts = []
     if isinstance(train_dataset, AugmentedDataset):
         parts = [train_dataset.dataset, *([train_dataset.unlabelled] if train_dataset.unlabelled else [])]
+    stream = isinstance(train_dataset, TrainingStream)
     arguments = json.loads(args.to_json_string())
     if args.max_steps > 0:
         del arguments["num_train_epochs"]  # which max_steps overrides
@@ -69,9 +71,10 @@ def run_settings(
         "images per step": args.images_per_step,
         "scaled learning rate": args.scaled_learning_rate if args.scale_lr else None,
         "processes": args.world_size,
-        "training images": None if train_dataset is None else len(train_dataset),
+        "training images": None if train_dataset is None or stream else len(train_dataset),
         "names of the training images": [_digest_of_names(images) for images in parts],
-        "image processor": _pixels(processor) if parts else None,
+        "stream": {"shuffled": train_dataset.order, "workers": max(1, args.dataloader_num_workers)} if stream else None,
+        "image processor": _pixels(processor) if parts or stream else None,
         **_of_teacher(teacher),
         "student": _config(student),
         "student's taps": _taps(student),

@@ -18,7 +18,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCall
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 from transformers.utils import PushInProgress, logging
 
-from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
+from hf_segkd.data import AugmentedDataset, EvaluationStream, TrainingStream, evaluation_collator, train_collator
+from hf_segkd.data.columns import ColumnNames
 from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.evaluation.streaming_scores import StreamingScores, loss_and_counts
 from hf_segkd.losses import AbstractDistillationLoss
@@ -27,6 +28,7 @@ from hf_segkd.losses.labels.base import not_zero
 from hf_segkd.networks import FeatureNetwork, with_taps, without_taps
 from hf_segkd.networks.class_map import ClassMap
 from hf_segkd.networks.loading import load_teacher, make_student
+from hf_segkd.networks.outputs import image_channels
 from hf_segkd.networks.teacher import Teacher
 from hf_segkd.publishing.pushes import HubPushes, progress_message, repository_name
 from hf_segkd.training.arguments import DistillationArguments
@@ -36,7 +38,7 @@ from hf_segkd.training.checkpoint_writer import CheckpointWriter
 from hf_segkd.training.checkpoints import RECORD_FILE, copy_without_machine
 from hf_segkd.training.distiller import Distiller, build_distiller
 from hf_segkd.training.ema import AverageAfterStep, StudentAverage
-from hf_segkd.training.inputs import augmented, known_labels, refuse_need_of_labels, unreadable_images, whole_images
+from hf_segkd.training.inputs import augmented, known_labels, unreadable_images, whole_images
 from hf_segkd.training.interruption import EXIT_CODE, Sigterm, StopAtSigterm, ignore_sigterm_in_workers
 from hf_segkd.training.nonfinite import NonFiniteGuard, require_finite_scores
 from hf_segkd.training.own_loss import with_method
@@ -45,6 +47,8 @@ from hf_segkd.training.preflight import preflight, require_better_teacher
 from hf_segkd.training.processes import check_supported_modes, synchronise_batch_norms, warn_single_process
 from hf_segkd.training.run_report import Evaluation, Run, network_costs, refuse_card_kwargs, run_report, write_student
 from hf_segkd.training.run_settings import checkpoint_to_resume, run_settings
+from hf_segkd.training.stream_inputs import refuse_need_of_labels, require_one_order
+from hf_segkd.training.stream_loading import counted_once, stream_loader
 from hf_segkd.training.student_files import load_checkpoint, save_student
 from hf_segkd.training.term_means import ConstantTerms, TermMeans
 from hf_segkd.types import Features
@@ -82,14 +86,22 @@ class DistillationTrainer(Trainer):
             `FeatureNetwork` of it offers others too. Any other network, or a function of images, that gives logits
             (b, k, h, w) offers these; a `LogitsNetwork` of it offers features too. `trainer.teacher` is the `Teacher`
             that is made of it; its documentation says what happens to the network.
-        train_dataset: A data set of `load_segmentation_dataset`, which is augmented as `args` says, or any torch
-            data set of `pixel_values` (3, h, w) and `labels` (h, w), both of the crop's size. The trainer sets the
-            epoch of an `AugmentedDataset`; set it yourself if the set is wrapped in another. Without labels the
-            student learns only from the teacher.
-        unlabelled_dataset: Images without labels, of `load_unlabelled_images` or any data set with a column `image`,
-            that are mixed in, `args.unlabelled_ratio` for each image of `train_dataset`; only the distillation terms
-            use them.
+        train_dataset: A data set of `load_segmentation_dataset`; any `datasets.Dataset` or torch data set of images and
+            masks, or stream of them (`datasets.IterableDataset` or a torch one), which needs `args.max_steps`. All are
+            augmented as `args` says. A data set whose rows are tensors, `pixel_values` (3, h, w) float32 and `labels`
+            (h, w) integers, both of the crop's size, is used as it is. Other entries of the rows are dropped. Without
+            labels the student learns only from the teacher. The trainer sets the epoch of an `AugmentedDataset`; set it
+            yourself if the set is wrapped in another. `trainer.train_dataset` gives one epoch when it is iterated.
+        unlabelled_dataset: Images without labels, of `load_unlabelled_images` or any data set or stream with a column
+            of images, that are mixed in, `args.unlabelled_ratio` for each image of `train_dataset`; only the
+            distillation terms use them. With a stream the training set becomes one, and needs `args.max_steps`.
         eval_dataset: As `train_dataset` without augmentation, or a dict of such; labels stay at their own resolution.
+            Of a stream each image is counted once by any number of processes.
+        image_column: Column of the images in data sets from elsewhere; by default it is found (`image`, `pixel_values`,
+            `img` ...).
+        mask_column: Column of the masks; by default it is found (`annotation`, `mask`, `label`, `segmentation` ...).
+            Its numbers are those of the student's `config.id2label`, 255 is no class; with `do_reduce_labels` of the
+            image processor 0 is no class and the classes begin at 1.
         processing_class: The image processor of the student: its size, mean and std are used in training and
             evaluation, and it is saved with the student. By default the one saved with the teacher or the student,
             where they are loaded; for a config without either, one with ImageNet's mean and std that does not resize.
@@ -141,9 +153,11 @@ class DistillationTrainer(Trainer):
         args: DistillationArguments | None = None,
         *,
         teacher: nn.Module | Callable[[Tensor], Any] | str | os.PathLike | None = None,
-        train_dataset: Dataset | datasets.Dataset | None = None,
-        unlabelled_dataset: datasets.Dataset | None = None,
-        eval_dataset: Dataset | datasets.Dataset | dict[str, Any] | None = None,
+        train_dataset: Dataset | datasets.Dataset | datasets.IterableDataset | None = None,
+        unlabelled_dataset: Dataset | datasets.Dataset | datasets.IterableDataset | None = None,
+        eval_dataset: Dataset | datasets.Dataset | datasets.IterableDataset | dict[str, Any] | None = None,
+        image_column: str | None = None,
+        mask_column: str | None = None,
         processing_class: Any = None,
         teacher_processor: Any = None,
         class_map: ClassMap | str | None = None,
@@ -158,7 +172,9 @@ class DistillationTrainer(Trainer):
         teacher, teacher_processor = load_teacher(teacher, teacher_processor)
         if processing_class is None and loaded:
             processing_class = teacher_processor
-        model, processing_class = make_student(model, known_labels(train_dataset, eval_dataset), processing_class)
+        columns = self._columns = ColumnNames(image_column, mask_column)
+        labels = known_labels(train_dataset, eval_dataset, names=columns)
+        model, processing_class = make_student(model, labels, processing_class)
         model = with_taps(model)
         if teacher is None and (teacher_processor is not None or class_map is not None):
             raise ValueError("teacher_processor and class_map say how a teacher is read, and there is no teacher.")
@@ -190,15 +206,18 @@ class DistillationTrainer(Trainer):
             "num_labels": distiller.config.num_labels,
             "ignore_index": distiller.config.semantic_loss_ignore_index,
         }
+        self._collated = {**self._label_range, "num_channels": image_channels(distiller.config)}
         self._scores = StreamingScores(distiller.config.num_labels)
         self._pushes = HubPushes(args)  # before Trainer prepares the repository
         super().__init__(
             model=distiller,
             args=args,
-            train_dataset=augmented(train_dataset, args, processing_class, model, distiller.loss, unlabelled_dataset),
-            eval_dataset=whole_images(eval_dataset, processing_class, model),
+            train_dataset=augmented(
+                train_dataset, args, processing_class, model, distiller.loss, unlabelled_dataset, columns
+            ),
+            eval_dataset=whole_images(eval_dataset, processing_class, model, columns),
             processing_class=processing_class,
-            data_collator=partial(train_collator, **self._label_range),
+            data_collator=partial(train_collator, **self._collated),
             compute_metrics=self._scores,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -316,12 +335,13 @@ class DistillationTrainer(Trainer):
     def _try_teacher(self) -> None:
         """Log the scores of teacher and student; stop if the teacher is not better, unless that is allowed."""
         training = self.train_dataset
+        transform = training.transform if isinstance(training, AugmentedDataset | TrainingStream) else None
         scores = preflight(
             self.teacher,
             self.distiller.network,
             self.eval_dataset,
             self.args.preflight_images,
-            crop_size=training.transform.crop_size if isinstance(training, AugmentedDataset) else None,
+            crop_size=None if transform is None else transform.crop_size,
             accelerator=self.accelerator,
         )
         if scores is not None:
@@ -334,7 +354,13 @@ class DistillationTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """As `Trainer` gives it, with workers that ignore SIGTERM and leave it to this process."""
-        return ignore_sigterm_in_workers(super().get_train_dataloader())
+        stream = self.train_dataset
+        if not isinstance(stream, TrainingStream):
+            return ignore_sigterm_in_workers(super().get_train_dataloader())
+        require_one_order(stream, self.accelerator)
+        stream = stream.endless(self.args.process_index, self.args.world_size)
+        loader = stream_loader(stream, self.args, self._train_batch_size, self.data_collator, self.accelerator.device)
+        return ignore_sigterm_in_workers(loader)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
@@ -349,6 +375,8 @@ class DistillationTrainer(Trainer):
             self.control.should_training_stop = True
             num_batches = 0
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches and num_batches and isinstance(self.train_dataset, TrainingStream):
+            raise ValueError("train_dataset is a stream without a single image: is it iterated for the second time?")
         labelled = torch.zeros((), dtype=torch.int64, device=device)
         for batch in batches:
             if "labels" in batch:
@@ -466,22 +494,37 @@ class DistillationTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | datasets.Dataset | None = None) -> DataLoader:
         """A loader of whole images; it drops none, whatever `dataloader_drop_last` is for training."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = whole_images(eval_dataset, self.processing_class, self.student)
+        given = self.eval_dataset if eval_dataset is None else eval_dataset
+        images = self.eval_dataset[given] if isinstance(given, str) else self._whole_images(given)
         with self._for_evaluation():
-            return ignore_sigterm_in_workers(super().get_eval_dataloader(eval_dataset))
+            if isinstance(images, EvaluationStream):
+                return self._evaluation_loader(images)
+            known = eval_dataset is None or isinstance(eval_dataset, str)  # Trainer keeps the loader of known ones
+            return ignore_sigterm_in_workers(super().get_eval_dataloader(eval_dataset if known else images))
 
     def get_test_dataloader(self, test_dataset: Dataset | datasets.Dataset) -> DataLoader:
         """As `get_eval_dataloader`."""
+        images = self._whole_images(test_dataset)
         with self._for_evaluation():
-            test_dataset = whole_images(test_dataset, self.processing_class, self.student)
-            return ignore_sigterm_in_workers(super().get_test_dataloader(test_dataset))
+            if isinstance(images, EvaluationStream):
+                return self._evaluation_loader(images)
+            return ignore_sigterm_in_workers(super().get_test_dataloader(images))
+
+    def _whole_images(self, images: Any) -> Any:
+        return whole_images(images, self.processing_class, self.student, self._columns)
+
+    def _evaluation_loader(self, stream: EvaluationStream) -> DataLoader:
+        require_one_order(stream, self.accelerator)
+        stream = stream.share(self.args.process_index, self.args.world_size)
+        size = self.args.per_device_eval_batch_size
+        loader = stream_loader(stream, self.args, size, self.data_collator, self.accelerator.device)
+        return ignore_sigterm_in_workers(loader)
 
     @contextlib.contextmanager
     def _for_evaluation(self) -> Iterator[None]:
         drop_last, collator = self.args.dataloader_drop_last, self.data_collator
         self.args.dataloader_drop_last = False
-        self.data_collator = partial(evaluation_collator, **self._label_range)
+        self.data_collator = partial(evaluation_collator, **self._collated)
         try:
             yield
         finally:
@@ -499,6 +542,8 @@ class DistillationTrainer(Trainer):
         # Its data loader draws a seed, which must not change what training draws.
         with self._final_weights(), torch.random.fork_rng(devices=[]):
             output = super().evaluation_loop(dataloader, *args, **kwargs)
+        if isinstance(dataloader.dataset, EvaluationStream):
+            output = counted_once(output, dataloader.dataset)
         require_finite_scores(output.metrics)
         return output
 

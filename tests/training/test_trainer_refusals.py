@@ -84,12 +84,19 @@ def test_data_whose_labels_are_not_known_are_refused(tmp_path):
         DistillationTrainer(network(), arguments(tmp_path), train_dataset=foreign, processing_class=processor())
 
 
-def test_a_stream_of_images_is_refused(tmp_path):
+def test_a_stream_without_a_number_of_steps_is_refused(tmp_path):
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
             return iter(())
 
-    with pytest.raises(ValueError, match=r"train_dataset is a stream \(Stream\), whose length is not known"):
-        DistillationTrainer(
-            network(), arguments(tmp_path, max_steps=4), train_dataset=Stream(), processing_class=processor()
+    def start(**options):
+        return DistillationTrainer(
+            network(), arguments(tmp_path, **options), train_dataset=Stream(), processing_class=processor()
         )
+
+    with pytest.raises(
+        ValueError, match=r"train_dataset is a stream \(Stream\), whose length is not known: set max_st"
+    ):
+        start(max_steps=-1)
+    with pytest.raises(ValueError, match="a stream without a single image"):
+        start(max_steps=4).train()

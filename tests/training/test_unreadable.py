@@ -65,11 +65,19 @@ def test_an_evaluation_always_stops_for_a_score_over_fewer_images_is_another(fol
         trainer(folder, tmp_path / "out", bad_images="skip").evaluate()
 
 
+class Tensors(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return {"pixel_values": torch.zeros(3, *SIZE), "labels": torch.zeros(SIZE, dtype=torch.int64)}
+
+
 def test_what_the_policy_can_not_do_is_refused(tmp_path):
     with pytest.raises(ValueError, match="bad_images is one of stop, skip; got 'ignore'"):
         arguments(tmp_path, bad_images="ignore")
     with pytest.raises(ValueError, match="has to leave bad files out by itself"):
-        DistillationTrainer(network(), arguments(tmp_path, bad_images="skip"), train_dataset=torch.arange(9))
+        DistillationTrainer(network(), arguments(tmp_path, bad_images="skip"), train_dataset=Tensors())
 
 
 def test_labels_out_of_range_in_a_data_set_of_ones_own_are_explained(tmp_path):
