@@ -78,7 +78,9 @@ def augmented(
             refuse_need_of_labels(loss, "the images of unlabelled_dataset have")
             unlabelled = without_labels(unlabelled)
             check_images(model.config, processor, unlabelled)
-        dataset = AugmentedDataset(dataset, transform, seed, unlabelled, args.unlabelled_ratio, args.bad_images)
+        dataset = AugmentedDataset(
+            dataset, transform, seed, unlabelled, args.unlabelled_ratio, args.bad_images, args.teacher_views
+        )
     elif unlabelled is not None:
         raise ValueError(
             "unlabelled_dataset is mixed with a train_dataset of load_segmentation_dataset, and train_dataset is "
@@ -90,6 +92,11 @@ def augmented(
         raise ValueError(
             f"bad_images='skip' is for data sets of load_segmentation_dataset; {type(dataset).__name__} has to leave "
             "bad files out by itself."
+        )
+    if args.teacher_views and not isinstance(dataset, AugmentedDataset | None):
+        raise ValueError(
+            f"teacher_views draws crops of a data set of load_segmentation_dataset; {type(dataset).__name__} makes its "
+            "own. Leave teacher_views out."
         )
     images = args.per_device_train_batch_size * args.world_size
     if dataset is not None and args.dataloader_drop_last and len(dataset) < images:
