@@ -78,11 +78,11 @@ class Bench:
         self.optimizer.zero_grad()
 
     def cached(self, method: str) -> Callable[[], None]:
-        """The distillation step with what the loss reads of the teacher in files of float16."""
+        """The distillation step with what the loss reads of the teacher in files of 16 bits."""
         loss = create_loss(method, network_spec(self.student), network_spec(self.teacher))
         distiller = Distiller(self.student, loss)
         optimizer = torch.optim.SGD(parameter_groups(distiller, self.arguments), lr=1e-3, momentum=0.9)
-        cache = TeacherCache(tempfile.mkdtemp(), torch.float16, {})
+        cache = TeacherCache(tempfile.mkdtemp(), torch.bfloat16, {})  # random weights give more than float16 holds
 
         def taught(images: torch.Tensor) -> Features:
             with torch.no_grad():

@@ -93,7 +93,9 @@ def read_rgb(file: str | BinaryIO, name: str, max_pixels: int | None = None) -> 
                 f"{name} has transparent pixels; transparency is left out, and their colours are used as they are "
                 "stored. If its last channel is something else, read all with num_channels.",
             )
-        return ImageOps.exif_transpose(image).convert("RGB")
+        if image.getexif().get(ExifTags.Base.Orientation) in TURNS:  # exif_transpose copies upright pictures, too
+            image = ImageOps.exif_transpose(image)
+        return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # as above
         raise UnreadableImageError(f"{name}: cannot be turned upright and into RGB, damaged: {error}") from error
 
