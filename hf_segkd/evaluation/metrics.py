@@ -218,7 +218,7 @@ def _wide_confusion_matrix(predictions: Tensor, references: Tensor, num_labels: 
 
 
 def _pairs(references: Tensor, predictions: Tensor, base: int) -> Tensor:
-    """reference * base + prediction of each pixel, flat; numbers of 32 bits, which are faster, where they do."""
+    """Flat pairs, reference * base + prediction, in numbers of 32 bits where they do: these are counted faster."""
     dtype = torch.int32 if base < 2**15 else torch.int64
     return references.to(dtype, copy=True).mul_(base).add_(predictions.to(dtype)).flatten()
 
