@@ -48,7 +48,7 @@ SUBJECTS = {
     ),
     "teacher": (
         *("teacher", "teacher_taps", "class_map", "teacher_dtype", "teacher_batch_norm", "preflight_images"),
-        "allow_weak_teacher",
+        *("allow_weak_teacher", "teacher_views", "teacher_cache", "teacher_cache_dtype", "teacher_cache_limit"),
     ),
     "method": ("method", "method_kwargs", "ce_weight", "label_loss", "label_loss_kwargs", "connector_lr_multiplier"),
 }

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import datasets
 
 from .decoding import SegmentationDecoder
 from .labels import LabelScheme
+
+logger = logging.getLogger(__name__)
 
 FEATURES = datasets.Features(
     {
@@ -21,6 +25,8 @@ FEATURES = datasets.Features(
 )
 MASK_FOLDERS = ("labels", "masks", "annotations")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+# Of pictures that are not read: files that would be missed without a word.
+OTHER_SUFFIXES = (".avif", ".dcm", ".exr", ".heic", ".heif", ".j2k", ".jp2", ".jxl", ".nii", ".npy", ".ppm", ".raw")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".mat")
 SAME_SPLITS = (("val", "validation", "valid"), ("train", "training"))
 NUM_SHOWN = 5
@@ -82,11 +88,13 @@ def files_by_stem(folder: Path, suffixes: Sequence[str], ending: str = "") -> di
     if suffix.lower() in suffixes:
         suffixes, ending = (suffix.lower(),), stem_ending[1:]
     found: dict[str, str] = {}
+    others: Counter[str] = Counter()
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = "" if place == str(folder) else Path(place).relative_to(folder).as_posix() + "/"
         for file in sorted(files):
             stem, suffix = os.path.splitext(file)
+            others[suffix.lower()] += 1
             if suffix.lower() not in suffixes or not stem.endswith(ending) or file.startswith("."):
                 continue
             path = os.path.join(place, file)
@@ -94,7 +102,24 @@ def files_by_stem(folder: Path, suffixes: Sequence[str], ending: str = "") -> di
             if name in found:
                 raise ValueError(f"{found[name]} and {path} have the same name but for the suffix: remove one.")
             found[name] = path
+    warn_of_others(folder, others)
     return found
+
+
+def warn_of_others(folder: Path, suffixes: Mapping[str, int]) -> None:
+    """Warn of pictures that are not read.
+
+    Args:
+        folder: Where they lie.
+        suffixes: Suffix, lower case -> number of its files; those of no pictures are passed over.
+    """
+    left_out = {suffix: count for suffix, count in suffixes.items() if suffix in OTHER_SUFFIXES}
+    if left_out:
+        named = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
+        logger.warning(
+            f"{folder}: {named} are left out. Pictures are read from {', '.join(IMAGE_SUFFIXES)}; save them as PNG, or "
+            "as TIFF where they have many bands."
+        )
 
 
 def files_by_name(folder: Path, suffixes: Sequence[str], ending: str = "") -> dict[str, str]:

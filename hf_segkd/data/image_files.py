@@ -82,6 +82,8 @@ def read_rgb(file: str | BinaryIO, name: str, max_pixels: int | None = None) -> 
         raise
     if image.format == "TIFF":
         _refuse_bands(image.tag_v2, name)
+    elif image.format == "PNG" and image.mode.startswith("RGB"):
+        _tell_of_png_bits(file, name)
     return as_rgb(image, name)
 
 
@@ -98,7 +100,9 @@ def as_rgb(image: Image.Image, name: str) -> Image.Image:
                 f"{name} has transparent pixels; transparency is left out, and their colours are used as they are "
                 "stored. If its last channel is something else, read all with num_channels.",
             )
-        return ImageOps.exif_transpose(image).convert("RGB")
+        if image.getexif().get(ExifTags.Base.Orientation) in TURNS:  # exif_transpose copies upright pictures, too
+            image = ImageOps.exif_transpose(image)
+        return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # as above
         raise UnreadableImageError(f"{name}: cannot be turned upright and into RGB, damaged: {error}") from error
 
@@ -122,6 +126,14 @@ def _refuse_bands(tags: TiffImagePlugin.ImageFileDirectory_v2 | None, name: str)
             "bits",
             f"{name} has more than 8 bits per channel; the upper 8 are taken. num_channels={channels} keeps them all.",
         )
+
+
+def _tell_of_png_bits(file: str | BinaryIO, name: str) -> None:
+    """Warn of a PNG file of 16-bit colours: PIL gives their upper 8 bits without a word."""
+    with opened(file, name) as stream:
+        header = stream.read(25)  # signature, length and name of IHDR, width, height, bits of a channel
+    if header[24] > 8:
+        _tell_once("bits of a PNG", f"{name} has {header[24]} bits per channel; the upper 8 are taken.")
 
 
 def _tell_once(reason: str, message: str) -> None:

@@ -20,7 +20,7 @@ OTHER_NAMES = ("mask", "masks", "annotation", "annotations", "segmentation", "se
 def checked_samples(
     samples: Sequence[Any], num_labels: int | None, ignore_index: int, num_channels: int | None
 ) -> list[Sample]:
-    """The entries that networks take: `pixel_values`, `labels`, and `image_ids`; arguments as in `train_collator`.
+    """The known entries: `pixel_values`, `labels`, `image_ids`, `crop_ids`; arguments as in `train_collator`.
 
     Raises:
         ValueError: As `train_collator`, but for sizes that differ.
@@ -77,8 +77,7 @@ def _taken(sample: Any, num_channels: int | None) -> Sample:
     taken: Sample = {"pixel_values": _tensor(sample["pixel_values"])}
     if labels is not None:
         taken["labels"] = _tensor(labels)
-    if "image_ids" in sample:
-        taken["image_ids"] = str(sample["image_ids"])
+    taken |= {name: str(sample[name]) for name in ("image_ids", "crop_ids") if name in sample}
     _check_kinds(taken, num_channels)
     if labels is not None and taken["labels"].dtype != torch.uint8:  # which losses take too
         taken["labels"] = taken["labels"].long()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
@@ -42,6 +43,8 @@ class AugmentedDataset(Dataset):
         unlabelled_ratio: How many of them an epoch has for each image of `dataset`; above 0.
         bad_images: What to do about a file that cannot be read. "stop": raise, with its name. "skip": take the next row
             that can be read in its place, and log its name once. Labels out of range and the like always stop.
+        views: How many crops of each image there are, which come in turn, epoch after epoch; samples then have a
+            `crop_ids`, a hash of their pixels. 0 (default): each epoch draws new crops, without a hash.
 
     Attributes:
         repeat_factors: How often each row of `dataset` is drawn relative to the others, (n,), as `repeat_factors` of
@@ -59,6 +62,7 @@ class AugmentedDataset(Dataset):
         unlabelled: datasets.Dataset | None = None,
         unlabelled_ratio: float = 1.0,
         bad_images: Literal["stop", "skip"] = "stop",
+        views: int = 0,
     ) -> None:
         if seed < 0:
             raise ValueError(f"seed must not be negative (numpy's generators take none), got {seed}.")
@@ -73,6 +77,7 @@ class AugmentedDataset(Dataset):
         self.transform = transform
         self.seed = seed
         self.bad_images = bad_images
+        self.views = views
         self.repeat_factors: np.ndarray | None = None
         self._drawn: tuple[int, np.ndarray] | None = None  # an epoch and its rows
         # In shared memory, so that set_epoch reaches workers that live across epochs, and what they find reaches us.
@@ -84,6 +89,11 @@ class AugmentedDataset(Dataset):
     def has_labels(self) -> bool:
         """Whether the images of `dataset` have annotations."""
         return "annotation" in self.dataset.column_names
+
+    @property
+    def num_crops(self) -> int:
+        """How many crops there are in all; 0 for endless ones."""
+        return self.views * (len(self.dataset) + len(self.unlabelled or ()))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose augmentations the following samples get; call it before every epoch."""
@@ -102,7 +112,8 @@ class AugmentedDataset(Dataset):
         """Sample of a row; those after as many as `dataset` has are unlabelled.
 
         Returns:
-            `pixel_values`, (3, h, w) float32, `labels`, (h, w) int64, and `image_ids`, the image's `image_id`.
+            `pixel_values`, (3, h, w) float32, `labels`, (h, w) int64, and `image_ids`, the image's `image_id`; with
+            `views` also `crop_ids`.
 
         Raises:
             IndexError: If there is no such row, so that iterating ends.
@@ -111,13 +122,12 @@ class AugmentedDataset(Dataset):
             raise IndexError(f"row {index} of {len(self)}")
         index %= len(self)
         epoch = int(self._epoch)
-        rng = np.random.default_rng((self.seed, epoch, index))
         number = index - len(self.dataset)  # among the epoch's unlabelled images
         if number < 0:
-            place = self._labelled_row(epoch, index)
+            view, place = epoch, self._labelled_row(epoch, index)
             row = self._readable_row(self.dataset, place, self.unreadable[: len(self.dataset)])
         else:
-            place = self._unlabelled_row(epoch, number)
+            view, place = self._unlabelled_row(epoch, number)
             row = self._readable_row(self.unlabelled, place, self.unreadable[len(self.dataset) :])
         image = row["image"]
         if "annotation" in row:
@@ -125,7 +135,14 @@ class AugmentedDataset(Dataset):
         else:
             ignored = self.transform.ignore_index
             annotation = Image.new("L" if ignored <= IGNORE_INDEX else "I;16", image.size, ignored)
-        return {**self.transform(image, annotation, rng), "image_ids": row["image_id"]}
+        if not self.views:
+            rng = np.random.default_rng((self.seed, epoch, index))
+            return {**self.transform(image, annotation, rng), "image_ids": row["image_id"]}
+        first = 0 if number < 0 else len(self.dataset)
+        rng = np.random.default_rng((self.seed, view % self.views, first + place))
+        sample = self.transform(image, annotation, rng)
+        pixels = sample["pixel_values"].numpy()
+        return {**sample, "image_ids": row["image_id"], "crop_ids": hashlib.blake2b(pixels, digest_size=16).hexdigest()}
 
     def _readable_row(self, images: datasets.Dataset, place: int, unreadable: Tensor) -> dict[str, Any]:
         """The row, or the next that can be read if bad images are skipped; marks those that cannot."""
@@ -149,11 +166,11 @@ class AugmentedDataset(Dataset):
             self._drawn = epoch, drawn_rows(self.repeat_factors, self.seed, epoch)
         return int(self._drawn[1][index])
 
-    def _unlabelled_row(self, epoch: int, number: int) -> int:
-        """Row of an epoch's unlabelled image: the epochs share one endless row of shuffled passes."""
+    def _unlabelled_row(self, epoch: int, number: int) -> tuple[int, int]:
+        """Pass and row of an epoch's unlabelled image: the epochs share one endless row of shuffled passes."""
         size = len(self.unlabelled)
         passes, place = divmod(epoch * self.unlabelled_per_epoch + number, size)
-        return int(_shuffled(self.seed, passes, size)[place])
+        return passes, int(_shuffled(self.seed, passes, size)[place])
 
 
 class EvaluationDataset(Dataset):
@@ -199,14 +216,14 @@ def train_collator(
     """Stack samples of one shape; other entries of the samples are dropped.
 
     Args:
-        samples: `pixel_values`, (3, h, w), and, where there are some, `labels` (or `label`), (h, w), and `image_ids`, a
-            name.
+        samples: `pixel_values`, (3, h, w), and, where there are some, `labels` (or `label`), (h, w), and the words
+            `image_ids` and `crop_ids`.
         num_labels: Number of classes of the network; by default labels are not checked.
         ignore_index: The label besides 0 to `num_labels` - 1.
         num_channels: Number of channels that the network takes; by default it is not checked.
 
     Returns:
-        `pixel_values`, (b, 3, h, w), `labels`, (b, h, w), and the list of `image_ids`.
+        `pixel_values`, (b, 3, h, w), `labels`, (b, h, w), and the lists of words.
 
     Raises:
         ValueError: If a sample has another type or shape, sizes do not agree, or a label is out of range; it names the

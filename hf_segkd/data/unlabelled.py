@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import datasets
 
 from .decoding import decode_images, stored_channels, with_stored_channels
-from .files import FEATURES, IMAGE_SUFFIXES, MASK_FOLDERS, numbered
+from .files import FEATURES, IMAGE_SUFFIXES, MASK_FOLDERS, numbered, warn_of_others
 
 
 def load_unlabelled_images(data_dir: str | os.PathLike, num_channels: int | None = None) -> datasets.Dataset:
@@ -39,7 +40,7 @@ def load_unlabelled_images(data_dir: str | os.PathLike, num_channels: int | None
     root = Path(data_dir).expanduser().absolute()
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder. Expected there: images, in it or in folders of it.")
-    files = []
+    files, others = [], Counter()
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         masks = [name for name in folders if name in MASK_FOLDERS]
@@ -48,9 +49,11 @@ def load_unlabelled_images(data_dir: str | os.PathLike, num_channels: int | None
                 f"{Path(folder, masks[0])} looks like a folder of masks, which would be taken for images. Point to the "
                 "folder of the images alone."
             )
+        others.update(Path(name).suffix.lower() for name in names)
         files += [Path(folder, name) for name in sorted(names) if _is_image(name)]
     if not files:
         raise ValueError(f"{root} has no images ({', '.join(IMAGE_SUFFIXES)}), neither have the folders in it.")
+    warn_of_others(root, others)
     rows = {
         "image": [str(file) for file in files],
         "image_id": [file.relative_to(root).as_posix() for file in files],

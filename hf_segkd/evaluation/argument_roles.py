@@ -51,9 +51,9 @@ TABLE: dict[Role, tuple[str, ...]] = {
         *("lr_scheduler_type", "max_class_share", "max_grad_norm", "neftune_noise_alpha", "optim_target_modules"),
         *("parallelism_config", "per_device_train_batch_size", "photometric", "remove_unused_columns", "scale_base"),
         *("scale_range", "sync_batch_norm", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
-        *("use_cpu", "use_liger_kernel", "warmup_ratio", "warmup_steps"),
+        *("teacher_views", "use_cpu", "use_liger_kernel", "warmup_ratio", "warmup_steps"),
     ),
-    Role(OnResume.FOLLOWED, OnCard.OF_THE_METHOD): ("teacher_batch_norm",),
+    Role(OnResume.FOLLOWED, OnCard.OF_THE_METHOD): ("teacher_batch_norm", "teacher_cache_dtype"),
     # Reports compare the steps, the averaging and the unlabelled images.
     Role(OnResume.FOLLOWED, OnCard.LISTED): ("ema_decay", "max_steps", "num_train_epochs", "unlabelled_ratio"),
     # Which checkpoint is scored, which images are seen, what scale_lr scales by: a resumed run compares the result.
@@ -81,12 +81,14 @@ TABLE: dict[Role, tuple[str, ...]] = {
         *("logging_first_step", "logging_nan_inf_filter", "logging_steps", "logging_strategy"),
         *("per_device_eval_batch_size", "prediction_loss_only", "preflight_images", "report_to"),
         *("restore_callback_states_from_checkpoint", "save_on_each_node", "save_only_model", "save_steps"),
-        *("save_strategy", "save_total_limit", "skip_memory_metrics", "torch_empty_cache_steps", "use_cache"),
+        *("save_strategy", "save_total_limit", "skip_memory_metrics", "teacher_cache_limit", "torch_empty_cache_steps"),
+        "use_cache",
     ),
     Role(OnResume.IRRELEVANT, OnCard.PRIVATE): (
         *("hub_always_push", "hub_license", "hub_model_id", "hub_private_repo", "hub_revision", "hub_self_contained"),
         *("hub_strategy", "hub_token", "logging_dir", "output_dir", "project", "push_to_hub"),
-        *("resume_from_checkpoint", "run_name", "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id"),
+        *("resume_from_checkpoint", "run_name", "teacher_cache", "trackio_bucket_id", "trackio_space_id"),
+        "trackio_static_space_id",
     ),
 }
 ROLES: dict[str, Role] = {name: role for role, names in TABLE.items() for name in names}

@@ -49,6 +49,7 @@ class Teacher(nn.Module):
         classes: From the network's classes to the student's; None where they can't be matched.
         renormalisation: From the student's pixels to the network's; None where they are the same.
         dtype: The network's dtype; images are cast to it.
+        uses_batch_statistics: Whether its batch norms take the statistics of each batch.
 
     Raises:
         ValueError: If it is no such network, the student's processor is missing, the class map does not fit, or the
@@ -76,7 +77,7 @@ class Teacher(nn.Module):
         self.dtype = self.network.dtype
         self._under_autocast = dtype == "auto"
         self._batch_norm = batch_norm
-        self._uses_batch_statistics = batch_norm == "batch_stats"
+        self.uses_batch_statistics = batch_norm == "batch_stats"
         self._call = self.__call__
         self.eval().requires_grad_(False)
 
@@ -109,7 +110,7 @@ class Teacher(nn.Module):
         Raises:
             ValueError: If `batch_norm` is `batch_stats` and would do nothing, or is `auto` and the methods differ.
         """
-        self._uses_batch_statistics = self._takes_batch_statistics(batch_statistics)
+        self.uses_batch_statistics = self._takes_batch_statistics(batch_statistics)
         if channels_last:
             self.to(memory_format=torch.channels_last)
         if self._under_autocast:
@@ -127,7 +128,7 @@ class Teacher(nn.Module):
         Returns:
             Feature name -> map; `logits` of the common classes, in the student's order, missing where there are none.
         """
-        norms = batch_statistics(self.network) if self._uses_batch_statistics else contextlib.nullcontext()
+        norms = batch_statistics(self.network) if self.uses_batch_statistics else contextlib.nullcontext()
         with torch.no_grad(), norms:
             return self._call(pixel_values=images, output_features=True).features
 

@@ -16,14 +16,14 @@ LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("recipe_batch_size", "scale_base"), 1),
     **dict.fromkeys(("learning_rate", "head_lr_multiplier", "connector_lr_multiplier", "weight_decay"), 0),
-    **dict.fromkeys(
-        ("preflight_images", "ce_weight", "max_grad_norm", "seed", "data_seed", "dataloader_num_workers"), 0
-    ),
+    **dict.fromkeys(("ce_weight", "max_grad_norm", "seed", "data_seed", "dataloader_num_workers"), 0),
+    **dict.fromkeys(("preflight_images", "teacher_views"), 0),
 }
 # Allowed values of flags that are words.
 CHOICES = {
     "teacher_dtype": ("auto", "float32", "bfloat16", "float16"),
     "teacher_batch_norm": ("auto", "eval", "batch_stats"),
+    "teacher_cache_dtype": ("float16", "bfloat16", "float32"),
     "bad_images": ("stop", "skip"),
 }
 

@@ -87,6 +87,28 @@ class DistillationArguments(TrainingArguments):
         default=False, metadata={"help": "Train with a teacher that is not better than the student, too."}
     )
 
+    teacher_views: int = field(
+        default=0,
+        metadata={
+            "help": "Number of crops that a training image is seen in, in turn, epoch after epoch; 0 draws a new one "
+            "in each epoch."
+        },
+    )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that keeps what the method reads of the teacher for each crop, so that the teacher runs "
+            "once for each of teacher_views crops; runs of the same teacher, method and images share it."
+        },
+    )
+    teacher_cache_dtype: str = field(
+        default="float16",
+        metadata={"help": "Number format of the teacher cache: float16, bfloat16, or float32, which is exact."},
+    )
+    teacher_cache_limit: float | None = field(
+        default=None, metadata={"help": "GiB that the teacher cache may take; by default all that the disk has left."}
+    )
+
     # --- optimizer ---
     optim: str = field(default="sgd", metadata={"help": "Optimizer, as in TrainingArguments."})
     optim_args: str | None = field(

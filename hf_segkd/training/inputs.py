@@ -109,7 +109,14 @@ def augmented(
         if not is_stream(unlabelled):
             unlabelled = unlabelled_images(unlabelled, "unlabelled_dataset", names, num_bands(processor))
             check_images(model.config, _needed(processor), unlabelled)
-    if is_stream(dataset) or is_stream(unlabelled):
+    streams = is_stream(dataset) or is_stream(unlabelled)
+    if args.teacher_views and dataset is not None and (streams or not is_loaded(dataset)):
+        raise ValueError(
+            "teacher_views draws crops of a data set of pictures that has a length, and "
+            f"{'there is a stream' if streams else f'train_dataset ({type(dataset).__name__}) gives tensors'}. Leave "
+            "teacher_views out."
+        )
+    if streams:
         transform_for = partial(_train_transform, args, processor, model)
         return training_stream(dataset, unlabelled, args, transform_for, _source_maker(model, processor, names), loss)
     if isinstance(dataset, datasets.Dataset) and is_loaded(dataset):
@@ -117,7 +124,9 @@ def augmented(
         if args.scale_base is None:
             warn_of_other_scale(dataset, transform.scale_base, processor)
         seed = args.seed if args.data_seed is None else args.data_seed
-        dataset = AugmentedDataset(dataset, transform, seed, unlabelled, args.unlabelled_ratio, args.bad_images)
+        dataset = AugmentedDataset(
+            dataset, transform, seed, unlabelled, args.unlabelled_ratio, args.bad_images, args.teacher_views
+        )
     elif dataset is not None and not isinstance(dataset, AugmentedDataset):
         if args.bad_images == "skip":
             raise ValueError(

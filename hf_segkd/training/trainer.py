@@ -50,6 +50,7 @@ from hf_segkd.training.run_settings import checkpoint_to_resume, run_settings
 from hf_segkd.training.stream_inputs import refuse_need_of_labels, require_one_order
 from hf_segkd.training.stream_loading import counted_once, stream_loader
 from hf_segkd.training.student_files import load_checkpoint, save_student
+from hf_segkd.training.teacher_cache import teacher_cache
 from hf_segkd.training.term_means import ConstantTerms, TermMeans
 from hf_segkd.types import Features
 
@@ -244,6 +245,7 @@ class DistillationTrainer(Trainer):
         self.teacher = teacher
         if teacher is not None:
             teacher.prepare(self.accelerator, distiller.loss.request.teacher_batch_statistics, args.channels_last)
+        self._teacher_cache = teacher_cache(args, self.train_dataset, distiller, teacher, processing_class)
         if (warning := args.warn_about_batch_size()) is not None:
             logger.warning(warning)
 
@@ -327,10 +329,23 @@ class DistillationTrainer(Trainer):
         self._guard.reset()
         if self._connectors_first is not None:
             self._connectors_first.warn_if_nothing_else_trains(self.state.num_train_epochs)
+        if self._teacher_cache is not None:
+            self._announce_teacher_cache()
         if self.state.global_step > 0:
             self.resumed_from_step = self.state.global_step
         elif self.teacher is not None and self.args.preflight_images:
             self._try_teacher()
+
+    def _announce_teacher_cache(self) -> None:
+        """Log the size of the cache, before the first step."""
+        images = self.train_dataset[0]["pixel_values"][None].to(self.args.device)
+        crops, limit = self.train_dataset.num_crops, self.args.teacher_cache_limit
+        self._teacher_cache.announce(self._teacher_features(images), crops, limit)
+        if self.state.num_train_epochs <= self.args.teacher_views:
+            logger.warning(
+                f"teacher_views is {self.args.teacher_views}, and the run has {self.state.num_train_epochs} epochs: no "
+                "crop comes again, so this run fills the teacher cache and gains nothing by it."
+            )
 
     def _try_teacher(self) -> None:
         """Log the scores of teacher and student; stop if the teacher is not better, unless that is allowed."""
@@ -351,6 +366,12 @@ class DistillationTrainer(Trainer):
     def _teacher_features(self, images: Tensor) -> Features:
         features = self.teacher.features(images)
         return {tap: features[tap] for tap in self.distiller.loss.teacher_taps}  # the others' memory is free from here
+
+    def _taught(self, images: Tensor, crops: list[str] | None) -> Features:
+        """The teacher's features of a batch of training crops, from the cache if there is one."""
+        if self._teacher_cache is None:
+            return self._teacher_features(images)
+        return self._teacher_cache.features(images, crops, self._teacher_features)
 
     def get_train_dataloader(self) -> DataLoader:
         """As `Trainer` gives it, with workers that ignore SIGTERM and leave it to this process."""
@@ -398,14 +419,14 @@ class DistillationTrainer(Trainer):
         A subclass may call it and add a term of its own. Without a teacher it may also compute the whole loss itself,
         from `model(pixel_values=...).logits`; the log then has that loss and no terms.
         """
-        files, inputs = inputs.get("image_ids", []), self._network_inputs(inputs)
+        files, crops, inputs = inputs.get("image_ids", []), inputs.get("crop_ids"), self._network_inputs(inputs)
         teacher_features = None
         loss = self.distiller.loss
         if "labels" not in inputs:
             refuse_need_of_labels(loss, "the training batch has")
         if loss is not None:
             loss.set_progress(self.state.global_step / max(1, self.state.max_steps))
-            teacher_features = self._teacher_features(inputs["pixel_values"])
+            teacher_features = self._taught(inputs["pixel_values"], crops)
         labelled_pixels = None
         if num_items_in_batch is not None:
             batches = self.current_gradient_accumulation_steps * self.args.world_size
@@ -422,7 +443,7 @@ class DistillationTrainer(Trainer):
 
     def _network_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The entries of a batch that the networks take, in their memory format."""
-        inputs = {name: value for name, value in inputs.items() if name != "image_ids"}
+        inputs = {name: value for name, value in inputs.items() if name not in ("image_ids", "crop_ids")}
         images = inputs["pixel_values"]
         if self.args.channels_last and isinstance(images, Tensor):
             inputs["pixel_values"] = images.contiguous(memory_format=torch.channels_last)

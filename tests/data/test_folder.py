@@ -106,3 +106,13 @@ def test_camvid_is_a_folder_data_set(split, num_images):
     assert label_info(dataset).id2label[10] == "bicyclist"
     assert dataset[0]["image"].size == (480, 360)
     check_dataset(dataset, num_samples=10)
+
+
+def test_pictures_that_are_not_read_are_told_of(tmp_path, caplog):
+    trees.folder_tree(tmp_path)
+    images = next(path for path in tmp_path.rglob("*") if path.name == "scene0.png" or path.suffix == ".jpg").parent
+    for name in ("far.jp2", "away.JP2", "raw.heic", "notes.txt", "Thumbs.db"):
+        (images / name).write_bytes(b"")
+    load_segmentation_dataset("folder", tmp_path, "train", classes=CLASSES)
+    (told,) = [message for message in caplog.messages if "left out" in message]
+    assert told.startswith(f"{images}: 1 .heic, 2 .jp2 are left out. Pictures are read from .jpg, ")

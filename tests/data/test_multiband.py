@@ -209,6 +209,17 @@ def test_colours_of_16_bits_are_told_of_and_a_grey_one_is_refused(told):
         read_rgb(tiff(numbers(1)[..., 0]), "photo")
 
 
+def test_a_png_of_16_bit_colours_gives_the_upper_8_and_says_so(told):
+    imagecodecs = pytest.importorskip("imagecodecs", reason="needs imagecodecs (pip install hf-segkd[tiff])")
+    colours = np.arange(4 * 5 * 3, dtype=np.uint16).reshape(4, 5, 3) * 1000
+    image = read_rgb(io.BytesIO(imagecodecs.png_encode(colours)), "photo")
+    assert np.array_equal(image, colours >> 8)
+    assert "photo has 16 bits per channel; the upper 8 are taken." in told.text
+    told.clear()
+    read_rgb(io.BytesIO(imagecodecs.png_encode((colours >> 8).astype(np.uint8))), "photo")
+    assert told.text == ""
+
+
 # --- in data sets and augmentation ---
 
 

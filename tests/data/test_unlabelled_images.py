@@ -119,3 +119,9 @@ def test_mixed_samples_are_the_same_with_any_number_of_workers_in_every_epoch():
 def test_a_ratio_that_gives_no_image_is_refused():
     with pytest.raises(ValueError, match="an epoch would have no unlabelled image"):
         mixed(ratio=0.1)
+
+
+def test_pictures_that_are_not_read_are_told_of(folder, caplog):
+    (folder / "city" / "d.jp2").write_bytes(b"")
+    assert len(load_unlabelled_images(folder)) == 3
+    assert f"{folder}: 1 .jp2 are left out." in caplog.text
