@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +16,7 @@ import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 from transformers.utils import PushInProgress, logging
 
@@ -24,29 +26,41 @@ from hf_segkd.evaluation.streaming_scores import StreamingScores, loss_and_count
 from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
 from hf_segkd.losses.labels.base import not_zero
-from hf_segkd.networks import FeatureNetwork, with_taps, without_taps
+from hf_segkd.networks import FeatureNetwork, with_taps
 from hf_segkd.networks.class_map import ClassMap
 from hf_segkd.networks.loading import load_teacher, make_student
-from hf_segkd.networks.teacher import Teacher
 from hf_segkd.publishing.pushes import HubPushes, progress_message, repository_name
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.balance import balance_classes
+from hf_segkd.training.best_metric import MetricNames
 from hf_segkd.training.callbacks import AdversaryCallback, AtTrainBegin, EpochBegin, ResumedRun
 from hf_segkd.training.checkpoint_writer import CheckpointWriter
 from hf_segkd.training.checkpoints import RECORD_FILE, copy_without_machine
-from hf_segkd.training.distiller import Distiller, build_distiller
+from hf_segkd.training.distiller import Distiller
 from hf_segkd.training.ema import AverageAfterStep, StudentAverage
 from hf_segkd.training.inputs import augmented, known_labels, refuse_need_of_labels, unreadable_images, whole_images
 from hf_segkd.training.interruption import EXIT_CODE, Sigterm, StopAtSigterm, ignore_sigterm_in_workers
 from hf_segkd.training.nonfinite import NonFiniteGuard, require_finite_scores
 from hf_segkd.training.own_loss import with_method
 from hf_segkd.training.parameter_groups import ConnectorsFirst, parameter_groups, require_all_parameters
+from hf_segkd.training.picture_log import PictureLog
 from hf_segkd.training.preflight import preflight, require_better_teacher
-from hf_segkd.training.processes import check_supported_modes, synchronise_batch_norms, warn_single_process
-from hf_segkd.training.run_report import Evaluation, Run, network_costs, refuse_card_kwargs, run_report, write_student
+from hf_segkd.training.processes import check_supported_modes, warn_single_process
+from hf_segkd.training.run_report import (
+    Evaluation,
+    Run,
+    network_costs,
+    refuse_card_kwargs,
+    run_report,
+    shown_networks,
+    write_student,
+)
 from hf_segkd.training.run_settings import checkpoint_to_resume, run_settings
+from hf_segkd.training.search import SearchingTrainer
+from hf_segkd.training.set_up import make_teacher, prepared_distiller, refuse_unusual_weights
 from hf_segkd.training.student_files import load_checkpoint, save_student
 from hf_segkd.training.term_means import ConstantTerms, TermMeans
+from hf_segkd.training.trainer_options import refuse_options, refuse_unclear_start
 from hf_segkd.types import Features
 
 logger = logging.get_logger(__name__)
@@ -63,7 +77,7 @@ PRIVATE_OVERRIDES = {
 }
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(SearchingTrainer):
     """Trains `model` on labels and on the outputs of a frozen teacher.
 
     `trainer.student` is the network that is trained and saved: every checkpoint and `save_model` write a plain
@@ -100,12 +114,19 @@ class DistillationTrainer(Trainer):
         loss: A loss of your own in place of `args.method`: a subclass of `AbstractDistillationLoss`, a
             `functools.partial` of one, or a function of the two networks' `NetworkSpec`s that gives one. It gets
             `args.method_kwargs` as keywords; the run's `method` is then its name.
+        model_init: In place of `model`, a function (of nothing, or of a search's trial) that gives what `model` takes.
+            Each `train` begins with a new student of it; `hyperparameter_search` needs it.
         callbacks: As in `Trainer`.
         optimizers: As in `Trainer`.
+        optimizer_cls_and_kwargs: As in `Trainer`, without learning rates and weight decay, which `args` has.
+        *positional: Nothing: what `Trainer` takes after `args` by position, it is refused.
+        **not_taken: Nothing: `compute_metrics` and others of `Trainer` are refused, with what serves instead.
 
     Raises:
-        ValueError: If teacher and method don't go together, teacher and student are one object, their classes are not
-            known to agree, a feature is missing, or the distributed set-up was never tested.
+        TypeError: If there is no such argument.
+        ValueError: If an argument of `Trainer` is not taken, teacher and method don't go together, teacher and student
+            are one object, their classes are not known to agree, a feature is missing, `metric_for_best_model` is no
+            score of the evaluations, or the distributed set-up was never tested.
 
     Attributes:
         unreadable_images: `image_id` of each training image that was left out; set when training has ended.
@@ -133,11 +154,13 @@ class DistillationTrainer(Trainer):
     # compute_loss returns the mean of its batch; Trainer divides by the accumulation steps.
     loss_is_scaled_for_ga = False
 
+    _attached: Sequence[TrainerCallback] = ()  # the trainer's own callbacks
+
     def __init__(
         self,
-        model: PreTrainedModel | FeatureNetwork | PreTrainedConfig | str | os.PathLike,
+        model: PreTrainedModel | FeatureNetwork | PreTrainedConfig | str | os.PathLike | None = None,
         args: DistillationArguments | None = None,
-        *,
+        *positional: Any,
         teacher: PreTrainedModel | FeatureNetwork | str | os.PathLike | None = None,
         train_dataset: Dataset | datasets.Dataset | None = None,
         unlabelled_dataset: datasets.Dataset | None = None,
@@ -146,60 +169,56 @@ class DistillationTrainer(Trainer):
         teacher_processor: Any = None,
         class_map: ClassMap | str | None = None,
         loss: Callable[..., AbstractDistillationLoss] | None = None,
+        model_init: Callable[..., Any] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        **not_taken: Any,
     ) -> None:
+        refuse_options(positional, not_taken, inspect.signature(type(self).__init__).parameters)
         args = DistillationArguments() if args is None else args
         check_supported_modes(args)
         warn_single_process(args)
+        self.model_init, self._loss, self._method_kwargs = model_init, loss, args.method_kwargs
+        refuse_unclear_start(model, model_init, optimizers, optimizer_cls_and_kwargs)
         loaded = isinstance(teacher, str | os.PathLike)
         teacher, teacher_processor = load_teacher(teacher, teacher_processor)
         if processing_class is None and loaded:
             processing_class = teacher_processor
-        model, processing_class = make_student(model, known_labels(train_dataset, eval_dataset), processing_class)
+        if model_init is not None:
+            set_seed(args.seed)
+            model = super().call_model_init()
+        self._labels = known_labels(train_dataset, eval_dataset)
+        refuse_unusual_weights(model)
+        model, processing_class = make_student(model, self._labels, processing_class)
         model = with_taps(model)
-        if teacher is None and (teacher_processor is not None or class_map is not None):
-            raise ValueError("teacher_processor and class_map say how a teacher is read, and there is no teacher.")
-        if teacher is not None:
-            if without_taps(teacher) is without_taps(model):
-                raise ValueError(
-                    "Teacher and student are the same object, and the teacher must not be trained: load it twice."
-                )
-            teacher = Teacher(
-                teacher,
-                teacher_processor,
-                class_map,
-                args.teacher_dtype,
-                args.teacher_batch_norm,
-                student=model,
-                student_processor=processing_class,
-            )
-        distiller = build_distiller(model, teacher, args, loss)
+        self.teacher = make_teacher(teacher, teacher_processor, class_map, args, model, processing_class)
+        distiller = prepared_distiller(model, self.teacher, args, loss, trains=train_dataset is not None)
         if loss is not None:
             args = with_method(args, loss, distiller.loss)
-        if args.sync_batch_norm:
-            synchronise_batch_norms(distiller, args)
-        if train_dataset is not None and distiller.reader is not None:
-            distiller.reader.freeze_unused_parameters(() if distiller.loss is None else distiller.loss.student_taps)
-        if args.channels_last:
-            model.to(memory_format=torch.channels_last)
         self._label_range = {
             "num_labels": distiller.config.num_labels,
             "ignore_index": distiller.config.semantic_loss_ignore_index,
         }
-        self._scores = StreamingScores(distiller.config.num_labels)
+        self._crops = partial(augmented, train_dataset, unlabelled=unlabelled_dataset)  # each trial makes its own
+        self._metric_names = MetricNames(args, distiller.config.id2label, eval_dataset)
+        if type(self).evaluate is Trainer.evaluate:  # else it may give other scores
+            self._metric_names.check()
+        self._scores = StreamingScores(distiller.config.num_labels, self._metric_names.logged)
         self._pushes = HubPushes(args)  # before Trainer prepares the repository
         super().__init__(
             model=distiller,
             args=args,
-            train_dataset=augmented(train_dataset, args, processing_class, model, distiller.loss, unlabelled_dataset),
+            train_dataset=self._crops(args=args, processor=processing_class, model=model, loss=distiller.loss),
             eval_dataset=whole_images(eval_dataset, processing_class, model),
             processing_class=processing_class,
             data_collator=partial(train_collator, **self._label_range),
             compute_metrics=self._scores,
             callbacks=callbacks,
             optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
+        self.model_init = model_init
         vars(model.config).pop("use_cache", None)  # Trainer sets it on any config; it would be saved
         if self.optimizer is not None:
             require_all_parameters(self.optimizer, distiller)
@@ -213,26 +232,36 @@ class DistillationTrainer(Trainer):
         self._sigterm = Sigterm()
         self._term_means = TermMeans()
         self._told_untrained = False  # by a subclass's compute_loss
-        self._average = StudentAverage(distiller.student, args.ema_decay) if args.ema_decay else None
-        warm_up = distiller.loss is not None and distiller.loss.request.connector_epochs
-        self._connectors_first = ConnectorsFirst(distiller) if warm_up else None
-        self._guard = NonFiniteGuard(distiller, self.accelerator, self._teacher_features)
-        for callback in self._own_callbacks():
-            self.add_callback(callback)
-        self.teacher = teacher
-        if teacher is not None:
-            teacher.prepare(self.accelerator, distiller.loss.request.teacher_batch_statistics, args.channels_last)
+        self._attach(distiller)
+        if args.log_pictures:
+            trackers = self.callback_handler.callbacks
+            self.add_callback(PictureLog(args.log_pictures, self.eval_dataset, trackers, self._networks_to_show))
+        if self.teacher is not None:
+            batch_statistics = distiller.loss.request.teacher_batch_statistics
+            self.teacher.prepare(self.accelerator, batch_statistics, args.channels_last)
         if (warning := args.warn_about_batch_size()) is not None:
             logger.warning(warning)
 
-    def _own_callbacks(self) -> Iterator[TrainerCallback]:
+    def _attach(self, distiller: Distiller) -> None:
+        """Give the run what follows its student: the average, the guard and the trainer's own callbacks."""
+        for callback in self._attached:
+            self.remove_callback(callback)
+        self._average = StudentAverage(distiller.student, self.args.ema_decay) if self.args.ema_decay else None
+        warm_up = distiller.loss is not None and distiller.loss.request.connector_epochs
+        self._connectors_first = ConnectorsFirst(distiller) if warm_up else None
+        self._guard = NonFiniteGuard(distiller, self.accelerator, self._teacher_features)
+        self._attached = [*self._own_callbacks(distiller)]
+        for callback in self._attached:
+            self.add_callback(callback)
+
+    def _own_callbacks(self, distiller: Distiller) -> Iterator[TrainerCallback]:
         """The trainer's own callbacks, in the order in which they are called."""
         yield StopAtSigterm(self._sigterm)
         yield EpochBegin()
         yield ConstantTerms()
         if self._average is not None:
             yield AverageAfterStep(self._average)
-        for module in self.distiller.modules():
+        for module in distiller.modules():
             if isinstance(module, Adversary):
                 yield AdversaryCallback(module, self._term_means.add_beside)
         yield AtTrainBegin(self._begin_steps)
@@ -259,7 +288,9 @@ class DistillationTrainer(Trainer):
 
     # --- training ---
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
         """As `Trainer` does, after a check that the run can go on from the checkpoint as if it had never stopped.
 
         Afterwards all processes hold the same student, the one that is saved: with `args.ema_decay` it has the averaged
@@ -269,6 +300,7 @@ class DistillationTrainer(Trainer):
         Args:
             resume_from_checkpoint: Folder of a checkpoint; True or "last" for that of the highest step in the output
                 folder which is whole.
+            trial: The trial of a hyperparameter search.
             *args: As in `Trainer`.
             **kwargs: As in `Trainer`.
 
@@ -276,14 +308,16 @@ class DistillationTrainer(Trainer):
             ValueError: If the checkpoint is damaged, or that of a run that this one can't continue.
             SystemExit: With code 143 after SIGTERM, when the checkpoint of the current step is written.
         """
+        self._writer.folder = Path(super()._get_output_dir(trial))
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         self.resumed_from_step = self._best_step = self._evaluation = None
-        balance_classes(self.distiller.label_losses, self.train_dataset, self.args, self.accelerator)
+        if self.model_init is None:
+            balance_classes(self.distiller.label_losses, self.train_dataset, self.args, self.accelerator)
         resumed = ResumedRun(checkpoint)
         self.add_callback(resumed)
         with self._sigterm.listening():
             try:
-                output = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+                output = super().train(None if checkpoint is None else str(checkpoint), trial, *args, **kwargs)
             except SystemExit:
                 self.callback_handler.on_train_end(self.args, self.state, self.control)  # trackers write what they have
                 raise
@@ -303,6 +337,12 @@ class DistillationTrainer(Trainer):
         """Do what comes after the set-up and before the first step."""
         self._term_means.reset()
         self._guard.reset()
+        self._guard.accelerator = self.accelerator  # a search gives each trial another
+        if self._train_batch_size != self.args.per_device_train_batch_size:  # found by auto_find_batch_size
+            self.args.per_device_train_batch_size = self._train_batch_size
+            vars(self).pop("_settings", None)
+            if (warning := self.args.warn_about_batch_size()) is not None:
+                logger.warning(warning)
         if self._connectors_first is not None:
             self._connectors_first.warn_if_nothing_else_trains(self.state.num_train_epochs)
         if self.state.global_step > 0:
@@ -449,13 +489,17 @@ class DistillationTrainer(Trainer):
         """Log as `Trainer` does, with the mean of each term since the last log: `raw_` and, weighted, `loss_`."""
         if "loss" in logs:
             logs.update(self._term_means.take(self.distiller.weights, self.accelerator))
+        # JSON has no NaN or infinity, which the norm of the gradient is in a step that fp16's scaler skips.
+        for name in [name for name, value in logs.items() if isinstance(value, float) and not math.isfinite(value)]:
+            del logs[name]
         super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Three groups: the student's backbone, the rest of the student, the loss's own parameters."""
         if self.optimizer is None:
-            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.distiller)
-            kwargs["lr"] = self.args.scaled_learning_rate
+            given = self.optimizer_cls_and_kwargs
+            optimizer_class, kwargs = given or self.get_optimizer_cls_and_kwargs(self.args, self.distiller)
+            kwargs = {**kwargs, "lr": self.args.scaled_learning_rate}
             self.optimizer = optimizer_class(parameter_groups(self.distiller, self.args), **kwargs)
         return self.optimizer
 
@@ -497,6 +541,8 @@ class DistillationTrainer(Trainer):
         with self._final_weights(), torch.random.fork_rng(devices=[]):
             output = super().evaluation_loop(dataloader, *args, **kwargs)
         require_finite_scores(output.metrics)
+        if self.is_in_train:
+            self._metric_names.require(output.metrics, kwargs.get("metric_key_prefix", "eval"))
         return output
 
     def prediction_step(
@@ -572,7 +618,7 @@ class DistillationTrainer(Trainer):
         self._best_step = int(Path(self.state.best_model_checkpoint).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
 
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> Path | None:
-        folder, skip = Path(self.args.output_dir), self.args.ignore_data_skip
+        folder, skip = self._writer.folder, self.args.ignore_data_skip
         self._writer.clear_staging()
         self.accelerator.wait_for_everyone()  # before one looks for checkpoints, or writes one
         checkpoint = checkpoint_to_resume(wanted, folder, self._settings if wanted else {}, skip)
@@ -641,11 +687,16 @@ class DistillationTrainer(Trainer):
 
     def _write_publication(self, folder: Path, checkpoint: Path | None = None) -> None:
         """Write what is pushed: the student with its card and, if `args.hub_strategy` says so, a checkpoint."""
-        with self._final_weights():
-            self.student.eval()  # Trainer puts it back into training mode at every step
+        with self._networks_to_show():
             write_student(folder, self._run, self.hub_model_id or repository_name(self.args), self._costs)
         if checkpoint is not None and (place := self._pushes.place_of(checkpoint)) is not None:
             copy_without_machine(checkpoint, folder / place)
+
+    @contextlib.contextmanager
+    def _networks_to_show(self) -> Iterator[dict[str, tuple[nn.Module, Any]]]:
+        with self._final_weights():
+            self.student.eval()  # Trainer puts it back into training mode at every step
+            yield shown_networks(self._run)
 
     @cached_property
     def _costs(self) -> list[dict[str, Any]]:
