@@ -22,7 +22,7 @@ from hf_segkd.networks import FeatureNetwork, FeatureReader
 from hf_segkd.networks.class_names import CLASS_NAMES, config_values
 from hf_segkd.networks.teacher import Renormalisation, Teacher
 from hf_segkd.training.arguments import DistillationArguments
-from hf_segkd.training.checkpoints import check_files, checkpoints_in, newest_whole, read_record
+from hf_segkd.training.checkpoints import check_files, checkpoints_in, read_record, wanted_checkpoint
 from hf_segkd.training.own_loss import record_of
 
 logger = logging.get_logger(__name__)
@@ -113,7 +113,7 @@ def checkpoint_to_resume(
                 "takes that of the highest step, whichever run it is of. Choose another output_dir, or delete them."
             )
         return None
-    checkpoint = newest_whole(folder) if wanted in (True, "last") else Path(wanted)
+    checkpoint = wanted_checkpoint(wanted, folder)
     check_files(checkpoint)
     changed = differences(checkpoint, now)
     if ignores_data_skip:

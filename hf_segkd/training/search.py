@@ -54,7 +54,7 @@ class SearchingTrainer(Trainer):
         trains = self.train_dataset is not None
         distiller = prepared_distiller(student, self.teacher, args, self._loss, trains).to(args.device)
         refuse_other_classes(distiller.config, **self._label_range)
-        if trial is not None:
+        if self.train_dataset is self._made_crops:  # not one that somebody put there since
             self._make_crops(distiller)
         if self.teacher is not None:
             self.teacher.use_statistics(distiller.loss.request.teacher_batch_statistics)
@@ -106,14 +106,12 @@ class SearchingTrainer(Trainer):
             apply_trial(self.args, self._before_search, {})
             self.hp_search_backend = self.hp_name = self._trial = None
             self._train_batch_size = self.args.train_batch_size
-            # The search lets go of the last trial's.
-            self.model = self.model_wrapped = distiller = self.call_model_init()
-            self._make_crops(distiller)
+            self.model = self.model_wrapped = self.call_model_init()  # the search lets go of the last trial's
 
     def _make_crops(self, distiller: Distiller) -> None:
         """Augment the training images as the arguments say by now."""
         student = distiller.student if distiller.reader is None else distiller.reader
-        self.train_dataset = self._crops(
+        self.train_dataset = self._made_crops = self._crops(
             args=self.args, processor=self.processing_class, model=student, loss=distiller.loss
         )
 

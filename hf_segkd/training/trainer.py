@@ -35,7 +35,7 @@ from hf_segkd.training.balance import balance_classes
 from hf_segkd.training.best_metric import MetricNames
 from hf_segkd.training.callbacks import AdversaryCallback, AtTrainBegin, EpochBegin, ResumedRun
 from hf_segkd.training.checkpoint_writer import CheckpointWriter
-from hf_segkd.training.checkpoints import RECORD_FILE, copy_without_machine
+from hf_segkd.training.checkpoints import RECORD_FILE, batch_size_of, copy_without_machine
 from hf_segkd.training.distiller import Distiller
 from hf_segkd.training.ema import AverageAfterStep, StudentAverage
 from hf_segkd.training.inputs import augmented, known_labels, refuse_need_of_labels, unreadable_images, whole_images
@@ -187,7 +187,7 @@ class DistillationTrainer(SearchingTrainer):
             processing_class = teacher_processor
         if model_init is not None:
             set_seed(args.seed)
-            model = super().call_model_init()
+            model = Trainer.call_model_init(self)
         self._labels = known_labels(train_dataset, eval_dataset)
         refuse_unusual_weights(model)
         model, processing_class = make_student(model, self._labels, processing_class)
@@ -218,7 +218,7 @@ class DistillationTrainer(SearchingTrainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        self.model_init = model_init
+        self.model_init, self._made_crops = model_init, self.train_dataset
         vars(model.config).pop("use_cache", None)  # Trainer sets it on any config; it would be saved
         if self.optimizer is not None:
             require_all_parameters(self.optimizer, distiller)
@@ -239,7 +239,10 @@ class DistillationTrainer(SearchingTrainer):
         if self.teacher is not None:
             batch_statistics = distiller.loss.request.teacher_batch_statistics
             self.teacher.prepare(self.accelerator, batch_statistics, args.channels_last)
-        if (warning := args.warn_about_batch_size()) is not None:
+        self._warn_about_batch_size()
+
+    def _warn_about_batch_size(self) -> None:
+        if (warning := self.args.warn_about_batch_size()) is not None:
             logger.warning(warning)
 
     def _attach(self, distiller: Distiller) -> None:
@@ -309,6 +312,7 @@ class DistillationTrainer(SearchingTrainer):
             SystemExit: With code 143 after SIGTERM, when the checkpoint of the current step is written.
         """
         self._writer.folder = Path(super()._get_output_dir(trial))
+        asked = self._train_batch_size = self.args.train_batch_size  # args may have been given the best of a search
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         self.resumed_from_step = self._best_step = self._evaluation = None
         if self.model_init is None:
@@ -327,6 +331,8 @@ class DistillationTrainer(SearchingTrainer):
             if self._sigterm.received(self.args):
                 self._save_finished_run()
                 raise SystemExit(EXIT_CODE)
+        if self._train_batch_size != asked:  # another fitted, which was not known before
+            self._warn_about_batch_size()
         self.unreadable_images = unreadable_images(self.train_dataset, self.accelerator)
         if self._average is not None:
             self._average.give_to_student()
@@ -341,8 +347,6 @@ class DistillationTrainer(SearchingTrainer):
         if self._train_batch_size != self.args.per_device_train_batch_size:  # found by auto_find_batch_size
             self.args.per_device_train_batch_size = self._train_batch_size
             vars(self).pop("_settings", None)
-            if (warning := self.args.warn_about_batch_size()) is not None:
-                logger.warning(warning)
         if self._connectors_first is not None:
             self._connectors_first.warn_if_nothing_else_trains(self.state.num_train_epochs)
         if self.state.global_step > 0:
@@ -621,6 +625,9 @@ class DistillationTrainer(SearchingTrainer):
         folder, skip = self._writer.folder, self.args.ignore_data_skip
         self._writer.clear_staging()
         self.accelerator.wait_for_everyone()  # before one looks for checkpoints, or writes one
+        if wanted and self.args.auto_find_batch_size and (found := batch_size_of(wanted, folder)) is not None:
+            self.args.per_device_train_batch_size = self._train_batch_size = found
+            vars(self).pop("_settings", None)
         checkpoint = checkpoint_to_resume(wanted, folder, self._settings if wanted else {}, skip)
         self.accelerator.wait_for_everyone()  # all have looked, before a checkpoint is written
         return checkpoint
