@@ -22,7 +22,5 @@ def class_keys(id2label: Mapping[int, str]) -> list[str]:
     names = [re.sub(r"\W+", "_", id2label[index]).strip("_") for index in range(len(id2label))]
     numbered = [f"iou_{name}_{index}" if name else f"iou_{index}" for index, name in enumerate(names)]
     count = Counter(names)
-    keys = [
-        f"iou_{name}" if name and count[name] == 1 else other for name, other in zip(names, numbered, strict=True)
-    ]
+    keys = [f"iou_{name}" if name and count[name] == 1 else other for name, other in zip(names, numbered, strict=True)]
     return keys if len(set(keys)) == len(keys) else numbered

@@ -66,7 +66,7 @@ def test_of_several_sets_the_score_has_the_name_of_its_set(tmp_path):
         )
 
     for metric in ("mean_iou", "eval_iou_background"):
-        with pytest.raises(ValueError, match="day_loss, day_mean_iou, .*day_iou_background"):
+        with pytest.raises(ValueError, match=r"day_loss, day_mean_iou, .*day_iou_background"):
             run(metric_for_best_model=metric)
     with pytest.raises(ValueError, match="'loss', and evaluations of this run give no such score"):
         run(load_best_model_at_end=True, save_strategy="steps", save_steps=3)  # Trainer takes loss by default

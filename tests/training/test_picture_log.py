@@ -1,17 +1,22 @@
 """Pictures of validation images in TensorBoard, trackio and wandb."""
 
+import contextlib
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_runs import SIZE, arguments, network, processor, same, scenes, trainer, weights
-from transformers import TrainerCallback
+from tiny_runs import SIZE, StopAfter, arguments, network, processor, same, scenes, trainer, weights
 from transformers.integrations import TensorBoardCallback
 
 from hf_segkd.data import label_info
 from hf_segkd.evaluation.pictures import colour
 from hf_segkd.publishing.publication import CELL_WIDTH
+from hf_segkd.training.picture_log import PictureLog
 from hf_segkd.training.trainer import DistillationTrainer
 
 OPTIONS = {"method": "cwd", "eval_strategy": "steps", "eval_steps": 2, "max_steps": 4, "log_pictures": 2}
@@ -91,14 +96,27 @@ def test_pictures_change_nothing_that_is_trained(tmp_path):
     assert same(*students)
 
 
-def test_they_show_the_averaged_weights_that_are_scored(tmp_path, monkeypatch):
+def test_they_show_the_averaged_weights_that_are_scored(tmp_path):
     run, _ = with_tracker(tmp_path, ema_decay=0.9, log_pictures=1)
-    seen = []
-    run.add_callback(type("After", (TrainerCallback,), {"on_evaluate": lambda *a, **k: seen.append(run._average)})())
+    run.add_callback(StopAfter(2))
+    shown = []
+    log = next(callback for callback in run.callback_handler.callbacks if isinstance(callback, PictureLog))
+    show = log.networks
+
+    @contextlib.contextmanager
+    def watched():
+        with show() as networks:
+            student = networks["student"][0]
+            assert not student.training
+            shown.append((weights(student), {name: v.clone() for name, v in run._average._averages.items()}))
+            yield networks
+
+    log.networks = watched
     run.train()
-    with run._networks_to_show() as networks:
-        assert list(networks) == ["teacher", "student"]
-        assert not networks["student"][0].training
+    (averaged, own), *_ = shown
+    saved = run._average._parameters
+    assert all((averaged[name] == value).all() for name, value in saved.items())  # the run ended with the averages
+    assert any((averaged[name] != value).any() for name, value in own.items())
 
 
 def test_without_a_tracker_or_known_images_they_are_refused(tmp_path):
@@ -137,11 +155,16 @@ def test_wandb_has_them_offline(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_trackio_has_them(tmp_path, monkeypatch):
+def test_trackio_has_them(tmp_path):
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    run = trainer(tmp_path / "run", **OPTIONS, report_to="trackio", project="pictures", run_name="one")
-    run.train()
+    code = (
+        "import sys; from test_picture_log import OPTIONS, trainer; "
+        "trainer(sys.argv[1], **OPTIONS, report_to='trackio', project='pictures', run_name='one').train()"
+    )
+    paths = [*map(str, (Path(__file__).parent, Path(__file__).parents[1])), os.environ.get("PYTHONPATH", "")]
+    variables = {"TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    subprocess.run(command, env={**os.environ, **variables}, check=True, capture_output=True, timeout=300)
     files = sorted((tmp_path / "trackio").rglob("*.png"))
     assert len(files) == 4
     assert Image.open(files[0]).width == 4 * (CELL_WIDTH + 4) - 4

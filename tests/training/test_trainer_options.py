@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_runs import arguments, network, processor, same, scenes, trainer, weights
 from torch import nn
-from transformers import Trainer
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, Trainer
 
 from hf_segkd.models import DeepLabV3PlusConfig
 from hf_segkd.training.search import apply_trial
@@ -41,7 +41,7 @@ def test_each_argument_of_trainer_is_taken_or_refused_by_name(tmp_path):
 
 
 def test_an_argument_that_does_not_exist_is_a_type_error(tmp_path):
-    with pytest.raises(TypeError, match="no argument 'train_datset'. Did you mean 'train_dataset'"):
+    with pytest.raises(TypeError, match=r"no argument 'train_datset'\. Did you mean 'train_dataset'"):
         DistillationTrainer(network(), arguments(tmp_path), train_datset=scenes())
 
 
@@ -213,3 +213,44 @@ def test_a_trial_keeps_nothing_of_the_trial_before(tmp_path):
     apply_trial(args, before, {"learning_rate": 1})
     assert args.label_loss == "ce"
     assert vars(args) == {**before, "learning_rate": 1.0}
+
+
+# --- other libraries' weights ---
+
+
+def segformer():
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "decoder_hidden_size": 8, "num_attention_heads": [1, 1, 2, 2]}
+    labels = network().config.id2label
+    return SegformerForSemanticSegmentation(SegformerConfig(depths=[1, 1, 1, 1], id2label=labels, **sizes))
+
+
+def with_lora(model):
+    peft = pytest.importorskip("peft")
+    model.add_adapter(peft.LoraConfig(target_modules=["fc1", "fc2"], init_lora_weights=False))
+    return model
+
+
+def quantised(model):
+    quantization = pytest.importorskip("torchao.quantization")
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("change", "message"), [(with_lora, "adapters of PEFT"), (quantised, "weights are quantised")])
+def test_adapters_and_quantised_weights_are_the_teachers_only(change, message, tmp_path):
+    teacher = change(segformer()).eval()
+    with pytest.raises(ValueError, match=message):
+        DistillationTrainer(teacher, arguments(tmp_path))
+    images = torch.randn(1, 3, 32, 48)
+    with torch.no_grad():
+        before = teacher(pixel_values=images).logits
+    run = trainer(tmp_path, teacher=teacher, method="kd", save_strategy="steps", save_steps=3)
+    assert torch.equal(run.teacher.features(images)["logits"], before)
+    run.train()
+    assert torch.equal(run.teacher.features(images)["logits"], before)
+    run.evaluate()
+    run.create_model_card()
+    again = trainer(tmp_path, teacher=teacher, method="kd")
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
