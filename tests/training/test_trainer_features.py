@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
-from tiny_runs import arguments
+from tiny_runs import arguments, network, processor, scenes
 from transformers import TrainingArguments
 
 from hf_segkd.evaluation.argument_roles import ROLES
 from hf_segkd.training.refused_arguments import REFUSED
+from hf_segkd.training.trainer import DistillationTrainer
 
 PAGE = Path(__file__).parents[2] / "docs" / "trainer_features.md"
 FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -78,3 +79,19 @@ def test_arguments_that_are_written_and_read_again_are_taken(tmp_path):
     values = arguments(tmp_path).to_dict()
     again = arguments(tmp_path, **{name: value for name, value in values.items() if name in FIELDS})
     assert again.to_dict() == values
+
+
+def test_the_example_of_a_search_runs(tmp_path):
+    pytest.importorskip("optuna")
+    (example,) = re.findall("```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    run = DistillationTrainer(
+        model_init=lambda: network(),
+        args=arguments(tmp_path, max_steps=1),
+        train_dataset=scenes(),
+        eval_dataset=scenes("val", 2),
+        processing_class=processor(),
+    )
+    exec(example.replace("n_trials=10", "n_trials=2"), {"trainer": run})
+    assert 1e-3 <= run.args.learning_rate <= 1e-1
+    assert run.args.learning_rate != 0.01  # that of before
+    assert run.state.global_step == 1
