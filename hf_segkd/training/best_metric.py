@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from transformers import TrainerCallback
 
 from hf_segkd.evaluation.class_scores import class_keys
 from hf_segkd.evaluation.reports import METRICS
@@ -11,6 +13,13 @@ from hf_segkd.suggestions import did_you_mean
 from hf_segkd.training.arguments import DistillationArguments
 
 SHOWN = 12  # names that a message lists
+
+
+def gives_scores(callbacks: Sequence[TrainerCallback]) -> bool:
+    """Whether one of the user's own callbacks is called with the scores of an evaluation, and may add to them."""
+    kinds = [callback if isinstance(callback, type) else type(callback) for callback in callbacks]
+    own = [kind for kind in kinds if not kind.__module__.startswith(("transformers.", "hf_segkd."))]
+    return any(kind.on_evaluate is not TrainerCallback.on_evaluate for kind in own)
 
 
 class MetricNames:
@@ -38,20 +47,26 @@ class MetricNames:
         self.logged = {index: key for index, key in enumerate(keys) if all_classes or key == wanted}
         self._of_a_class = wanted is not None
 
-    def check(self) -> None:
+    def check(self, may_get_sets: bool = False) -> None:
         """Refuse a `metric_for_best_model` that no evaluation gives, or that is taken the wrong way round.
+
+        Args:
+            may_get_sets: Whether the trainer may still be given several evaluation sets, of names not known yet.
 
         Raises:
             ValueError: If it is not one of the names.
         """
         if self.wanted is None:
             return
-        if (plain := self._plain(self.wanted)) not in self.all:
+        plain = self._plain(self.wanted)
+        of_a_set = plain.endswith(tuple(f"_{name}" for name in self.of_one_set))
+        if plain not in self.all and not (may_get_sets and of_a_set):
             more = f" and {len(self.all) - SHOWN} more" if len(self.all) > SHOWN else ""
             raise ValueError(
                 f"metric_for_best_model is {self.wanted!r}, and evaluations of this run give no such score."
                 f"{did_you_mean(plain, self.all)} There are {', '.join(self.all[:SHOWN])}{more}: of each evaluation "
-                "set under its name, where there are several, and of each class iou_NAME."
+                "set under its name, where there are several, and of each class iou_NAME. A score of your own comes "
+                "from the on_evaluate of one of callbacks, or a subclass's evaluate."
             )
         if self._of_a_class and self.greater_is_better is False:
             raise ValueError(

@@ -35,7 +35,8 @@ REFUSED: dict[str, Refusal] = {
     "bf16_full_eval": Refusal((False,), _CASTS),
     "enable_jit_checkpoint": Refusal(
         (False,),
-        "it saves within a step, which can't be resumed exactly. Leave it out: SIGTERM is answered with a checkpoint",
+        "it saves within a step, which can't be resumed exactly. Leave it out: SIGTERM is answered with a checkpoint "
+        "anyway",
     ),
     "neftune_noise_alpha": Refusal((None,), "it is noise on the embeddings of words, which these networks don't have"),
     "use_liger_kernel": Refusal((False,), "its kernels are those of language models"),

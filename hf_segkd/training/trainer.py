@@ -32,7 +32,7 @@ from hf_segkd.networks.loading import load_teacher, make_student
 from hf_segkd.publishing.pushes import HubPushes, progress_message, repository_name
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.balance import balance_classes
-from hf_segkd.training.best_metric import MetricNames
+from hf_segkd.training.best_metric import MetricNames, gives_scores
 from hf_segkd.training.callbacks import AdversaryCallback, AtTrainBegin, EpochBegin, ResumedRun
 from hf_segkd.training.checkpoint_writer import CheckpointWriter
 from hf_segkd.training.checkpoints import RECORD_FILE, batch_size_of, copy_without_machine
@@ -201,10 +201,8 @@ class DistillationTrainer(SearchingTrainer):
             "ignore_index": distiller.config.semantic_loss_ignore_index,
         }
         self._crops = partial(augmented, train_dataset, unlabelled=unlabelled_dataset)  # each trial makes its own
-        self._metric_names = MetricNames(args, distiller.config.id2label, eval_dataset)
-        if type(self).evaluate is Trainer.evaluate:  # else it may give other scores
-            self._metric_names.check()
-        self._scores = StreamingScores(distiller.config.num_labels, self._metric_names.logged)
+        self._scores = StreamingScores(distiller.config.num_labels)
+        self._name_scores(args, distiller, eval_dataset, callbacks or [], not isinstance(eval_dataset, dict))
         self._pushes = HubPushes(args)  # before Trainer prepares the repository
         super().__init__(
             model=distiller,
@@ -240,6 +238,19 @@ class DistillationTrainer(SearchingTrainer):
             batch_statistics = distiller.loss.request.teacher_batch_statistics
             self.teacher.prepare(self.accelerator, batch_statistics, args.channels_last)
         self._warn_about_batch_size()
+
+    def _name_scores(
+        self,
+        args: DistillationArguments,
+        distiller: Distiller,
+        eval_dataset: Any,
+        callbacks: Sequence[TrainerCallback],
+        may_get_sets: bool,
+    ) -> None:
+        self._metric_names = MetricNames(args, distiller.config.id2label, eval_dataset)
+        self._scores.class_keys = self._metric_names.logged
+        if type(self).evaluate is Trainer.evaluate and not gives_scores(callbacks):
+            self._metric_names.check(may_get_sets)
 
     def _warn_about_batch_size(self) -> None:
         if (warning := self.args.warn_about_batch_size()) is not None:
@@ -311,6 +322,9 @@ class DistillationTrainer(SearchingTrainer):
             ValueError: If the checkpoint is damaged, or that of a run that this one can't continue.
             SystemExit: With code 143 after SIGTERM, when the checkpoint of the current step is written.
         """
+        if self.model is not None:  # a search lets go of it between trials
+            callbacks = self.callback_handler.callbacks
+            self._name_scores(self.args, self.distiller, self.eval_dataset, callbacks, may_get_sets=False)
         self._writer.folder = Path(super()._get_output_dir(trial))
         asked = self._train_batch_size = self.args.train_batch_size  # args may have been given the best of a search
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_runs import arguments, network, processor, scenes, trainer
+from transformers import TrainerCallback
 
 from hf_segkd.training.trainer import DistillationTrainer
 
@@ -70,6 +71,9 @@ def test_of_several_sets_the_score_has_the_name_of_its_set(tmp_path):
             run(metric_for_best_model=metric)
     with pytest.raises(ValueError, match="'loss', and evaluations of this run give no such score"):
         run(load_best_model_at_end=True, save_strategy="steps", save_steps=3)  # Trainer takes loss by default
+    single = trainer(tmp_path, metric_for_best_model="day_mean_iou")  # which may get sets later
+    with pytest.raises(ValueError, match="'day_mean_iou', and evaluations of this run give no such score"):
+        single.train()
     trained = run(metric_for_best_model="night_iou_background")
     trained.train()
     logged = [entry["eval_night_iou_background"] for entry in trained.state.log_history if "eval_night_loss" in entry]
@@ -144,3 +148,22 @@ def test_a_best_checkpoint_by_a_class_that_no_image_shows_stops_the_run_with_the
     run = run_with(255, tmp_path, metric_for_best_model="iou_striped_box")
     with pytest.raises(ValueError, match=re.escape("this evaluation has no such score: no labelled pixel")):
         run.train()
+
+
+def test_a_score_of_a_callback_may_choose_the_best_checkpoint(tmp_path):
+    class Boundary(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            metrics["eval_boundary"] = [0.1, 0.3, 0.2][state.global_step - 1]
+
+    run = DistillationTrainer(
+        network(),
+        arguments(tmp_path, eval_strategy="steps", eval_steps=1, metric_for_best_model="boundary"),
+        train_dataset=scenes(),
+        eval_dataset=scenes("val", 2),
+        processing_class=processor(),
+        callbacks=[Boundary()],
+    )
+    run.train()
+    assert run.state.best_metric == 0.3
+    with pytest.raises(ValueError, match="A score of your own comes from the on_evaluate of one of callbacks"):
+        trainer(tmp_path, metric_for_best_model="boundary")
