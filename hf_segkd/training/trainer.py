@@ -7,7 +7,6 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
-from transformers.utils import PushInProgress, logging
+from transformers.utils import logging
 
 from hf_segkd.data import AugmentedDataset, evaluation_collator, train_collator
-from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.evaluation.streaming_scores import StreamingScores, loss_and_counts
 from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
@@ -29,13 +27,13 @@ from hf_segkd.losses.labels.base import not_zero
 from hf_segkd.networks import FeatureNetwork, with_taps
 from hf_segkd.networks.class_map import ClassMap
 from hf_segkd.networks.loading import load_teacher, make_student
-from hf_segkd.publishing.pushes import HubPushes, progress_message, repository_name
+from hf_segkd.publishing.pushes import HubPushes, progress_message
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.balance import balance_classes
 from hf_segkd.training.best_metric import MetricNames, gives_scores
 from hf_segkd.training.callbacks import AdversaryCallback, AtTrainBegin, EpochBegin, ResumedRun
 from hf_segkd.training.checkpoint_writer import CheckpointWriter
-from hf_segkd.training.checkpoints import RECORD_FILE, batch_size_of, copy_without_machine
+from hf_segkd.training.checkpoints import RECORD_FILE, batch_size_of
 from hf_segkd.training.distiller import Distiller
 from hf_segkd.training.ema import AverageAfterStep, StudentAverage
 from hf_segkd.training.inputs import augmented, known_labels, refuse_need_of_labels, unreadable_images, whole_images
@@ -46,14 +44,9 @@ from hf_segkd.training.parameter_groups import ConnectorsFirst, parameter_groups
 from hf_segkd.training.picture_log import PictureLog
 from hf_segkd.training.preflight import preflight, require_better_teacher
 from hf_segkd.training.processes import check_supported_modes, warn_single_process
+from hf_segkd.training.publishing_trainer import PublishingTrainer
 from hf_segkd.training.run_report import (
     Evaluation,
-    Run,
-    network_costs,
-    refuse_card_kwargs,
-    run_report,
-    shown_networks,
-    write_student,
 )
 from hf_segkd.training.run_settings import checkpoint_to_resume, run_settings
 from hf_segkd.training.search import SearchingTrainer
@@ -77,7 +70,7 @@ PRIVATE_OVERRIDES = {
 }
 
 
-class DistillationTrainer(SearchingTrainer):
+class DistillationTrainer(SearchingTrainer, PublishingTrainer):
     """Trains `model` on labels and on the outputs of a frozen teacher.
 
     `trainer.student` is the network that is trained and saved: every checkpoint and `save_model` write a plain
@@ -294,11 +287,6 @@ class DistillationTrainer(SearchingTrainer):
     def confusion_matrix(self) -> Tensor:
         """Counts of the last evaluation, (k, k) int64: rows are the truth, columns the prediction; empty before it."""
         return self._scores.confusion_matrix
-
-    @property
-    def push_in_progress(self) -> PushInProgress | None:
-        """The uploads that a run waits for when it ends; None before the first."""
-        return self._pushes.in_progress
 
     # --- training ---
 
@@ -663,119 +651,3 @@ class DistillationTrainer(SearchingTrainer):
                 f"SIGTERM came after the run's last step, {self.state.global_step}. --resume_from_checkpoint last "
                 f"evaluates and saves the student. Exiting with code {EXIT_CODE}."
             )
-
-    # --- reporting and publishing ---
-
-    @property
-    def _run(self) -> Run:
-        """The run that the report and the card describe."""
-        return Run(
-            args=self.args,
-            student=self.student,
-            processor=self.processing_class,
-            teacher=self.teacher,
-            own_paper=None if self.distiller.loss is None else self.distiller.loss.paper,
-            train_dataset=self.train_dataset,
-            eval_dataset=self.eval_dataset,
-            steps=self.state.global_step,
-            best_step=self._best_step,
-            resumed_from_step=self.resumed_from_step,
-            unreadable_images=self.unreadable_images,
-            evaluation=self._evaluation,
-            confusion_matrix=self.confusion_matrix,
-        )
-
-    def report(self) -> RunReport | None:
-        """Scores of the student's current weights and how it was trained, if it was evaluated on known images.
-
-        `steps` counts the steps that were trained, the budget that comparisons use; `best_step` is set where training
-        went back to the weights of an earlier step. Unreadable images are counted since `resumed_from_step`.
-        """
-        return run_report(self._run)
-
-    def create_model_card(self, **given: Any) -> None:
-        """Write the card, with the scores and pictures it shows, beside the student in the output folder.
-
-        Args:
-            **given: What `Trainer` writes into its card (tags, dataset ...), which is refused.
-
-        Raises:
-            ValueError: If something is given: the card says what training knows.
-        """
-        refuse_card_kwargs(given)
-        if self.is_world_process_zero():
-            self._write_publication(Path(self.args.output_dir))
-
-    def _write_publication(self, folder: Path, checkpoint: Path | None = None) -> None:
-        """Write what is pushed: the student with its card and, if `args.hub_strategy` says so, a checkpoint."""
-        with self._networks_to_show():
-            write_student(folder, self._run, self.hub_model_id or repository_name(self.args), self._costs)
-        if checkpoint is not None and (place := self._pushes.place_of(checkpoint)) is not None:
-            copy_without_machine(checkpoint, folder / place)
-
-    @contextlib.contextmanager
-    def _networks_to_show(self) -> Iterator[dict[str, tuple[nn.Module, Any]]]:
-        with self._final_weights():
-            self.student.eval()  # Trainer puts it back into training mode at every step
-            yield shown_networks(self._run)
-
-    @cached_property
-    def _costs(self) -> list[dict[str, Any]]:
-        return network_costs(self._run)
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository and the branch `args.hub_revision`, where they are not there.
-
-        So a wrong name or licence, or a token that may not write, is found before training starts.
-
-        Raises:
-            ValueError: If there is no image processor, which others need to use the student, or for the reasons of
-                `hf_segkd.publishing.hub.upload`.
-            ConnectionError: If the Hub can not be reached.
-        """
-        if not self.is_world_process_zero():
-            return
-        if self.processing_class is None:
-            raise ValueError(
-                "push_to_hub needs processing_class, the image processor: nobody can use a student without."
-            )
-        self.hub_model_id = self._pushes.prepare(token, private)
-
-    def push_to_hub(
-        self,
-        commit_message: str = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **given: Any,
-    ) -> str | Future[str] | None:
-        """Save the student and publish it.
-
-        Args:
-            commit_message: First line of the commit.
-            blocking: Wait for the upload.
-            token: Instead of `args.hub_token`.
-            revision: Branch, instead of `args.hub_revision`.
-            private: Instead of `args.hub_private_repo`, for a repository that is not there yet.
-            **given: What `Trainer` writes into its card (tags, dataset ...), which is refused.
-
-        Returns:
-            URL of the commit, a future of it if not `blocking`; None on all processes but the main one.
-
-        Raises:
-            ValueError: As `init_hf_repo` and `create_model_card`.
-            ConnectionError: If the connection breaks.
-        """
-        refuse_card_kwargs(given)
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
-            self.init_hf_repo(token, private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        push = self._pushes.push(self._write_publication, self.hub_model_id, commit_message, token, revision)
-        if blocking:
-            return push.result()
-        self._pushes.add(push)
-        return push
