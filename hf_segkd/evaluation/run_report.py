@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 
 @dataclass(init=False)
-class RunReport:
+class RunReport(Mapping[str, Any]):
     """Scores of a network on one split, and how it was trained where that is known.
 
     A report holds the entries that it was made with, in their order. An entry that it lacks is None as an attribute,
-    and not in `to_json`; one that is null in a file is None too, and is kept.
+    and not in `to_json`; one that is null in a file is None too, and is kept. It is read by key too, as the file is:
+    `report["batch_size"]`.
 
     Attributes:
         dataset: Name of the data set, as `load_segmentation_dataset` or the publisher calls it.
@@ -99,6 +101,16 @@ class RunReport:
         if unknown := entries.keys() - {entry.name for entry in fields(self)}:
             raise TypeError(f"A report has no {', '.join(sorted(unknown))}.")
         vars(self).update(entries)
+
+    def __getitem__(self, name: str) -> Any:
+        """The entry of this name; a KeyError where the report lacks it."""
+        return vars(self)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(vars(self))
+
+    def __len__(self) -> int:
+        return len(vars(self))
 
     @classmethod
     def from_json(cls, entries: dict[str, Any]) -> RunReport:

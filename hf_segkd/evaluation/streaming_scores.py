@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers.trainer_utils import EvalPrediction
 
 from hf_segkd.evaluation.metrics import confusion_matrix, scores_from_confusion_matrix
+from hf_segkd.evaluation.reports import METRICS
 from hf_segkd.networks.inference import classes_at, logits_at
 from hf_segkd.networks.tiles import tiled_logits
 
@@ -23,14 +25,16 @@ class StreamingScores:
 
     Args:
         num_labels: Number of classes k.
+        class_keys: Class id -> what its IoU is called, for the classes whose IoU is wanted.
 
     Attributes:
         confusion_matrix: Counts of the last evaluation, (k, k) int64: rows are the truth, columns the prediction;
             empty until it is complete.
     """
 
-    def __init__(self, num_labels: int) -> None:
+    def __init__(self, num_labels: int, class_keys: Mapping[int, str] | None = None) -> None:
         self.num_labels = num_labels
+        self.class_keys = class_keys or {}
         self.begin()
 
     def begin(self) -> None:
@@ -39,13 +43,18 @@ class StreamingScores:
         self._sum = torch.zeros(self.num_labels**2, dtype=torch.int64)
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        """Add a batch; with the last one `mean_iou`, `mean_accuracy` and `overall_accuracy`, 0..1."""
+        """Add a batch; with the last one `mean_iou`, `mean_accuracy`, `overall_accuracy` and the classes' IoU, 0..1.
+
+        A score that is of no pixel is left out.
+        """
         self._sum += torch.as_tensor(prediction.predictions).sum(0).cpu()
         if not compute_result:
             return {}
         self.confusion_matrix = self._sum.reshape(self.num_labels, self.num_labels)
         scores = scores_from_confusion_matrix(self.confusion_matrix)
-        return {name: scores[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
+        found = {name: scores[name] for name in METRICS}
+        found |= {key: scores["per_category_iou"][index] for index, key in self.class_keys.items()}
+        return {name: score for name, score in found.items() if not math.isnan(score)}
 
 
 def loss_and_counts(

@@ -110,7 +110,7 @@ class Teacher(nn.Module):
         Raises:
             ValueError: If `batch_norm` is `batch_stats` and would do nothing, or is `auto` and the methods differ.
         """
-        self.uses_batch_statistics = self._takes_batch_statistics(batch_statistics)
+        self.use_statistics(batch_statistics)
         if channels_last:
             self.to(memory_format=torch.channels_last)
         if self._under_autocast:
@@ -118,6 +118,14 @@ class Teacher(nn.Module):
             self._call = accelerator.prepare_model(self, evaluation_mode=True).__call__
         else:
             self.to(accelerator.device)  # accelerate would put it under the autocast of the student
+
+    def use_statistics(self, batch_statistics: bool | None) -> None:
+        """Normalise as a method wants it, unless the teacher was told otherwise; `prepare` does it for the first.
+
+        Raises:
+            ValueError: As `prepare` does.
+        """
+        self.uses_batch_statistics = self._takes_batch_statistics(batch_statistics)
 
     def features(self, images: Tensor) -> Features:
         """The network's features, without gradients.

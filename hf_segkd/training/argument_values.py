@@ -10,6 +10,7 @@ from accelerate.utils import DynamoBackend
 from hf_segkd.losses.labels import WEIGHTINGS, create_label_losses
 from hf_segkd.networks.tiles import check_tile
 from hf_segkd.suggestions import did_you_mean
+from hf_segkd.training.refused_arguments import check_refused
 
 # Smallest values of numbers; TrainingArguments does not check its own.
 LEAST = {
@@ -17,7 +18,7 @@ LEAST = {
     **dict.fromkeys(("recipe_batch_size", "scale_base"), 1),
     **dict.fromkeys(("learning_rate", "head_lr_multiplier", "connector_lr_multiplier", "weight_decay"), 0),
     **dict.fromkeys(("ce_weight", "max_grad_norm", "seed", "data_seed", "dataloader_num_workers"), 0),
-    **dict.fromkeys(("preflight_images", "teacher_views"), 0),
+    **dict.fromkeys(("preflight_images", "teacher_views", "log_pictures", "max_logged_classes"), 0),
 }
 # Allowed values of flags that are words.
 CHOICES = {
@@ -37,19 +38,13 @@ def check_values(args: Any) -> None:
     Raises:
         ValueError: If there is such a value.
     """
+    check_refused(args)
     _check_meaning(args)
     _check_ranges(args)
     _check_label_losses(args)
 
 
 def _check_meaning(args: Any) -> None:
-    if args.remove_unused_columns or not args.batch_eval_metrics:
-        raise ValueError(
-            "remove_unused_columns must be False and batch_eval_metrics True: images are augmented inside the "
-            "data set, and evaluation keeps a confusion matrix instead of all logits."
-        )
-    if args.neftune_noise_alpha is not None:
-        raise ValueError("neftune_noise_alpha is noise on the embeddings of words, which these networks don't have.")
     for part in (args.optim_args or "").replace(" ", "").split(","):
         name, equals, _ = part.partition("=")
         if part and (not equals or (args.optim == "sgd" and name not in ("momentum", "dampening", "nesterov"))):
@@ -57,12 +52,6 @@ def _check_meaning(args: Any) -> None:
                 f"optim_args takes name=value, name=value, of sgd momentum, dampening and nesterov; got {part!r}. "
                 "Learning rate and weight decay are flags of their own."
             )
-    best = args.metric_for_best_model
-    if best is not None and not best.endswith(("loss", "mean_iou", "mean_accuracy", "overall_accuracy")):
-        raise ValueError(
-            f"metric_for_best_model is {best!r}; there are loss, mean_iou, mean_accuracy and overall_accuracy (of "
-            "several evaluation sets NAME_mean_iou ...)."
-        )
     if args.scale_lr and (args.recipe_batch_size is None or args.auto_find_batch_size):
         raise ValueError(
             "scale_lr scales by images per optimizer step / recipe_batch_size: give recipe_batch_size, the number "

@@ -239,6 +239,20 @@ class DistillationArguments(TrainingArguments):
         default=None,
         metadata={"help": "Pixels that neighbouring tiles share; by default a quarter of their side."},
     )
+    max_logged_classes: int = field(
+        default=50,
+        metadata={
+            "help": "Log the IoU of each class if there are at most so many; of more, only the one that "
+            "metric_for_best_model names."
+        },
+    )
+    log_pictures: int = field(
+        default=0,
+        metadata={
+            "help": "Send pictures of so many validation images to TensorBoard, trackio and wandb with each "
+            "evaluation: image, truth, teacher and student."
+        },
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "Hide non-finite losses from the log; there are none, since the first one stops the run."},

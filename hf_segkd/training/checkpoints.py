@@ -61,6 +61,26 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return [numbered[step] for step in sorted(numbered, reverse=True)]
 
 
+def wanted_checkpoint(wanted: str | bool, folder: Path) -> Path:
+    """The checkpoint that is asked for: a folder; True or "last" for that of the highest step in the run's folder.
+
+    Raises:
+        ValueError: As `newest_whole`.
+    """
+    return newest_whole(folder) if wanted in (True, "last") else Path(wanted)
+
+
+def batch_size_of(wanted: str | bool, folder: Path) -> int | None:
+    """Images per device and batch that the run of a checkpoint trained with; None where Trainer did not record it.
+
+    Raises:
+        ValueError: As `check_files` and `newest_whole`.
+    """
+    checkpoint = wanted_checkpoint(wanted, folder)
+    check_files(checkpoint)
+    return read_json(checkpoint / TRAINER_STATE_NAME).get("train_batch_size")
+
+
 def newest_whole(folder: Path) -> Path:
     """The checkpoint of the highest step that can be resumed; those after it are warned about.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +16,12 @@ from transformers.utils import ModelOutput
 from hf_segkd.losses import AbstractDistillationLoss, create_loss
 from hf_segkd.losses.base import weighted
 from hf_segkd.losses.labels import LabelLosses, check_class_weights, create_label_losses
-from hf_segkd.networks import FeatureNetwork, FeatureReader, network_spec
+from hf_segkd.networks import FeatureNetwork, FeatureReader, network_spec, without_taps
 from hf_segkd.networks.teacher import Teacher
+from hf_segkd.training.activation_checkpointing import check_options, checkpointed_blocks
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.own_loss import build_own_loss
+from hf_segkd.training.processes import checkpoints_activations
 from hf_segkd.types import Features, NetworkSpec
 
 
@@ -87,6 +91,7 @@ class Distiller(nn.Module):
                 f"{loss.name} has the term {', '.join(both)}, which is the name of a loss on the labels: call it "
                 "otherwise, so that the log can tell them apart."
             )
+        self._checkpoints_activations = False
         common = None if common is None else torch.tensor(common)
         self.register_buffer("common", common, persistent=False)
         # Read by DistributedDataParallel: statistics (FAKD), memory (CIRKD) are equal on all processes by themselves,
@@ -138,7 +143,9 @@ class Distiller(nn.Module):
             share = self.pixel_weight(labels) / labelled_pixels
         distils = teacher_features is not None
         options = {} if self.label_losses is None else {"loss_function": self.label_losses}
-        output = self.network(pixel_values=pixel_values, labels=labels, output_features=distils, **options)
+        checkpoints = self._checkpoints_activations and self.training and torch.is_grad_enabled()
+        with checkpointed_blocks(self.student) if checkpoints else contextlib.nullcontext():
+            output = self.network(pixel_values=pixel_values, labels=labels, output_features=distils, **options)
         terms = self._label_terms(output.loss, share, len(labels))
         if distils:
             features = output.features
@@ -152,6 +159,12 @@ class Distiller(nn.Module):
             logits=output.logits if output_logits else None,
             terms={name: value.detach() for name, value in terms.items()},
         )
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Compute the student's blocks again in the backward; `Trainer` calls it, with options that are checked."""
+        self._checkpoints_activations = True
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # before transformers 5.20
 
     def _label_terms(self, values: Tensor, share: Tensor | float, num_images: int) -> dict[str, Tensor]:
         if self.loss is not None and self.loss.request.divide_by_batch:
@@ -215,7 +228,7 @@ def build_distiller(
     Raises:
         ValueError: If the student's weights are not float32, teacher and method don't go together, the method compares
             classes and the two have none in common, a feature is missing, class weights are not one for each class, or
-            `args.frozen` names nothing.
+            `args.frozen` names nothing, or gradient checkpointing has options.
     """
     if student.dtype != torch.float32:
         raise ValueError(
@@ -223,6 +236,9 @@ def build_distiller(
             "dtype=torch.float32, or convert it with student.float(). To compute in 16 bits set bf16 or fp16."
         )
     loss, common = _create_loss(student, teacher, args, own_loss)
+    if checkpoints_activations(args):
+        options = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs
+        check_options(options, without_taps(student))
     label_losses = _label_losses(args, student.config.num_labels)
     distiller = Distiller(student, loss, args.ce_weight, common, label_losses, args.frozen)
     if distiller.reader is not None:

@@ -32,6 +32,9 @@ def refuse_sharding(args: Any) -> None:
         ValueError: If they are asked for.
     """
     wanted = [name for name in ("fsdp", "deepspeed", "parallelism_config") if getattr(args, name, None)]
+    config = getattr(args, "fsdp_config", None) or {}
+    if not isinstance(config, dict) or any(config.values()):  # some transformers fill it with values that are off
+        wanted.append("fsdp_config")
     wanted += [name for name in SHARDED if os.environ.get(name, "false").lower() in ("true", "1", "yes")]
     if wanted:
         raise ValueError(
@@ -51,16 +54,10 @@ def check_supported_modes(args: Any) -> None:
     Raises:
         ValueError: If one is asked for.
     """
-    # transformers renames the first to the second on its way to version 6.
-    if getattr(args, "gradient_checkpointing", False) or getattr(args, "activation_checkpointing", False):
+    if checkpoints_activations(args) and args.torch_compile:
         raise ValueError(
-            "Gradient checkpointing would update batch norm statistics twice a step and is refused. For less memory "
-            "lower per_device_train_batch_size and raise gradient_accumulation_steps."
-        )
-    if args.enable_jit_checkpoint:
-        raise ValueError(
-            "enable_jit_checkpoint saves within a step, which can't be resumed exactly. Leave it out: SIGTERM is "
-            "answered with a checkpoint anyway."
+            "gradient_checkpointing computes each block a second time, which torch_compile was never tested with: "
+            "leave one of them out."
         )
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("fp16 needs a GPU; on a CPU use --bf16, or neither.")
@@ -69,6 +66,11 @@ def check_supported_modes(args: Any) -> None:
             f"This process sees {args.n_gpu} GPUs and Trainer would use nn.DataParallel, which loses the loss's "
             "statistics. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one."
         )
+
+
+def checkpoints_activations(args: Any) -> bool:
+    """Whether gradient checkpointing is asked for; transformers renames it on its way to version 6."""
+    return bool(getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False))
 
 
 def warn_single_process(args: Any) -> None:

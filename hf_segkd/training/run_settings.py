@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
@@ -22,7 +22,7 @@ from hf_segkd.networks import FeatureNetwork, FeatureReader, LogitsNetwork
 from hf_segkd.networks.class_names import CLASS_NAMES, config_values
 from hf_segkd.networks.teacher import Renormalisation, Teacher
 from hf_segkd.training.arguments import DistillationArguments
-from hf_segkd.training.checkpoints import check_files, checkpoints_in, newest_whole, read_record
+from hf_segkd.training.checkpoints import check_files, checkpoints_in, read_record, wanted_checkpoint
 from hf_segkd.training.own_loss import record_of
 
 logger = logging.get_logger(__name__)
@@ -86,10 +86,19 @@ def run_settings(
 def digest(module: nn.Module) -> str:
     """SHA-256 of the parameters and buffers of a module, with their names."""
     sha = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in (part for item in sorted(module.state_dict().items()) for part in _plain_parts(*item)):
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return sha.hexdigest()
+
+
+def _plain_parts(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """A tensor itself; of a quantised one (torchao's ...) its numbers and scales."""
+    if not hasattr(value, "__tensor_flatten__"):
+        yield name, value
+        return
+    for part in value.__tensor_flatten__()[0]:
+        yield from _plain_parts(f"{name}.{part}", getattr(value, part))
 
 
 def checkpoint_to_resume(
@@ -116,7 +125,7 @@ def checkpoint_to_resume(
                 "takes that of the highest step, whichever run it is of. Choose another output_dir, or delete them."
             )
         return None
-    checkpoint = newest_whole(folder) if wanted in (True, "last") else Path(wanted)
+    checkpoint = wanted_checkpoint(wanted, folder)
     check_files(checkpoint)
     changed = differences(checkpoint, now)
     if ignores_data_skip:

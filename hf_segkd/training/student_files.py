@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_segkd.evaluation.reports import ARGUMENTS_FILE
+from hf_segkd.evaluation.reports import ARGUMENTS_FILE, write_json
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.distiller import Distiller
 from hf_segkd.training.ema import StudentAverage
@@ -36,8 +37,8 @@ def save_student(
         distiller.student.save_pretrained(folder)
     if processor is not None:
         processor.save_pretrained(folder)
-    # JSON, because Trainer would write a pickle.
-    (folder / ARGUMENTS_FILE).write_text(args.to_json_string())
+    # JSON, because Trainer would write a pickle; NaN and infinity as words, which JSON does not have.
+    write_json(json.loads(args.to_json_string(), parse_constant=str), folder / ARGUMENTS_FILE)
     if is_checkpoint and average is not None:
         average.save(folder)
     if is_checkpoint and distiller.loss is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import math
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,44 +15,50 @@ import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
-from transformers.utils import PushInProgress, logging
+from transformers.utils import logging
 
 from hf_segkd.data import AugmentedDataset, EvaluationStream, TrainingStream, evaluation_collator, train_collator
 from hf_segkd.data.columns import ColumnNames
-from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.evaluation.streaming_scores import StreamingScores, loss_and_counts
 from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.losses.adversary import Adversary
 from hf_segkd.losses.labels.base import not_zero
-from hf_segkd.networks import FeatureNetwork, with_taps, without_taps
+from hf_segkd.networks import FeatureNetwork, with_taps
 from hf_segkd.networks.class_map import ClassMap
 from hf_segkd.networks.loading import load_teacher, make_student
 from hf_segkd.networks.outputs import image_channels
-from hf_segkd.networks.teacher import Teacher
-from hf_segkd.publishing.pushes import HubPushes, progress_message, repository_name
+from hf_segkd.publishing.pushes import HubPushes, progress_message
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.balance import balance_classes
+from hf_segkd.training.best_metric import MetricNames, gives_scores
 from hf_segkd.training.callbacks import AdversaryCallback, AtTrainBegin, EpochBegin, ResumedRun
 from hf_segkd.training.checkpoint_writer import CheckpointWriter
-from hf_segkd.training.checkpoints import RECORD_FILE, copy_without_machine
-from hf_segkd.training.distiller import Distiller, build_distiller
+from hf_segkd.training.checkpoints import RECORD_FILE, batch_size_of
+from hf_segkd.training.distiller import Distiller
 from hf_segkd.training.ema import AverageAfterStep, StudentAverage
 from hf_segkd.training.inputs import augmented, known_labels, unreadable_images, whole_images
 from hf_segkd.training.interruption import EXIT_CODE, Sigterm, StopAtSigterm, ignore_sigterm_in_workers
 from hf_segkd.training.nonfinite import NonFiniteGuard, require_finite_scores
 from hf_segkd.training.own_loss import with_method
 from hf_segkd.training.parameter_groups import ConnectorsFirst, parameter_groups, require_all_parameters
+from hf_segkd.training.picture_log import PictureLog
 from hf_segkd.training.preflight import preflight, require_better_teacher
-from hf_segkd.training.processes import check_supported_modes, synchronise_batch_norms, warn_single_process
-from hf_segkd.training.run_report import Evaluation, Run, network_costs, refuse_card_kwargs, run_report, write_student
+from hf_segkd.training.processes import check_supported_modes, warn_single_process
+from hf_segkd.training.publishing_trainer import PublishingTrainer
+from hf_segkd.training.run_report import (
+    Evaluation,
+)
 from hf_segkd.training.run_settings import checkpoint_to_resume, run_settings
+from hf_segkd.training.search import SearchingTrainer
+from hf_segkd.training.set_up import make_teacher, prepared_distiller, refuse_unusual_weights
 from hf_segkd.training.stream_inputs import refuse_need_of_labels, require_one_order
 from hf_segkd.training.stream_loading import counted_once, stream_loader
 from hf_segkd.training.student_files import load_checkpoint, save_student
 from hf_segkd.training.teacher_cache import teacher_cache
 from hf_segkd.training.term_means import ConstantTerms, TermMeans
+from hf_segkd.training.trainer_options import refuse_options, refuse_unclear_start
 from hf_segkd.types import Features
 
 logger = logging.get_logger(__name__)
@@ -68,7 +75,7 @@ PRIVATE_OVERRIDES = {
 }
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(SearchingTrainer, PublishingTrainer):
     """Trains `model` on labels and on the outputs of a frozen teacher.
 
     `trainer.student` is the network that is trained and saved: every checkpoint and `save_model` write a plain
@@ -114,13 +121,20 @@ class DistillationTrainer(Trainer):
         loss: A loss of your own in place of `args.method`: a subclass of `AbstractDistillationLoss`, a
             `functools.partial` of one, or a function of the two networks' `NetworkSpec`s that gives one. It gets
             `args.method_kwargs` as keywords; the run's `method` is then its name.
+        model_init: In place of `model`, a function (of nothing, or of a search's trial) that gives what `model` takes.
+            Each `train` begins with a new student of it; `hyperparameter_search` needs it.
         callbacks: As in `Trainer`.
         optimizers: As in `Trainer`.
+        optimizer_cls_and_kwargs: As in `Trainer`, without learning rates and weight decay, which `args` has.
+        *positional: Nothing: what `Trainer` takes after `args` by position, it is refused.
+        **not_taken: Nothing: `compute_metrics` and others of `Trainer` are refused, with what serves instead.
 
     Raises:
-        ValueError: If the teacher is no network, or the student none that `from_pretrained` can load, either has one
-            class, teacher and method don't go together, teacher and student are one object, their classes are not
-            known to agree, a feature is missing, or the distributed set-up was never tested.
+        TypeError: If there is no such argument.
+        ValueError: If an argument of `Trainer` is not taken, the teacher is no network, or the student none that
+            `from_pretrained` can load, either has one class, teacher and method don't go together, teacher and student
+            are one object, their classes are not known to agree, a feature is missing, `metric_for_best_model` is no
+            score of the evaluations, or the distributed set-up was never tested.
 
     Attributes:
         unreadable_images: `image_id` of each training image that was left out; set when training has ended.
@@ -148,11 +162,13 @@ class DistillationTrainer(Trainer):
     # compute_loss returns the mean of its batch; Trainer divides by the accumulation steps.
     loss_is_scaled_for_ga = False
 
+    _attached: Sequence[TrainerCallback] = ()  # the trainer's own callbacks
+
     def __init__(
         self,
-        model: PreTrainedModel | FeatureNetwork | PreTrainedConfig | str | os.PathLike,
+        model: PreTrainedModel | FeatureNetwork | PreTrainedConfig | str | os.PathLike | None = None,
         args: DistillationArguments | None = None,
-        *,
+        *positional: Any,
         teacher: nn.Module | Callable[[Tensor], Any] | str | os.PathLike | None = None,
         train_dataset: Dataset | datasets.Dataset | datasets.IterableDataset | None = None,
         unlabelled_dataset: Dataset | datasets.Dataset | datasets.IterableDataset | None = None,
@@ -163,66 +179,56 @@ class DistillationTrainer(Trainer):
         teacher_processor: Any = None,
         class_map: ClassMap | str | None = None,
         loss: Callable[..., AbstractDistillationLoss] | None = None,
+        model_init: Callable[..., Any] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        **not_taken: Any,
     ) -> None:
+        refuse_options(positional, not_taken, inspect.signature(type(self).__init__).parameters)
         args = DistillationArguments() if args is None else args
         check_supported_modes(args)
         warn_single_process(args)
+        self.model_init, self._loss, self._method_kwargs = model_init, loss, args.method_kwargs
+        refuse_unclear_start(model, model_init, optimizers, optimizer_cls_and_kwargs)
         loaded = isinstance(teacher, str | os.PathLike)
         teacher, teacher_processor = load_teacher(teacher, teacher_processor)
         if processing_class is None and loaded:
             processing_class = teacher_processor
         columns = self._columns = ColumnNames(image_column, mask_column)
-        labels = known_labels(train_dataset, eval_dataset, names=columns)
-        model, processing_class = make_student(model, labels, processing_class)
+        if model_init is not None:
+            set_seed(args.seed)
+            model = Trainer.call_model_init(self)
+        self._labels = known_labels(train_dataset, eval_dataset, names=columns)
+        refuse_unusual_weights(model)
+        model, processing_class = make_student(model, self._labels, processing_class)
         model = with_taps(model)
-        if teacher is None and (teacher_processor is not None or class_map is not None):
-            raise ValueError("teacher_processor and class_map say how a teacher is read, and there is no teacher.")
-        if teacher is not None:
-            teacher = with_taps(teacher)
-            if any(module is without_taps(model) for module in teacher.modules()):
-                raise ValueError(
-                    "Teacher and student are the same object, and the teacher must not be trained: load it twice."
-                )
-            teacher = Teacher(
-                teacher,
-                teacher_processor,
-                class_map,
-                args.teacher_dtype,
-                args.teacher_batch_norm,
-                student=model,
-                student_processor=processing_class,
-            )
-        distiller = build_distiller(model, teacher, args, loss)
+        self.teacher = make_teacher(teacher, teacher_processor, class_map, args, model, processing_class)
+        distiller = prepared_distiller(model, self.teacher, args, loss, trains=train_dataset is not None)
         if loss is not None:
             args = with_method(args, loss, distiller.loss)
-        if args.sync_batch_norm:
-            synchronise_batch_norms(distiller, args)
-        if train_dataset is not None and distiller.reader is not None:
-            distiller.reader.freeze_unused_parameters(() if distiller.loss is None else distiller.loss.student_taps)
-        if args.channels_last:
-            model.to(memory_format=torch.channels_last)
         self._label_range = {
             "num_labels": distiller.config.num_labels,
             "ignore_index": distiller.config.semantic_loss_ignore_index,
         }
         self._collated = {**self._label_range, "num_channels": image_channels(distiller.config)}
+        self._crops = partial(augmented, train_dataset, unlabelled=unlabelled_dataset, names=columns)  # for each trial
         self._scores = StreamingScores(distiller.config.num_labels)
+        self._name_scores(args, distiller, eval_dataset, callbacks or [], not isinstance(eval_dataset, dict))
         self._pushes = HubPushes(args)  # before Trainer prepares the repository
         super().__init__(
             model=distiller,
             args=args,
-            train_dataset=augmented(
-                train_dataset, args, processing_class, model, distiller.loss, unlabelled_dataset, columns
-            ),
+            train_dataset=self._crops(args=args, processor=processing_class, model=model, loss=distiller.loss),
             eval_dataset=whole_images(eval_dataset, processing_class, model, columns),
             processing_class=processing_class,
             data_collator=partial(train_collator, **self._collated),
             compute_metrics=self._scores,
             callbacks=callbacks,
             optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
+        self.model_init, self._made_crops = model_init, self.train_dataset
         vars(model.config).pop("use_cache", None)  # Trainer sets it on any config; it would be saved
         if self.optimizer is not None:
             require_all_parameters(self.optimizer, distiller)
@@ -236,27 +242,53 @@ class DistillationTrainer(Trainer):
         self._sigterm = Sigterm()
         self._term_means = TermMeans()
         self._told_untrained = False  # by a subclass's compute_loss
-        self._average = StudentAverage(distiller.student, args.ema_decay) if args.ema_decay else None
+        self._attach(distiller)
+        if args.log_pictures:
+            trackers = self.callback_handler.callbacks
+            self.add_callback(PictureLog(args.log_pictures, self.eval_dataset, trackers, self._networks_to_show))
+        if self.teacher is not None:
+            batch_statistics = distiller.loss.request.teacher_batch_statistics
+            self.teacher.prepare(self.accelerator, batch_statistics, args.channels_last)
+        self._open_teacher_cache(distiller)
+        self._warn_about_batch_size()
+
+    def _name_scores(
+        self,
+        args: DistillationArguments,
+        distiller: Distiller,
+        eval_dataset: Any,
+        callbacks: Sequence[TrainerCallback],
+        may_get_sets: bool,
+    ) -> None:
+        self._metric_names = MetricNames(args, distiller.config.id2label, eval_dataset)
+        self._scores.class_keys = self._metric_names.logged
+        if type(self).evaluate is Trainer.evaluate and not gives_scores(callbacks):
+            self._metric_names.check(may_get_sets)
+
+    def _warn_about_batch_size(self) -> None:
+        if (warning := self.args.warn_about_batch_size()) is not None:
+            logger.warning(warning)
+
+    def _attach(self, distiller: Distiller) -> None:
+        """Give the run what follows its student: the average, the guard and the trainer's own callbacks."""
+        for callback in self._attached:
+            self.remove_callback(callback)
+        self._average = StudentAverage(distiller.student, self.args.ema_decay) if self.args.ema_decay else None
         warm_up = distiller.loss is not None and distiller.loss.request.connector_epochs
         self._connectors_first = ConnectorsFirst(distiller) if warm_up else None
         self._guard = NonFiniteGuard(distiller, self.accelerator, self._teacher_features)
-        for callback in self._own_callbacks():
+        self._attached = [*self._own_callbacks(distiller)]
+        for callback in self._attached:
             self.add_callback(callback)
-        self.teacher = teacher
-        if teacher is not None:
-            teacher.prepare(self.accelerator, distiller.loss.request.teacher_batch_statistics, args.channels_last)
-        self._teacher_cache = teacher_cache(args, self.train_dataset, distiller, teacher, processing_class)
-        if (warning := args.warn_about_batch_size()) is not None:
-            logger.warning(warning)
 
-    def _own_callbacks(self) -> Iterator[TrainerCallback]:
+    def _own_callbacks(self, distiller: Distiller) -> Iterator[TrainerCallback]:
         """The trainer's own callbacks, in the order in which they are called."""
         yield StopAtSigterm(self._sigterm)
         yield EpochBegin()
         yield ConstantTerms()
         if self._average is not None:
             yield AverageAfterStep(self._average)
-        for module in self.distiller.modules():
+        for module in distiller.modules():
             if isinstance(module, Adversary):
                 yield AdversaryCallback(module, self._term_means.add_beside)
         yield AtTrainBegin(self._begin_steps)
@@ -276,14 +308,11 @@ class DistillationTrainer(Trainer):
         """Counts of the last evaluation, (k, k) int64: rows are the truth, columns the prediction; empty before it."""
         return self._scores.confusion_matrix
 
-    @property
-    def push_in_progress(self) -> PushInProgress | None:
-        """The uploads that a run waits for when it ends; None before the first."""
-        return self._pushes.in_progress
-
     # --- training ---
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
         """As `Trainer` does, after a check that the run can go on from the checkpoint as if it had never stopped.
 
         Afterwards all processes hold the same student, the one that is saved: with `args.ema_decay` it has the averaged
@@ -293,6 +322,7 @@ class DistillationTrainer(Trainer):
         Args:
             resume_from_checkpoint: Folder of a checkpoint; True or "last" for that of the highest step in the output
                 folder which is whole.
+            trial: The trial of a hyperparameter search.
             *args: As in `Trainer`.
             **kwargs: As in `Trainer`.
 
@@ -300,14 +330,20 @@ class DistillationTrainer(Trainer):
             ValueError: If the checkpoint is damaged, or that of a run that this one can't continue.
             SystemExit: With code 143 after SIGTERM, when the checkpoint of the current step is written.
         """
+        if self.model is not None:  # a search lets go of it between trials
+            callbacks = self.callback_handler.callbacks
+            self._name_scores(self.args, self.distiller, self.eval_dataset, callbacks, may_get_sets=False)
+        self._writer.folder = Path(super()._get_output_dir(trial))
+        asked = self._train_batch_size = self.args.train_batch_size  # args may have been given the best of a search
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         self.resumed_from_step = self._best_step = self._evaluation = None
-        balance_classes(self.distiller.label_losses, self.train_dataset, self.args, self.accelerator)
+        if self.model_init is None:
+            balance_classes(self.distiller.label_losses, self.train_dataset, self.args, self.accelerator)
         resumed = ResumedRun(checkpoint)
         self.add_callback(resumed)
         with self._sigterm.listening():
             try:
-                output = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+                output = super().train(None if checkpoint is None else str(checkpoint), trial, *args, **kwargs)
             except SystemExit:
                 self.callback_handler.on_train_end(self.args, self.state, self.control)  # trackers write what they have
                 raise
@@ -317,6 +353,8 @@ class DistillationTrainer(Trainer):
             if self._sigterm.received(self.args):
                 self._save_finished_run()
                 raise SystemExit(EXIT_CODE)
+        if self._train_batch_size != asked:  # another fitted, which was not known before
+            self._warn_about_batch_size()
         self.unreadable_images = unreadable_images(self.train_dataset, self.accelerator)
         if self._average is not None:
             self._average.give_to_student()
@@ -327,6 +365,10 @@ class DistillationTrainer(Trainer):
         """Do what comes after the set-up and before the first step."""
         self._term_means.reset()
         self._guard.reset()
+        self._guard.accelerator = self.accelerator  # a search gives each trial another
+        if self._train_batch_size != self.args.per_device_train_batch_size:  # found by auto_find_batch_size
+            self.args.per_device_train_batch_size = self._train_batch_size
+            vars(self).pop("_settings", None)
         if self._connectors_first is not None:
             self._connectors_first.warn_if_nothing_else_trains(self.state.num_train_epochs)
         if self._teacher_cache is not None:
@@ -335,6 +377,10 @@ class DistillationTrainer(Trainer):
             self.resumed_from_step = self.state.global_step
         elif self.teacher is not None and self.args.preflight_images:
             self._try_teacher()
+
+    def _open_teacher_cache(self, distiller: Distiller) -> None:
+        images, processor = self.train_dataset, self.processing_class
+        self._teacher_cache = teacher_cache(self.args, images, distiller, self.teacher, processor)
 
     def _announce_teacher_cache(self) -> None:
         """Log the size of the cache, before the first step."""
@@ -501,13 +547,17 @@ class DistillationTrainer(Trainer):
         """Log as `Trainer` does, with the mean of each term since the last log: `raw_` and, weighted, `loss_`."""
         if "loss" in logs:
             logs.update(self._term_means.take(self.distiller.weights, self.accelerator))
+        # JSON has no NaN or infinity, which the norm of the gradient is in a step that fp16's scaler skips.
+        for name in [name for name, value in logs.items() if isinstance(value, float) and not math.isfinite(value)]:
+            del logs[name]
         super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Three groups: the student's backbone, the rest of the student, the loss's own parameters."""
         if self.optimizer is None:
-            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.distiller)
-            kwargs["lr"] = self.args.scaled_learning_rate
+            given = self.optimizer_cls_and_kwargs
+            optimizer_class, kwargs = given or self.get_optimizer_cls_and_kwargs(self.args, self.distiller)
+            kwargs = {**kwargs, "lr": self.args.scaled_learning_rate}
             self.optimizer = optimizer_class(parameter_groups(self.distiller, self.args), **kwargs)
         return self.optimizer
 
@@ -566,6 +616,8 @@ class DistillationTrainer(Trainer):
         if isinstance(dataloader.dataset, EvaluationStream):
             output = counted_once(output, dataloader.dataset)
         require_finite_scores(output.metrics)
+        if self.is_in_train:
+            self._metric_names.require(output.metrics, kwargs.get("metric_key_prefix", "eval"))
         return output
 
     def prediction_step(
@@ -641,9 +693,12 @@ class DistillationTrainer(Trainer):
         self._best_step = int(Path(self.state.best_model_checkpoint).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
 
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> Path | None:
-        folder, skip = Path(self.args.output_dir), self.args.ignore_data_skip
+        folder, skip = self._writer.folder, self.args.ignore_data_skip
         self._writer.clear_staging()
         self.accelerator.wait_for_everyone()  # before one looks for checkpoints, or writes one
+        if wanted and self.args.auto_find_batch_size and (found := batch_size_of(wanted, folder)) is not None:
+            self.args.per_device_train_batch_size = self._train_batch_size = found
+            vars(self).pop("_settings", None)
         checkpoint = checkpoint_to_resume(wanted, folder, self._settings if wanted else {}, skip)
         self.accelerator.wait_for_everyone()  # all have looked, before a checkpoint is written
         return checkpoint
@@ -665,114 +720,3 @@ class DistillationTrainer(Trainer):
                 f"SIGTERM came after the run's last step, {self.state.global_step}. --resume_from_checkpoint last "
                 f"evaluates and saves the student. Exiting with code {EXIT_CODE}."
             )
-
-    # --- reporting and publishing ---
-
-    @property
-    def _run(self) -> Run:
-        """The run that the report and the card describe."""
-        return Run(
-            args=self.args,
-            student=self.student,
-            processor=self.processing_class,
-            teacher=self.teacher,
-            own_paper=None if self.distiller.loss is None else self.distiller.loss.paper,
-            train_dataset=self.train_dataset,
-            eval_dataset=self.eval_dataset,
-            steps=self.state.global_step,
-            best_step=self._best_step,
-            resumed_from_step=self.resumed_from_step,
-            unreadable_images=self.unreadable_images,
-            evaluation=self._evaluation,
-            confusion_matrix=self.confusion_matrix,
-        )
-
-    def report(self) -> RunReport | None:
-        """Scores of the student's current weights and how it was trained, if it was evaluated on known images.
-
-        `steps` counts the steps that were trained, the budget that comparisons use; `best_step` is set where training
-        went back to the weights of an earlier step. Unreadable images are counted since `resumed_from_step`.
-        """
-        return run_report(self._run)
-
-    def create_model_card(self, **given: Any) -> None:
-        """Write the card, with the scores and pictures it shows, beside the student in the output folder.
-
-        Args:
-            **given: What `Trainer` writes into its card (tags, dataset ...), which is refused.
-
-        Raises:
-            ValueError: If something is given: the card says what training knows.
-        """
-        refuse_card_kwargs(given)
-        if self.is_world_process_zero():
-            self._write_publication(Path(self.args.output_dir))
-
-    def _write_publication(self, folder: Path, checkpoint: Path | None = None) -> None:
-        """Write what is pushed: the student with its card and, if `args.hub_strategy` says so, a checkpoint."""
-        with self._final_weights():
-            self.student.eval()  # Trainer puts it back into training mode at every step
-            write_student(folder, self._run, self.hub_model_id or repository_name(self.args), self._costs)
-        if checkpoint is not None and (place := self._pushes.place_of(checkpoint)) is not None:
-            copy_without_machine(checkpoint, folder / place)
-
-    @cached_property
-    def _costs(self) -> list[dict[str, Any]]:
-        return network_costs(self._run)
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository and the branch `args.hub_revision`, where they are not there.
-
-        So a wrong name or licence, or a token that may not write, is found before training starts.
-
-        Raises:
-            ValueError: If there is no image processor, which others need to use the student, or for the reasons of
-                `hf_segkd.publishing.hub.upload`.
-            ConnectionError: If the Hub can not be reached.
-        """
-        if not self.is_world_process_zero():
-            return
-        if self.processing_class is None:
-            raise ValueError(
-                "push_to_hub needs processing_class, the image processor: nobody can use a student without."
-            )
-        self.hub_model_id = self._pushes.prepare(token, private)
-
-    def push_to_hub(
-        self,
-        commit_message: str = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **given: Any,
-    ) -> str | Future[str] | None:
-        """Save the student and publish it.
-
-        Args:
-            commit_message: First line of the commit.
-            blocking: Wait for the upload.
-            token: Instead of `args.hub_token`.
-            revision: Branch, instead of `args.hub_revision`.
-            private: Instead of `args.hub_private_repo`, for a repository that is not there yet.
-            **given: What `Trainer` writes into its card (tags, dataset ...), which is refused.
-
-        Returns:
-            URL of the commit, a future of it if not `blocking`; None on all processes but the main one.
-
-        Raises:
-            ValueError: As `init_hf_repo` and `create_model_card`.
-            ConnectionError: If the connection breaks.
-        """
-        refuse_card_kwargs(given)
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
-            self.init_hf_repo(token, private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        push = self._pushes.push(self._write_publication, self.hub_model_id, commit_message, token, revision)
-        if blocking:
-            return push.result()
-        self._pushes.add(push)
-        return push

@@ -149,3 +149,11 @@ def test_every_attribute_is_documented_and_what_is_compared_or_private_is_one():
     documented = [line.split(":")[0].strip() for line in RunReport.__doc__.splitlines() if line.startswith("        ")]
     assert [name for name in documented if name in names] == names
     assert {*METHOD, *PRIVATE} - {"labelled pixels of each class", "tiles"} <= set(names)
+
+
+def test_a_report_is_read_by_key_as_its_file_is():
+    report = RunReport(mean_iou=0.5, batch_size=4)
+    assert (report["batch_size"], "steps" in report, report.get("steps")) == (4, False, None)
+    assert dict(report) == report.to_json() == {"mean_iou": 0.5, "batch_size": 4}
+    with pytest.raises(KeyError):
+        report["steps"]

@@ -53,7 +53,10 @@ def test_an_optimizer_without_the_losss_parameters_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"gradient_checkpointing": True}, "batch norm statistics twice"), ({"fp16": True}, "fp16 needs a GPU")],
+    [
+        ({"fp16": True}, "fp16 needs a GPU"),
+        ({"use_liger_kernel": True}, "use_liger_kernel is True and must be False: its kernels are those of language"),
+    ],
 )
 def test_modes_that_can_not_work_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
