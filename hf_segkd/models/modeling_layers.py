@@ -59,9 +59,9 @@ def is_traced() -> bool:
 def spread(pixel: Tensor, size: tuple[int, int]) -> Tensor:
     """A (b, c, 1, 1) map of one pixel, repeated to (b, c, h, w): what resizing it gives, whatever align_corners says.
 
-    In a graph it is a resize, with the same bits. Of `expand` LiteRT makes a file that does not load or is wrong without
-    a word, ncnn's converter fails, and ExecuTorch cuts the network in two. In training the gradient of a resize would sum
-    in another order.
+    In a graph it is a resize, with the same bits. Of `expand` LiteRT makes a file that does not load or is wrong
+    without a word, ncnn's converter fails, and ExecuTorch cuts the network in two. In training the gradient of a
+    resize would sum in another order.
     """
     # Weights of the two neighbours are 1 and 0; without align_corners they would be such that they round.
     return resize(pixel, size, align_corners=True) if is_traced() else pixel.expand(-1, -1, *size)
