@@ -45,7 +45,10 @@ def check_opset(opset: int) -> None:
         ImportError: If the packages of the extra `export` are missing.
         ValueError: If not; the message has the range.
     """
-    if opset != OPSET and not OLDEST <= opset <= (newest := newest_opset()):
+    if opset == OPSET:
+        return
+    newest = newest_opset()
+    if not OLDEST <= opset <= newest:
         raise ValueError(
             f"--opset {opset}: the installed onnx and onnxruntime write and run opsets {OLDEST} to {newest}. Choose "
             "one of these; a newer one may need newer packages."
