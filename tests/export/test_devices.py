@@ -99,14 +99,6 @@ def test_a_map_with_as_many_channels_as_rows_is_right_in_litert(tmp_path):
         torch.testing.assert_close(load("litert", path)(images), student(images), atol=1e-4, rtol=1e-4)
 
 
-def test_executorch_runs_the_network_in_one_piece(tmp_path):
-    needs("executorch")
-    student = with_statistics(network())
-    path = write("executorch", student, trace(student, SIZE), tmp_path, (3, *SIZE), {})
-    operators = load("executorch", path).program.metadata("forward")
-    assert operators is not None
-
-
 @pytest.mark.parametrize("name", [name for name, made in DEVICE_FORMATS.items() if made.argmax and made.load])
 def test_classes_are_those_of_the_network(name, tmp_path):
     needs(name)
