@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_segkd.evaluation.reports import ARGUMENTS_FILE, SCORES_FILE, read_json
@@ -99,7 +99,8 @@ def read_exports(folder: Path) -> dict[str, Any] | None:
     latencies = [report["latency"] for report in found if report["latency"] is not None]
     return {
         "exports": [export for report in found for export in report["exports"]],
-        "latency": latencies[0] if latencies else None,
+        # Times of one run stand beside each other; of several runs the one with most runtimes.
+        "latency": max(latencies, key=lambda latency: len(latency["rows"]), default=None),
         "versions": found[0]["versions"],
     }
 
@@ -108,8 +109,10 @@ def copy_exports(folder: Path, publication: Path) -> None:
     """Copy the files that the export command wrote, and no others that lie beside them."""
     for name, report in _export_reports(folder).items():
         (publication / name).mkdir()
-        for file in [export["file"] for export in report["exports"]] + [EXPORT_REPORT]:
-            shutil.copy(folder / name / file, publication / name / file)
+        for file in [file for export in report["exports"] for file in _files(export)] + [EXPORT_REPORT]:
+            target = publication / name / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / name / file, target)
         if (folder / name / SNIPPET).is_file():  # only ONNX files have one
             shutil.copy(folder / name / SNIPPET, publication / name / SNIPPET)
 
@@ -119,9 +122,18 @@ def _export_reports(folder: Path) -> dict[str, dict[str, Any]]:
     reports = {name: read_json(file) for name, file in files.items() if file.is_file()}
     for name, report in reports.items():
         for export in report["exports"]:
-            if Path(export["file"]).name != export["file"]:  # the folder may be somebody else's
-                raise ValueError(f"{files[name]} names the file {export['file']!r}, which is not beside it.")
+            for file in [export["file"], *_files(export)]:  # the folder may be somebody else's
+                parts = PurePosixPath(file).parts
+                if not parts or ".." in parts or "\\" in file or PurePosixPath(file).is_absolute():
+                    raise ValueError(f"{files[name]} names the file {file!r}, which is not beside it.")
+                if not (folder / name / file).resolve().is_relative_to((folder / name).resolve()):
+                    raise ValueError(f"{files[name]} names the file {file!r}, which is a link to another place.")
     return reports
+
+
+def _files(export: dict[str, Any]) -> list[str]:
+    """All files of an export; reports of earlier versions name the one."""
+    return export.get("files", [export["file"]])
 
 
 def _with_folder(report: dict[str, Any], folder: str) -> dict[str, Any]:

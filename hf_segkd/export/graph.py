@@ -14,10 +14,10 @@ from torch.fx import GraphModule
 from hf_segkd.networks import without_taps
 from hf_segkd.networks.inference import logits_at
 
+from .opsets import OPSET, PYTORCH_OPSET, lowered
 from .runtimes import require_extra
 
 INPUT = "pixel_values"
-OPSET = 20
 AXES = {0: "batch", 2: "height", 3: "width"}
 
 
@@ -103,11 +103,14 @@ def trace(network: DenseNetwork, size: tuple[int, int], dynamic: bool = False, c
     return program
 
 
-def save_onnx(program: ExportedProgram, path: Path, output_name: str, dynamic: bool = False) -> None:
-    """Write a traced network as one ONNX file of opset 20, batch norm folded into the convolutions.
+def save_onnx(
+    program: ExportedProgram, path: Path, output_name: str, dynamic: bool = False, opset: int = OPSET
+) -> None:
+    """Write a traced network as one ONNX file, batch norm folded into the convolutions.
 
     Raises:
         ImportError: If the packages of the extra `export` are missing.
+        ValueError: If an older opset lacks an operation of the network.
     """
     require_extra()
     import onnx
@@ -116,7 +119,7 @@ def save_onnx(program: ExportedProgram, path: Path, output_name: str, dynamic: b
         program,
         f=path,
         dynamo=True,
-        opset_version=OPSET,
+        opset_version=max(opset, PYTORCH_OPSET),
         external_data=False,
         input_names=[INPUT],
         output_names=[output_name],
@@ -126,7 +129,7 @@ def save_onnx(program: ExportedProgram, path: Path, output_name: str, dynamic: b
     model = onnx.load(path)
     for node in model.graph.node:
         node.ClearField("metadata_props")  # each node's history in PyTorch, a tenth of the file of a small network
-    onnx.save(model, path)
+    onnx.save(model if opset >= PYTORCH_OPSET else lowered(model, opset), path)
 
 
 def save_program(program: ExportedProgram, path: Path, facts: dict[str, Any]) -> None:

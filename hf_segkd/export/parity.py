@@ -140,21 +140,30 @@ def worst_of(first: Parity, second: Parity) -> Parity:
     )
 
 
-def exports_table(exports: list[dict[str, Any]]) -> str:
-    """What was exported and how close it is, from the "exports" of export.json."""
+def exports_table(exports: list[dict[str, Any]], latency: dict[str, Any] | None = None) -> str:
+    """What was exported and how close it is, from the "exports" of export.json, with its times if they are given."""
+    header = ["file", "runtime", "precision", "MB"]
+    header += ["images", "max logit diff.", "same class %", "mIoU %", "exported mIoU %"]
+    times = {row["runtime"]: row for row in (latency or {"rows": []})["rows"] if row["network"] == "student"}
+    if latency is not None:
+        header += ["median ms", "95th percentile ms"]
     rows = []
     for export in exports:
-        parity = export["parity"]
-        difference = parity["max_logit_difference"]
-        rows.append(
-            [
-                export["file"],
-                f"{export['file_mb']:.2f}",
-                str(parity["images"]),
-                "-" if difference is None else f"{difference:.1e}",
-                f"{100 * parity['argmax_agreement']:.3f}",
-                f"{100 * parity['miou']:.2f}",
-                f"{100 * parity['miou_exported']:.2f}",
-            ]
-        )
-    return table(["file", "MB", "images", "max logit diff.", "same class %", "mIoU %", "exported mIoU %"], rows)
+        row = [export["file"], export["runtime"], export["precision"], f"{export['file_mb']:.2f}"]
+        row += ["not run", "-", "-", "-", "-"] if export["parity"] is None else _parity_cells(export["parity"])
+        if latency is not None:
+            time = times.get(export["runtime"])
+            row += ["-", "-"] if time is None else [f"{time[key]:.2f}" for key in ("median_ms", "p95_ms")]
+        rows.append(row)
+    return table(header, rows)
+
+
+def _parity_cells(parity: dict[str, Any]) -> list[str]:
+    difference = parity["max_logit_difference"]
+    return [
+        str(parity["images"]),
+        "-" if difference is None else f"{difference:.1e}",
+        f"{100 * parity['argmax_agreement']:.3f}",
+        f"{100 * parity['miou']:.2f}",
+        f"{100 * parity['miou_exported']:.2f}",
+    ]

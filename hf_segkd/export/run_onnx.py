@@ -10,14 +10,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+# The entries of the metadata that the export writes.
+NEEDED = ("input", "output", "size", "resample", "rescale_factor", "image_mean", "image_std", "id2label")
+OPTIONAL = ("num_bands", "license", "versions")
+
 
 def load(path):
     """The network, and how to use it."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    texts = session.get_modelmeta().custom_metadata_map
-    return session, {name: json.loads(text) for name, text in texts.items()}
+    return session, own_facts(session.get_modelmeta().custom_metadata_map)
+
+
+def own_facts(texts):
+    """What the export wrote into the file; other programs add entries of their own, which need not be JSON."""
+    missing = [name for name in NEEDED if name not in texts]
+    if missing:
+        raise SystemExit(
+            f"The file does not say how to use it: its metadata lacks {', '.join(missing)}. Use the file as the export "
+            "wrote it; programs that change a file may have dropped them."
+        )
+    return {name: json.loads(texts[name]) for name in (*NEEDED, *OPTIONAL) if name in texts}
 
 
 def prepare(image, facts):

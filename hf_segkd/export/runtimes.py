@@ -13,15 +13,22 @@ from torch import Tensor
 Network = Callable[[Tensor], Tensor]
 
 
-def require_extra() -> None:
-    """Make sure that the packages for ONNX are installed.
+def require_extra(
+    extra: str = "export", what: str = "ONNX files", packages: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime")
+) -> None:
+    """Make sure that the packages of an extra are installed.
+
+    Args:
+        extra: Name of the extra.
+        what: What needs them.
+        packages: Names that they are imported by.
 
     Raises:
         ImportError: If not; the message says how to install them.
     """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"ONNX files need {', '.join(missing)}: pip install 'hf-segkd[export]'")
+        raise ImportError(f"{what} need {', '.join(missing)}: pip install 'hf-segkd[{extra}]'")
 
 
 def onnx_network(path: Path) -> Network:

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import BackboneOutput
 from .configuration_deeplabv3plus import DeepLabV3PlusConfig
 from .modeling_auxiliary_head import AuxiliaryHead, init_mmseg_classifier
 from .modeling_backbone_choice import build_backbone
-from .modeling_layers import ConvNorm, SeparableConvNorm, resize
+from .modeling_layers import ConvNorm, SeparableConvNorm, resize, spread
 from .modeling_segmentation import SegKDSegmentationModel
 
 
@@ -42,8 +42,7 @@ class AtrousSpatialPyramidPooling(nn.Module):
             )
         pooled = F.relu(self.image_branch(x.mean(dim=(2, 3), keepdim=True)), inplace=True)
         maps = [F.relu(branch(x), inplace=True) for branch in self.branches]
-        # Resizing one pixel is repeating it, whatever align_corners says.
-        maps.append(pooled.expand_as(maps[0]))
+        maps.append(spread(pooled, maps[0].shape[-2:]))
         return self.project(torch.cat(maps, dim=1))
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .configuration_isanet import ISANetConfig
 from .modeling_context import SegKDContextModel
-from .modeling_layers import ConvNorm
+from .modeling_layers import ConvNorm, is_traced
 
 
 class GroupedSelfAttention(nn.Module):
@@ -99,12 +99,25 @@ def project_twice(layers: nn.ModuleList, x: Tensor) -> Tensor:
 
 def to_groups(x: Tensor, size: tuple[int, int], local: bool) -> Tensor:
     """(b, c, h, w), cut into blocks of `size` = (height, width), to (b, groups, pixels of a group, c)."""
-    # Not by reshaping: a graph of any image size can't know that the sides divide by the numbers of blocks.
-    blocks = F.unfold(x, size, stride=size).unflatten(1, (x.shape[1], size[0] * size[1]))  # b c place block
+    if has_fixed_sides(x.shape[-2:]):
+        channels, columns, place = x.shape[1], x.shape[3] // size[1], size[0] * size[1]
+        rows = x.reshape(-1, size[0], columns, size[1])
+        blocks = rows.transpose(1, 2).reshape(-1, channels, x.shape[2] // size[0] * columns, place).transpose(2, 3)
+    else:
+        # Not by reshaping: a graph of any image size can't know that the sides divide by the numbers of blocks.
+        blocks = F.unfold(x, size, stride=size).unflatten(1, (x.shape[1], size[0] * size[1]))  # b c place block
     return blocks.permute((0, 3, 2, 1) if local else (0, 2, 3, 1))
 
 
 def from_groups(groups: Tensor, sides: tuple[int, int], size: tuple[int, int], local: bool) -> Tensor:
     """The inverse of `to_groups`, to a map of `sides` = (h, w)."""
     blocks = groups.permute((0, 3, 2, 1) if local else (0, 3, 1, 2))
+    if has_fixed_sides(sides):
+        rows = blocks.transpose(2, 3).reshape(-1, sides[1] // size[1], size[0], size[1]).transpose(1, 2)
+        return rows.reshape(-1, groups.shape[3], *sides)
     return F.fold(blocks.flatten(1, 2), sides, size, stride=size)
+
+
+def has_fixed_sides(sides: tuple[int, int]) -> bool:
+    """Whether a graph for one size is being made: reshaping does what `unfold` does, and every runtime has it."""
+    return is_traced() and all(isinstance(side, int) for side in sides)

@@ -1,5 +1,6 @@
 """Layers that the heads share."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,3 +49,19 @@ class SeparableConvNorm(nn.Module):
 def resize(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     """Bilinear resize of (b, c, h, w) maps to `size` = (height, width)."""
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def is_traced() -> bool:
+    """Whether a graph is being made of the network for another runtime, rather than the network run."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def spread(pixel: Tensor, size: tuple[int, int]) -> Tensor:
+    """A (b, c, 1, 1) map of one pixel, repeated to (b, c, h, w): what resizing it gives, whatever align_corners says.
+
+    In a graph it is a resize, with the same bits. Of `expand` LiteRT makes a file that does not load or is wrong
+    without a word, ncnn's converter fails, and ExecuTorch cuts the network in two. In training the gradient of a
+    resize would sum in another order.
+    """
+    # Weights of the two neighbours are 1 and 0; without align_corners they would be such that they round.
+    return resize(pixel, size, align_corners=True) if is_traced() else pixel.expand(-1, -1, *size)

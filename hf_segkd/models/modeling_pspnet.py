@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .configuration_pspnet import PSPNetConfig
 from .modeling_context import SegKDContextModel
-from .modeling_layers import ConvNorm, resize
+from .modeling_layers import ConvNorm, is_traced, resize
 
 
 class PyramidPooling(nn.Module):
@@ -64,11 +64,21 @@ def average_pool(x: Tensor, bins: int) -> Tensor:
     ONNX has no adaptive pooling, and what PyTorch exports for it holds only for one image size.
     """
     rows, columns = averaging_matrix(x.shape[2], bins, x), averaging_matrix(x.shape[3], bins, x)
-    return rows.t() @ (x @ columns)
+    narrow = x @ columns
+    if is_traced():  # ncnn multiplies wrongly where the matrix is on the left
+        return (narrow.transpose(2, 3) @ rows).transpose(2, 3)
+    return rows.t() @ narrow
 
 
 def averaging_matrix(length: int, bins: int, like: Tensor) -> Tensor:
-    """(length, bins): each column averages the pixels of its bin, from floor(i l / n) up to ceil((i + 1) l / n)."""
+    """(length, bins): each column averages the pixels of its bin, from floor(i l / n) up to ceil((i + 1) l / n).
+
+    In a graph for one size it is a constant, which every runtime can take.
+    """
+    if is_traced() and isinstance(length, int):
+        spans = [(i * length // bins, ((i + 1) * length + bins - 1) // bins) for i in range(bins)]
+        rows = [[(first <= pixel < end) / (end - first) for first, end in spans] for pixel in range(length)]
+        return torch.tensor(rows, dtype=like.dtype, device=like.device)
     bin_index = torch.arange(bins, device=like.device)
     first = bin_index * length // bins
     end = ((bin_index + 1) * length + bins - 1) // bins

@@ -198,13 +198,15 @@ def _exports(facts: CardFacts) -> str:
         [
             _escape(export["file"]),
             _escape(export["format"]) + (f", opset {export['opset']}" if export["opset"] else ""),
+            _escape(export.get("runtime") or ""),
+            _escape(export.get("precision") or ""),
             _number(export["file_mb"]),
             "class ids" if export["argmax"] else "logits",
             "any" if export["dynamic"] else "fixed",
         ]
         for export in facts.exports
     ]
-    return _table(["file", "format", "MB", "gives", "image size"], rows)
+    return _table(["file", "format", "runtime", "precision", "MB", "gives", "image size"], rows)
 
 
 def _checked_on(export: dict[str, Any]) -> str:

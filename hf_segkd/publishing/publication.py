@@ -32,7 +32,7 @@ logger = logging.get_logger(__name__)
 PICTURE_FILE = "comparison.png"
 CHART_FILE = "per_class_iou.png"
 # Written by the export command into the network's folder; they are published too.
-EXPORTS = ("onnx", "torch_export")
+EXPORTS = ("onnx", "torch_export", "litert", "executorch", "openvino", "ncnn", "coreml")
 # Published too with --self_contained.
 CODE = tuple(sorted(file.name for file in Path(models.__file__).parent.glob("*.py") if file.name != "__init__.py"))
 # Not every publication has them; those of an earlier one must be deleted.

@@ -2,6 +2,8 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from configparser import ConfigParser
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,12 +23,15 @@ from transformers import (
 )
 
 from hf_segkd.commands import export as export_command
+from hf_segkd.commands import export_files
 from hf_segkd.commands.cli import plain_errors
 from hf_segkd.data.image_processors import fixed_size
 from hf_segkd.evaluation.metrics import MeanIoU
 from hf_segkd.export import run_onnx, runtimes
+from hf_segkd.export.formats import DEVICE_FORMATS, DeviceFormat
+from hf_segkd.export.formats import ONNX as ONNX_PACKAGES
 from hf_segkd.export.graph import DenseNetwork, check_takes, save_onnx, trace
-from hf_segkd.export.latency import latency_report, onnx_variant, pytorch_variants, traced_variants
+from hf_segkd.export.latency import Missing, latency_report, onnx_variant, pytorch_variants, traced_variants
 from hf_segkd.export.metadata import check_description, describe, with_size
 from hf_segkd.networks import with_taps
 from hf_segkd.networks.inference import predict
@@ -66,12 +71,12 @@ def copied_onnx(exported, monkeypatch):
     """Makes further exports quick: the ONNX file is that of the first one, changed by what is returned."""
     changes = []
 
-    def save(program, path, output_name, dynamic=False):
+    def save(program, path, output_name, dynamic=False, opset=20):
         shutil.copy(exported / "model.onnx", path)
         for change in changes:
             change(path)
 
-    monkeypatch.setattr(export_command, "save_onnx", save)
+    monkeypatch.setattr(export_files, "save_onnx", save)
     return changes
 
 
@@ -108,7 +113,7 @@ def test_an_export_reports_that_it_is_the_same_network(exported):
 def test_the_reported_score_is_that_of_evaluation(model, exported):
     report = json.loads((exported / "export.json").read_text())
     score = MeanIoU(NUM_CLASSES)
-    for row in export_command.evenly_spread(scenes("val", 8), 5):
+    for row in export_files.evenly_spread(scenes("val", 8), 5):
         score.update(predict(*load_network(str(model)), row["image"]), np.array(row["annotation"]))
     assert report["exports"][0]["parity"]["miou"] == score.compute()["mean_iou"]
 
@@ -331,6 +336,14 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(model, tmp_path):
     ("flags", "message"),
     [
         (["--format", "torch_export", "--int8"], "int8 quantises ONNX files"),
+        (["--format", "torch_export", "--opset", "18"], "opset is of ONNX files; it does not go with .* torch_export"),
+        (["--format", "onnx", "onnx"], "names one twice: onnx onnx"),
+        (["--format", "onnx", "--compile_seconds", "-1"], "compile_seconds must be at least 0"),
+        (
+            ["--format", "litert", "--dynamic", "--model", "nowhere"],
+            "one size of images; it does not go with --dynamic",
+        ),
+        (["--format", "ncnn", "--argmax"], "give logits; it does not go with --argmax"),
         (["--format", "onnx", "--image_size", "32"], "takes height and width"),
         (["--format", "onnx", "--image_size", "1", "1"], "in pixels, from 2"),
         (["--format", "onnx", "--calibration_images", "3"], "--calibration_images is for the file of --int8"),
@@ -349,7 +362,85 @@ def test_a_wrong_format_is_named_with_the_right_ones(capsys):
     with pytest.raises(SystemExit):
         export("nowhere", "--format", "tflite")
     message = capsys.readouterr().err
-    assert all(word in message for word in ("tflite", "onnx", "torch_export"))
+    assert all(word in message for word in ("tflite", *export_command.FORMATS))
+
+
+def test_what_a_format_needs_is_named_with_the_line_that_installs_it(monkeypatch, capsys, model):
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
+    for name, made in DEVICE_FORMATS.items():
+        with pytest.raises(SystemExit), plain_errors():
+            export(model, "--format", name)
+        message = capsys.readouterr().err
+        assert f"{made.runtime} files need {', '.join(made.packages)}: pip install 'hf-segkd[{name}]'" in message
+
+
+def test_each_format_has_an_extra_that_installs_it():
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    for name, made in DEVICE_FORMATS.items():
+        listed = setup["options.extras_require"][name].replace("-", "_")
+        assert all(package in listed or package in ONNX_PACKAGES for package in made.packages), name
+
+
+@pytest.mark.parametrize("failing", ["save", "load", "run", "wrong"])
+def test_a_format_that_its_runtime_does_not_take_is_not_written(monkeypatch, model, tmp_path, failing):
+    def save(network, program, path, size):
+        if failing == "save":
+            raise RuntimeError("no such operation")
+        path.write_text("a file")
+
+    def load(path):
+        if failing == "load":
+            raise RuntimeError("unresolved BROADCAST_TO")
+        student = DenseNetwork(load_network(str(model))[0])
+        return lambda images: student(images[:, :2]) if failing == "run" else -student(images)
+
+    fake = DeviceFormat("Runtime X", "model.x", (), save, load)
+    monkeypatch.setitem(DEVICE_FORMATS, "litert", fake)
+    says = {
+        "save": "Runtime X's converter does not take the network.* RuntimeError: no such operation",
+        "load": r"Runtime X does not load model\.x.* RuntimeError: unresolved BROADCAST_TO",
+        "run": r"Runtime X does not run model\.x, so it was not kept",
+        "wrong": r"model\.x is not the network .* % of the pixels have the same class",
+    }
+    with pytest.raises(ValueError, match=says[failing]):
+        export(model, "--format", "litert", "--latency_runs", "0", "--output", str(tmp_path / "new"))
+    assert list(tmp_path.iterdir()) == []
+    if failing != "wrong":
+        return
+    # Of several formats the others are written, and the command fails all the same.
+    with pytest.raises(ValueError, match="^litert: .*" + says[failing]):
+        export(model, "--format", "litert", "torch_export", "--latency_runs", "0", "--output", str(tmp_path / "new"))
+    assert sorted(file.name for file in (tmp_path / "new").rglob("*")) == ["export.json", "model.pt2", "torch_export"]
+
+
+def test_files_are_there_before_the_timing_which_may_be_interrupted(monkeypatch, model, tmp_path, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_files, "latency_report", interrupted)
+    flags = ["--format", "torch_export", "--latency_runs", "1", "--compile_seconds", "0", "--output", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        export(model, *flags)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["export.json", "model.pt2"]
+    report = json.loads((tmp_path / "export.json").read_text())
+    assert (report["latency"], report["exports"][0]["parity"]["images"]) == (None, 5)
+    assert "the files are complete, and export.json has no times" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert export(model, *flags) == json.loads((tmp_path / "export.json").read_text())
+    out = capsys.readouterr().out
+    assert "Not timed: student, compiled: --compile_seconds 0 leaves it out." in out
+
+
+def test_compiling_is_given_up_when_its_time_is_over(monkeypatch):
+    def slow(network, dynamic):
+        return lambda image: time.sleep(60)
+
+    monkeypatch.setattr(torch, "compile", slow)
+    start = time.perf_counter()
+    _, missing = pytorch_variants("student", DenseNetwork(network()), torch.zeros(1, 3, *SIZE), compile_seconds=1)
+    assert time.perf_counter() - start < 10
+    assert missing == Missing("student", "compiled", "torch.compile failed: it took more than 1 seconds")
 
 
 def test_missing_packages_are_named_with_the_line_that_installs_them(monkeypatch, tmp_path, capsys):
@@ -375,7 +466,7 @@ def test_latencies_are_of_all_variants_on_one_image(exported):
         assert (row["network"], row["runtime"]) == ("student", runtime)
         assert 0 < row["median_ms"] <= row["p95_ms"]
         assert row["file_mb"] == pytest.approx((exported / "model.onnx").stat().st_size / 1e6)
-    assert "ONNX Runtime" in export_command.latency_table(report)
+    assert "ONNX Runtime" in export_files.latency_table(report)
 
 
 def test_a_teacher_of_queries_is_timed_where_it_runs(model, no_scipy, monkeypatch, tmp_path, caplog):  # noqa: F811
@@ -389,7 +480,9 @@ def test_a_teacher_of_queries_is_timed_where_it_runs(model, no_scipy, monkeypatc
     with pytest.raises(ValueError, match="EomtForUniversalSegmentation takes no images of 48 x 32"):
         export(model, *flags)
     if runtimes.importlib.util.find_spec("onnxruntime"):
-        assert traced_variants("teacher", DenseNetwork(with_taps(query_model)), torch.zeros(1, 3, SIDE, SIDE)) == []
+        (missing,) = traced_variants("teacher", DenseNetwork(with_taps(query_model)), torch.zeros(1, 3, SIDE, SIDE))
+        assert missing.runtime == "ONNX Runtime"
+        assert missing.reason.startswith("its export failed: ")
         assert "The teacher is not timed in ONNX Runtime" in caplog.text
 
 
@@ -399,7 +492,8 @@ def test_without_a_compiler_the_compiled_network_is_left_out():
 
     with config.patch({"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}):
         variants = pytorch_variants("student", DenseNetwork(network()), torch.zeros(1, 3, *SIZE))
-    assert [variant.runtime for variant in variants] == ["eager"]
+    assert [variant.runtime for variant in variants] == ["eager", "compiled"]
+    assert "torch.compile failed" in variants[1].reason
 
 
 @pytest.mark.slow
@@ -435,7 +529,7 @@ def test_a_dynamic_export_takes_batches_and_odd_sizes(make, resize, name, argmax
     assert report["exports"][0]["argmax"] is argmax
     assert (report["exports"][0]["parity"]["max_logit_difference"] is None) is argmax
     load = runtimes.onnx_network if name == "onnx" else runtimes.program_network
-    file = tmp_path / name / export_command.FILES[name]
+    file = tmp_path / name / export_files.FILES[name]
     images = torch.randn(3, 3, 71, 85)
     with torch.inference_mode():
         expected, found = DenseNetwork(student, argmax)(images), load(file)(images)

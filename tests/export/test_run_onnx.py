@@ -67,3 +67,23 @@ def test_tiles_of_a_file_for_one_size_or_of_masks_are_refused():
         run_onnx.segment(Session(model), facts | {"output": "mask"}, picture(64, 96), 32)
     with pytest.raises(SystemExit, match="between 1 and half of the tile, 16; it is 20"):
         run_onnx.segment(Session(model), facts, picture(64, 96), 32, 20)
+
+
+def test_entries_of_other_programs_do_not_matter():
+    _, _, facts = case(height=64, width=96)
+    texts = {name: json.dumps(value) for name, value in facts.items()}
+    assert run_onnx.own_facts(texts | {"onnxsim_version": "0.8.1", "note": "{not JSON", "empty": ""}) == facts
+
+
+def test_a_file_that_lost_its_own_entries_says_which():
+    _, _, facts = case(height=64, width=96)
+    texts = {name: json.dumps(value) for name, value in facts.items() if name not in ("size", "image_std")}
+    with pytest.raises(SystemExit, match="its metadata lacks size, image_std"):
+        run_onnx.own_facts(texts | {"note": "x"})
+
+
+def test_every_entry_that_is_written_is_read():
+    model = network()
+    model.config.license = "mit"
+    facts = describe(model, SegformerImageProcessor(), "logits")
+    assert set(facts) | {"num_bands"} == {*run_onnx.NEEDED, *run_onnx.OPTIONAL}

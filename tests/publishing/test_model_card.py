@@ -271,8 +271,8 @@ def test_costs_exports_and_latencies_are_listed():
     card = render_card(full())
     assert row(card, "student | 0.383") == ["student", "0.383 M", "0.041 G for 96 x 128 pixels", "1.60"]
     assert row(card, "teacher | 3.384") == ["teacher", "3.384 M", "-", "-"]
-    assert row(card, "onnx/model.onnx") == ["onnx/model.onnx", "onnx, opset 20", "1.64", "logits", "any"]
-    assert row(card, "model.pt2") == ["model.pt2", "torch\\_export", "1.70", "class ids", "fixed"]
+    assert row(card, "onnx/model.onnx") == ["onnx/model.onnx", "onnx, opset 20", "", "", "1.64", "logits", "any"]
+    assert row(card, "model.pt2") == ["model.pt2", "torch\\_export", "", "", "1.70", "class ids", "fixed"]
     assert row(card, "student | eager") == ["student", "eager", "5.02", "6.50", "1.60"]
     assert "one image of 96 x 128 pixels (height x width) on A processor,\n2 threads, 50 runs" in card
     onnx, exported = card[card.index("- onnx/model.onnx: on 32 images, 99.91 %") :].split("- model.pt2", 1)
@@ -291,6 +291,23 @@ def test_exports_tell_which_images_they_were_checked_on():
     assert r"run\_onnx.py beside it gives 99.88 % of the pixels of whole images" in card
     assert "- model.pt2: on 32 images, 99.91 %" in card
     assert "run\\_onnx.py" not in render_card(full())
+
+
+def test_formats_for_devices_stand_beside_each_other_with_what_they_were_run_in():
+    plain = {"format": "openvino", "file": "openvino/model.xml", "file_mb": 1.6, "argmax": False, "dynamic": False}
+    fp32 = plain | {"opset": None, "runtime": "OpenVINO", "precision": "fp32", "parity": PARITY}
+    bf16 = fp32 | {"runtime": "OpenVINO bf16", "precision": "bf16", "parity": PARITY | {"argmax_agreement": 0.985}}
+    unrun = fp32 | {"format": "coreml", "file": "coreml/model.mlpackage", "runtime": "Core ML", "parity": None}
+    missing = {"network": "student", "runtime": "Core ML", "reason": "it runs on other systems only"}
+    latency = EXPORT["latency"] | {"missing": [missing]}
+    card = render_card(full(export={**EXPORT, "exports": [fp32, bf16, unrun], "latency": latency}))
+    first = ["openvino/model.xml", "openvino", "OpenVINO", "fp32", "1.60", "logits", "fixed"]
+    assert row(card, "openvino/model.xml") == first
+    assert "| OpenVINO bf16 | bf16 |" in " ".join(card.split())
+    assert "- openvino/model.xml in OpenVINO: on 32 images, 99.91 %" in card
+    assert "- openvino/model.xml in OpenVINO bf16: on 32 images, 98.50 %" in card
+    assert "- coreml/model.mlpackage: converted, and not run: its runtime is for other systems" in card
+    assert "- Not timed: student, Core ML: it runs on other systems only." in card
 
 
 def test_without_measurements_no_speed_is_told():

@@ -254,6 +254,24 @@ def test_exports_go_along_and_nothing_that_lies_beside_them(runs, tmp_path):
     assert "| onnx/model.onnx " in (published / "README.md").read_text()
 
 
+def test_an_export_of_several_files_goes_along_whole(runs, tmp_path):
+    run = copy(runs / "distilled", tmp_path / "run")
+    report = add_export(run)
+    inner = "model.mlpackage/Data/weight.bin"
+    (run / "coreml" / inner).parent.mkdir(parents=True)
+    for name in (inner, "metadata.json", "notes.txt"):
+        (run / "coreml" / name).write_bytes(b"x")
+    (entry,) = report["exports"]
+    entry = {**entry, "format": "coreml", "file": "model.mlpackage", "files": ["metadata.json", inner], "parity": None}
+    (run / "coreml" / "export.json").write_text(json.dumps({**report, "exports": [entry]}))
+    published = publish(tmp_path, tmp_path / "out", "--pictures", "0", model="run")
+    files = {path.relative_to(published).as_posix() for path in (published / "coreml").rglob("*") if path.is_file()}
+    assert files == {f"coreml/{name}" for name in (inner, "metadata.json", "export.json")}
+    (run / "coreml" / "export.json").write_text(json.dumps({**report, "exports": [{**entry, "files": ["a/../../b"]}]}))
+    with pytest.raises(ValueError, match="which is not beside it"):
+        publish(tmp_path, tmp_path / "again", "--pictures", "0", model="run")
+
+
 def test_weights_in_several_files_are_known_as_well(tmp_path):
     assert weights_sha256(tmp_path) is None
     network().save_pretrained(tmp_path, max_shard_size="20KB")
