@@ -73,11 +73,11 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     training.load(plan.test_split)  # it is there; not known only after hours
     plan.claim_folder()
     jobs = command.jobs or len(visible_gpus()) or os.cpu_count() or 1
-    if (teacher := plan.teacher_run()) is not None:
-        run_all([teacher], jobs=1)
     evaluation = evaluation_flags(training, arguments, plan.test_split)
-    of_teacher = teacher_result(plan, teacher, training, evaluation)
-    runs, step_seconds = run_students(plan, jobs)
+    if plan.teacher_flags is None:
+        teacher_result(plan, training, evaluation)  # an error shows now; the scores are kept
+    runs, step_seconds = run_everything(plan, jobs)
+    of_teacher = teacher_result(plan, training, evaluation)
     results = [result_of(name, theirs, step_seconds[name], evaluation) for name, theirs in runs.items()]
     baseline, others = results[0], results[1:]
     refuse_other_budgets(baseline, others, plan.equal)
@@ -151,38 +151,39 @@ def _as_json(value: Any) -> Any:
     return json.loads(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
 
 
-def run_students(plan: Plan, jobs: int) -> tuple[dict[str, list[Run]], dict[str, float]]:
-    """Try each method for some steps, then run all; the runs of each method, and the time of its step."""
+def run_everything(plan: Plan, jobs: int) -> tuple[dict[str, list[Run]], dict[str, float]]:
+    """Train what is not trained yet, beginning with what needs no teacher; try each method before it is run in full.
+
+    Returns:
+        The runs of each method, the baseline's first, and the seconds of its step, measured alone.
+    """
+    rows = [(method.name, [f"{method.folder}-seed{seed}" for seed in plan.seeds]) for method in plan.methods]
+    teachers = [] if (teacher := plan.teacher_run()) is None else [teacher]
+    table = LiveTable([("teacher", ["teacher"]), *rows][1 - len(teachers) :], [f"seed {seed}" for seed in plan.seeds])
+    early = [] if plan.equal == "dearest" else plan.student_runs(plan.methods[0])
+    run_all([*teachers, *early], jobs, table)
+    seconds = time_of_steps(plan, jobs)
+    steps: dict[str, int | None] = dict.fromkeys(seconds)
+    if plan.equal != "steps":
+        reference = BASELINE if plan.equal == "time" else max(seconds, key=seconds.__getitem__)
+        (of_reference,) = [plan.student_runs(method) for method in plan.methods if method.name == reference]
+        run_all(of_reference, jobs, table)
+        budget = of_reference[0].report().steps
+        for name in steps.keys() - {reference}:
+            steps[name] = steps_in_the_time(budget, seconds[name], seconds[reference])
+    runs = {method.name: plan.student_runs(method, steps[method.name]) for method in plan.methods}
+    # Seed by seed, so that a comparison that is cut short has complete seeds.
+    run_all([run for of_seed in zip(*runs.values(), strict=True) for run in of_seed], jobs, table)
+    return runs, seconds
+
+
+def time_of_steps(plan: Plan, jobs: int) -> dict[str, float]:
+    """Some steps of each method, alone: seconds of a step, and whether it runs at all."""
     print(f"\nEach method takes {TRIAL_STEPS} steps, one after the other: for the time of a step, and to see it run.")
     trials = {method.name: plan.trial(method) for method in plan.methods}
     for trial in trials.values():
         run_all([trial], jobs=1, threads=threads_of(jobs))
-    seconds = {name: trial.report().step_seconds for name, trial in trials.items()}
-    titles = [f"seed {seed}" for seed in plan.seeds]
-    table = LiveTable(
-        [(method.name, [f"{method.folder}-seed{seed}" for seed in plan.seeds]) for method in plan.methods], titles
-    )
-    if plan.equal == "steps":
-        runs = {method.name: [plan.student_run(method, seed) for seed in plan.seeds] for method in plan.methods}
-        run_all(in_order(runs), jobs, table)
-        return runs, seconds
-    reference = BASELINE if plan.equal == "time" else max(seconds, key=seconds.get)
-    (first,) = [method for method in plan.methods if method.name == reference]
-    of_reference = [plan.student_run(first, seed) for seed in plan.seeds]
-    run_all(of_reference, jobs, table)
-    steps = of_reference[0].report().steps
-    runs = {}
-    for method in plan.methods:
-        budget = steps_in_the_time(steps, seconds[method.name], seconds[reference])
-        runs[method.name] = [plan.student_run(method, seed, budget) for seed in plan.seeds]
-    runs[reference] = of_reference
-    run_all(in_order({name: theirs for name, theirs in runs.items() if name != reference}), jobs, table)
-    return runs, seconds
-
-
-def in_order(runs: dict[str, list[Run]]) -> list[Run]:
-    """Seed by seed, so that a comparison that is cut short has complete seeds."""
-    return [run for of_seed in zip(*runs.values(), strict=True) for run in of_seed]
+    return {name: trial.report().step_seconds for name, trial in trials.items()}
 
 
 def evaluation_flags(training: TrainingCommand, arguments: DistillationArguments, split: str) -> list[str]:
@@ -196,7 +197,7 @@ def score(model: str, folder: Path, flags: list[str]) -> tuple[RunReport, np.nda
     """Scores and confusion matrices of the images; computed once, then read from the folder."""
     report, counts = folder / "test.json", folder / "test_counts.npz"
     if not (report.is_file() and counts.is_file()):
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # a bar for each
             evaluate.main(["--model", model, *flags, "--output", str(report), "--image_counts", str(counts)])
     return RunReport.from_json(read_json(report)), read_image_counts(counts)[1]
 
@@ -214,13 +215,12 @@ def result_of(name: str, runs: list[Run], step_seconds: float | None, flags: lis
     )
 
 
-def teacher_result(plan: Plan, run: Run | None, training: TrainingCommand, flags: list[str]) -> Result | None:
-    """The scores of the teacher, before students learn from it; None for one of other classes."""
+def teacher_result(plan: Plan, training: TrainingCommand, flags: list[str]) -> Result | None:
+    """The scores of the teacher; None for one of other classes."""
     if training.class_map is not None:
         return None
-    folder = plan.folder / "teacher"
-    report, _ = score(plan.teacher, folder, flags)
-    reports = [] if run is None else [run.report()]
+    report, _ = score(plan.teacher, plan.folder / "teacher", flags)
+    reports = [] if (run := plan.teacher_run()) is None else [run.report()]
     return Result("teacher", reports, [report], step_seconds=reports[0].step_seconds if reports else None)
 
 
@@ -259,7 +259,7 @@ def in_words(
     head = (
         f"{scored.dataset}, {scored.num_images} images of the split {scored.split}, {len(scored.classes)} classes; "
         f"seeds {', '.join(map(str, plan.seeds))}: mean ± std. {EQUAL[plan.equal]} Batch {run.batch_size}, "
-        f"{selection}; no weights were searched. Gains are points of mIoU over the student alone with the same seeds and "
-        "images; their intervals are those of a bootstrap over both. Minutes are steps times the time of a step alone."
+        f"{selection}; no weights were searched. Gains are points of mIoU over the student alone with the same seeds "
+        "and images; their intervals are a bootstrap's over both. Minutes are steps times the time of a step alone."
     )
     return f"{head}\n\n{markdown(rows, scored.split, validation)}\n\n{verdict(results[1:])}"

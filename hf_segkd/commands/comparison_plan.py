@@ -146,6 +146,10 @@ class Plan:
         flags = {**DEFAULTS, **self.flags_of_student(method), **budget, "seed": seed}
         return self._run(f"{method.folder}-seed{seed}", "distill", flags)
 
+    def student_runs(self, method: Method, steps: int | None = None) -> list[Run]:
+        """The runs of a method, one for each seed."""
+        return [self.student_run(method, seed, steps) for seed in self.seeds]
+
     def trial(self, method: Method) -> Run:
         """A few steps of a method, for their time, and to see early that it runs."""
         return self._run(f"trials/{method.folder}", "distill", {**self.flags_of_student(method), **OF_TRIAL})

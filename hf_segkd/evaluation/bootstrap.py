@@ -11,6 +11,9 @@ import numpy as np
 DRAWS = 2000
 QUANTILES = (0.025, 0.975)
 NORMAL_QUANTILE = 1.96
+# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom.
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Gain:
         of_seeds: The gain of each seed.
         of_classes: Gain in IoU of each class, its mean and both ends, (k, 3); nan for a class that is nowhere.
         seeds_needed: Seeds with which the interval would leave 0 out, if the mean and both spreads stayed as they are;
-            None where it is not known, from one seed, or no number would do, since the images alone spread more.
+            None where it is not known, from one seed, or 1000 would not do, as where the images alone spread more.
     """
 
     mean: float
@@ -62,7 +65,10 @@ def paired_gain(method: np.ndarray, baseline: np.ndarray, draws: int = DRAWS) ->
     """The mean gain in mIoU over the seeds, with its interval.
 
     The bootstrap draws images and, apart from them, seeds with replacement, the same for both sides, and takes the
-    2.5 % and 97.5 % quantiles of the gain. It draws from a generator of its own, always the same.
+    2.5 % and 97.5 % quantiles of the gain. How far the drawn seeds' mean lies from that of all is stretched by
+    `stretch`, since a handful of seeds drawn from themselves vary too little: three that all gain, as they do by chance
+    one time in eight, would always give an interval above 0. With one seed the interval is over the images alone. It
+    draws from a generator of its own, always the same.
 
     Args:
         method: `class_counts` of each seed and image, (s, n, 3, k).
@@ -91,7 +97,7 @@ def paired_gain(method: np.ndarray, baseline: np.ndarray, draws: int = DRAWS) ->
     whole = np.ones((1, images))
     of_seeds, of_classes = (100 * part[:, 0] for part in differences(method, baseline, whole))
     gains, class_gains = (100 * part for part in differences(method, baseline, weights))
-    low, high = np.quantile(mean_of_drawn(gains, drawn), QUANTILES)
+    low, high = np.quantile(resampled_means(gains, drawn), QUANTILES)
     return Gain(
         mean=float(of_seeds.mean()),
         low=float(low),
@@ -113,9 +119,30 @@ def differences(method: np.ndarray, baseline: np.ndarray, weights: np.ndarray) -
     return nan_mean(better, -1) - nan_mean(plain, -1), better - plain
 
 
-def mean_of_drawn(values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Mean over the drawn seeds: (s, d), seeds (d, s) -> (d,)."""
-    return np.take_along_axis(values.T, drawn, axis=1).mean(1)
+def resampled_means(values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Mean over the seeds plus the stretched distance of the drawn seeds' mean: (s, d), seeds (d, s) -> (d,)."""
+    mean = values.mean(0)
+    return mean + stretch(len(values)) * (np.take_along_axis(values.T, drawn, axis=1).mean(1) - mean)
+
+
+def stretch(seeds: int) -> float:
+    """What makes a bootstrap of so many values as wide as Student's interval of their mean; 1 for one value.
+
+    The variance of values drawn from s is (s - 1) / s of what it should be, and the quantile the normal one in place
+    of that of t with s - 1 degrees of freedom (Hesterberg, 2015, "What Teachers Should Know about the Bootstrap").
+
+    Example:
+        >>> [round(stretch(seeds), 2) for seeds in (1, 3, 5, 100)]
+        [1.0, 2.69, 1.58, 1.02]
+    """
+    return 1.0 if seeds == 1 else math.sqrt(seeds / (seeds - 1)) * t_quantile(seeds - 1) / NORMAL_QUANTILE
+
+
+def t_quantile(freedom: int) -> float:
+    """97.5 % quantile of Student's t; beyond 10 degrees of freedom by two terms of its expansion, to 0.003."""
+    if freedom <= len(T_QUANTILES):
+        return T_QUANTILES[freedom - 1]
+    return NORMAL_QUANTILE + 2.372 / freedom + 2.823 / freedom**2
 
 
 def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
@@ -129,7 +156,7 @@ def _with_ends(of_classes: np.ndarray, class_gains: np.ndarray, drawn: np.ndarra
     """Mean and both ends for each class."""
     rows = []
     for index in range(of_classes.shape[1]):
-        resampled = mean_of_drawn(class_gains[:, :, index], drawn)
+        resampled = resampled_means(class_gains[:, :, index], drawn)
         resampled = resampled[np.isfinite(resampled)]  # a rare class is missing in some resamples
         ends = np.quantile(resampled, QUANTILES) if resampled.size else (np.nan, np.nan)
         rows.append([nan_mean(of_classes[:, index], 0), *ends])
@@ -137,8 +164,10 @@ def _with_ends(of_classes: np.ndarray, class_gains: np.ndarray, drawn: np.ndarra
 
 
 def _seeds_needed(of_seeds: np.ndarray, gains: np.ndarray) -> int | None:
-    """Seeds s with |mean| > 1.96 sqrt(variance of seeds / s + variance from images)."""
+    """The fewest seeds s with mean^2 > (t quantile)^2 variance of seeds / s + (normal quantile)^2 that of images."""
     if len(of_seeds) < 2:
         return None
-    left = (of_seeds.mean() / NORMAL_QUANTILE) ** 2 - np.nanvar(gains.mean(0))
-    return max(2, math.ceil(of_seeds.var(ddof=1) / left)) if left > 0 else None
+    left = of_seeds.mean() ** 2 - NORMAL_QUANTILE**2 * np.nanvar(gains.mean(0))
+    variance = of_seeds.var(ddof=1)
+    enough = (seeds for seeds in range(2, MOST_SEEDS) if t_quantile(seeds - 1) ** 2 * variance / seeds < left)
+    return next(enough, None)

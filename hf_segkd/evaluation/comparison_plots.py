@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 
 from hf_segkd.evaluation.comparison_tables import Result
 
-# Distinct for the colour-blind and in grey (Okabe and Ito); lines of one colour differ in their dashes.
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
-DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+# Distinct for the colour-blind (Okabe and Ito).
+BLUE, LIGHT_BLUE, ORANGE = "#0072b2", "#56b4e9", "#d55e00"
 GREY, BLACK = "#8a8a8a", "#222222"
 MOST_NUMBERED_CLASSES = 30
 PANELS_IN_A_ROW = 4
@@ -50,13 +49,13 @@ def write_plots(
 
 
 def gains(results: Sequence[Result], split: str) -> Figure:
-    """The gain of each method with its interval, the largest on top; a small mark for each seed."""
-    ordered = sorted(results, key=lambda result: result.gain.mean)
+    """The gain of each method with its interval, the largest on top, grey where it has 0; a stroke for each seed."""
+    ordered = best_first(results)[::-1]
     figure = Figure(figsize=(6.4, 1.1 + 0.34 * len(ordered)))
     axes = figure.subplots()
     axes.axvline(0, color=BLACK, linewidth=1)
     for y, result in enumerate(ordered):
-        colour = COLOURS[0] if result.gain.is_certain else GREY
+        colour = GREY if not result.gain.is_certain else BLUE if result.gain.mean > 0 else ORANGE
         axes.plot([result.gain.low, result.gain.high], [y, y], color=colour, linewidth=2.5, solid_capstyle="butt")
         seeds = result.gain.of_seeds
         if len(seeds) > 1:
@@ -64,7 +63,9 @@ def gains(results: Sequence[Result], split: str) -> Figure:
         axes.plot(result.gain.mean, y, "o", color=colour, markersize=7)
     axes.set_yticks(range(len(ordered)), [result.name for result in ordered])
     axes.set_ylim(-0.6, len(ordered) - 0.4)
-    axes.set_xlabel(f"gain in {split} mIoU over the student alone, points (dot: mean, line: 95 %, strokes: seeds)")
+    axes.set_xlabel(
+        f"gain in {split} mIoU over the student alone, points\ndot: mean, line: 95 % interval, strokes: seeds"
+    )
     _plain(axes, "x")
     return figure
 
@@ -76,14 +77,14 @@ def scores_and_time(baseline: Result, results: Sequence[Result], split: str) -> 
     shown = [result for result in (baseline, *results) if result.minutes is not None]
     labels = []
     for result in shown:
-        values, colour = result.percents("mean_iou"), BLACK if result is baseline else COLOURS[0]
+        values, colour = result.percents("mean_iou"), BLACK if result is baseline else BLUE
         mean = float(np.mean(values))
-        axes.plot([result.minutes] * 2, [min(values), max(values)], color=colour, linewidth=1, alpha=0.6)
+        axes.plot([result.minutes] * 2, [min(values), max(values)], color=colour, linewidth=1, alpha=0.4)
         axes.plot(result.minutes, mean, "s" if result is baseline else "o", color=colour, markersize=6)
         labels.append((result.minutes, mean, result.name, colour))
     axes.axhline(np.mean(baseline.percents("mean_iou")), color=BLACK, linewidth=0.8, linestyle=":")
     axes.set_xlabel("minutes of training, one run alone")
-    axes.set_ylabel(f"{split} mIoU, % (dot: mean, line: range of the seeds)")
+    axes.set_ylabel(f"{split} mIoU, %\ndot: mean, line: range of the seeds")
     if shown:
         least, most = min(x for x, *_ in labels), max(x for x, *_ in labels)
         pad = 0.06 * (most - least) or 0.05 * most
@@ -97,7 +98,7 @@ def class_gains(baseline: Result, results: Sequence[Result], split: str) -> Figu
     """What each method gained in each class; bold where the interval leaves 0 out. Classes from hard to easy."""
     names, difficulty = list(baseline.scores[0].classes), class_ious_of(baseline)
     order = [index for index in np.argsort(difficulty) if np.isfinite(difficulty[index])]
-    ordered = sorted(results, key=lambda result: -result.gain.mean)
+    ordered = best_first(results)
     values = np.array([[result.gain.of_classes[index] for index in order] for result in ordered])
     numbered = len(order) <= MOST_NUMBERED_CLASSES
     width = 2.2 + len(order) * (0.62 if numbered else 0.16)
@@ -118,7 +119,7 @@ def class_gains(baseline: Result, results: Sequence[Result], split: str) -> Figu
                     va="center",
                     fontsize=8,
                     fontweight="bold" if certain else "normal",
-                    color="white" if abs(mean) > 0.65 * largest else BLACK,
+                    color="white" if abs(mean) > 0.55 * largest else BLACK,
                 )
     axes.set_yticks(range(len(ordered)), [result.name for result in ordered])
     ticks = [f"{names[index]} {difficulty[index]:.0f}" for index in order]
@@ -135,56 +136,64 @@ def class_gains(baseline: Result, results: Sequence[Result], split: str) -> Figu
 def gains_by_difficulty(baseline: Result, results: Sequence[Result], split: str) -> Figure:
     """The gain of each class against the IoU that the student alone has there, a panel for each method."""
     difficulty = class_ious_of(baseline)
-    columns = min(PANELS_IN_A_ROW, len(results))
-    rows = math.ceil(len(results) / columns)
-    figure = Figure(figsize=(max(4.2, 2.4 * columns), 0.6 + 2.1 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    for axes, result in zip(panels, results, strict=False):
+    figure, panels = _panels(results)
+    for axes, result in zip(panels, best_first(results), strict=True):
         mean, low, high = result.gain.of_classes.T
         known = np.isfinite(mean) & np.isfinite(difficulty)
         axes.axhline(0, color=BLACK, linewidth=0.8)
-        axes.vlines(difficulty[known], low[known], high[known], color=COLOURS[4], linewidth=1)
-        axes.plot(difficulty[known], mean[known], "o", color=COLOURS[0], markersize=4)
+        axes.vlines(difficulty[known], low[known], high[known], color=LIGHT_BLUE, linewidth=1)
+        axes.plot(difficulty[known], mean[known], "o", color=BLUE, markersize=4)
         if known.sum() > 2 and np.ptp(difficulty[known]) > 0:
             slope, offset = np.polyfit(difficulty[known], mean[known], 1)
             ends = np.array([difficulty[known].min(), difficulty[known].max()])
-            axes.plot(ends, slope * ends + offset, color=COLOURS[5], linewidth=1.5, linestyle=DASHES[1])
+            axes.plot(ends, slope * ends + offset, color=ORANGE, linewidth=1.5, linestyle="--")
         axes.set_title(result.name, fontsize=9)
-        _plain(axes, "both")
-    for axes in panels[len(results) :]:
-        axes.set_visible(False)
-    figure.supxlabel("IoU of the student alone in the class, %", fontsize=10)
-    figure.supylabel(f"gain in {split} IoU, points", fontsize=10)
+    figure.supxlabel("IoU of the student alone in the class, %; line: 95 % interval; dashed: straight fit", fontsize=9)
+    figure.supylabel(f"gain in {split} IoU, points", fontsize=9)
     return figure
 
 
 def curves(baseline: Result, results: Sequence[Result], teacher: Result | None) -> Figure:
-    """Scores on the validation split in the course of training, mean of the seeds; the baseline's with its range."""
-    figure = Figure(figsize=(7.0, 4.4))
-    axes = figure.subplots()
-    labels = []
-    for index, result in enumerate((baseline, *results)):
-        drawn = _mean_curve(result)
-        if drawn is None:
-            continue
-        steps, scores = drawn
-        colour = BLACK if result is baseline else COLOURS[(index - 1) % len(COLOURS)]
-        dashes = "-" if result is baseline else DASHES[(index - 1) // len(COLOURS) % len(DASHES)]
-        if result is baseline and len(scores) > 1:
-            axes.fill_between(steps, scores.min(0), scores.max(0), color=GREY, alpha=0.3, linewidth=0)
-        mean = scores.mean(0)
-        axes.plot(steps, mean, color=colour, linestyle=dashes, linewidth=2.2 if result is baseline else 1.3)
-        labels.append((steps[-1], mean[-1], result.name, colour))
+    """Validation scores in the course of training, mean and range of the seeds, a panel for each method."""
+    score = None
     if teacher is not None and teacher.runs and teacher.runs[0].mean_iou is not None:
         score = teacher.runs[0].percent("mean_iou")
-        axes.axhline(score, color=GREY, linewidth=1, linestyle=":")
-        axes.annotate("teacher", (0.01, score), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color=GREY)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("validation mIoU, % (mean; band: the student alone)")
-    axes.set_xlim(left=0)
-    _plain(axes, "both")
-    _label_at_the_right(axes, labels)
+    figure, panels = _panels(results)
+    for axes, result in zip(panels, best_first(results), strict=True):
+        for side, colour in ((baseline, BLACK), (result, BLUE)):
+            if (drawn := _mean_curve(side)) is not None:
+                steps, scores = drawn
+                axes.fill_between(steps, scores.min(0), scores.max(0), color=colour, alpha=0.2, linewidth=0)
+                axes.plot(steps, scores.mean(0), color=colour, linewidth=1.4)
+        if score is not None:
+            axes.axhline(score, color=GREY, linewidth=1, linestyle=":")
+        axes.set_title(result.name, fontsize=9, color=BLUE)
+        axes.set_xlim(left=0)
+    figure.supxlabel(
+        "optimizer step; black: the student alone, dotted: the teacher, bands: range of the seeds", fontsize=9
+    )
+    figure.supylabel("validation mIoU, %", fontsize=9)
     return figure
+
+
+def best_first(results: Sequence[Result]) -> list[Result]:
+    """The methods by their gain."""
+    return sorted(results, key=lambda result: -result.gain.mean)
+
+
+def _panels(results: Sequence[Result]) -> tuple[Figure, list[Axes]]:
+    """A panel for each method, with common axes."""
+    columns = min(PANELS_IN_A_ROW, len(results))
+    rows = math.ceil(len(results) / columns)
+    figure = Figure(
+        figsize=(max(5.6, 2.4 * columns), 0.7 + max(2.6 if rows == 1 else 0, 2.0 * rows)), layout="constrained"
+    )
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for index, axes in enumerate(panels):
+        axes.set_visible(index < len(results))
+        axes.tick_params(labelbottom=index + columns >= len(results))
+        _plain(axes, "both")
+    return figure, list(panels[: len(results)])
 
 
 def class_ious_of(result: Result) -> np.ndarray:
@@ -210,10 +219,10 @@ def _plain(axes: Axes, grid: str) -> None:
 
 
 def _label_at_the_right(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names beside the axes at the heights of their points (x, y, name, colour), moved apart, with thin lines to them."""
+    """Names beside the axes at the heights of their points (x, y, name, colour), moved apart, with lines to them."""
     low, high = axes.get_ylim()
     ordered = sorted(labels, key=lambda label: label[1])
-    apart = 0.048 if axes.figure.get_figheight() < 4.3 else 0.045
+    apart = 0.047
     heights = [(y - low) / (high - low) for _, y, _, _ in ordered]
     for index in range(1, len(heights)):
         heights[index] = max(heights[index], heights[index - 1] + apart)
@@ -231,5 +240,8 @@ def _label_at_the_right(axes: Axes, labels: Sequence[tuple[float, float, str, st
             fontsize=8,
             color=colour,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.5, "shrinkA": 0, "shrinkB": 4},
+            arrowprops={
+                **{"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.5},
+                **{"relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 4},
+            },
         )

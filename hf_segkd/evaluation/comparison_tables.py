@@ -130,9 +130,9 @@ def markdown(rows: Sequence[dict[str, Any]], split: str, validation: str | None)
         "of the teacher %": lambda row: _number(row["share_of_teacher"], 1),
         "steps": lambda row: _number(row["steps"], 0),
         "ms per step": lambda row: _number(row["step_ms"], 0),
-        "minutes": lambda row: _number(row["minutes"], 1),
+        "minutes": lambda row: _number(row["minutes"], 1 if (row["minutes"] or 0) >= 1 else 2),
         "peak MiB": lambda row: _number(row["peak_mib"], 0),
-        "extra parameters": lambda row: f"{row['extra_parameters'] / 1e6:.2f} M" if row["extra_parameters"] else "",
+        "extra parameters": lambda row: _parameters(row["extra_parameters"]),
     }
     if validation is None:
         del columns[f"{validation} mIoU %"]
@@ -152,6 +152,10 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def _parameters(count: int | None) -> str:
+    return "" if not count else f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count / 1e3:.1f} k"
+
+
 def verdict(results: Sequence[Result]) -> str:
     """Which gains are certain, and what it would take for the others."""
     better = [result.name for result in results if result.gain.low > 0]
@@ -168,7 +172,7 @@ def verdict(results: Sequence[Result]) -> str:
         elif seeds == 1:
             what = "one seed tells nothing of the spread over seeds"
         else:
-            what = "no number of seeds would do: the images of this split alone spread more than the gain"
+            what = "no number of seeds would do: it is too small beside what the images of this split alone spread"
         lines.append(f"{result.name}: {what}.")
     return "\n".join(f"- {line}" for line in lines)
 

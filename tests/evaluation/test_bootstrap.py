@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_segkd.evaluation.bootstrap import class_counts, differences, mean_of_drawn, paired_gain
+from hf_segkd.evaluation.bootstrap import class_counts, differences, paired_gain, resampled_means, stretch, t_quantile
 from hf_segkd.evaluation.image_counts import read_image_counts, write_image_counts
 from hf_segkd.evaluation.metrics import scores_from_confusion_matrix
 
@@ -35,11 +35,12 @@ def test_each_resample_is_scored_as_the_metric_scores_the_images_that_were_drawn
 def test_the_interval_is_that_of_all_resamples_there_are():
     # Two seeds and three images: 2^2 x 3^3 resamples, all as likely as each other.
     method, baseline = matrices(3)[:2, 1:], matrices(4)[:2, 1:]
-    every = [
-        np.mean([percent(method[s, list(d)].sum(0)) - percent(baseline[s, list(d)].sum(0)) for s in seeds])
-        for seeds in itertools.product(range(2), repeat=2)
-        for d in itertools.product(range(3), repeat=3)
-    ]
+    every = []
+    for drawn in itertools.product(range(3), repeat=3):
+        gains = [percent(method[s, list(drawn)].sum(0)) - percent(baseline[s, list(drawn)].sum(0)) for s in range(2)]
+        for seeds in itertools.product(range(2), repeat=2):
+            away = np.mean([gains[s] for s in seeds]) - np.mean(gains)
+            every.append(np.mean(gains) + np.sqrt(2) * 12.706 / 1.96 * away)
     gain = paired_gain(class_counts(method), class_counts(baseline), draws=20_000)
     whole = [percent(method[s].sum(0)) - percent(baseline[s].sum(0)) for s in range(2)]
     assert gain.of_seeds == pytest.approx(whole)
@@ -55,7 +56,26 @@ def test_seeds_and_images_are_drawn_the_same_for_both_sides():
     gain = paired_gain(class_counts(matrices(5)), class_counts(matrices(5)))
     assert (gain.mean, gain.low, gain.high) == (0, 0, 0)
     assert not gain.is_certain
-    assert mean_of_drawn(np.array([[1.0, 10.0], [3.0, 30.0]]), np.array([[0, 0], [0, 1]])).tolist() == [1.0, 20.0]
+    values, drawn = np.array([[1.0, 10.0], [3.0, 30.0]]), np.array([[0, 0], [0, 1]])
+    assert resampled_means(values, drawn).tolist() == [2.0 - stretch(2), 20.0]
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_the_interval_of_a_handful_of_seeds_holds_the_truth_19_times_of_20(seeds):
+    # Without the stretch three seeds would hold it 3 times of 4.
+    generator = np.random.default_rng(seeds)
+    drawn, held = generator.integers(seeds, size=(2000, seeds)), []
+    for _ in range(1000):
+        values = np.repeat(generator.normal(size=(seeds, 1)), len(drawn), axis=1)
+        low, high = np.quantile(resampled_means(values, drawn), [0.025, 0.975])
+        held.append(low <= 0 <= high)
+    assert np.mean(held) == pytest.approx(0.95, abs=0.025)
+
+
+def test_quantiles_of_students_t_are_those_of_the_tables():
+    assert [t_quantile(freedom) for freedom in (2, 10)] == [4.303, 2.228]
+    for freedom, value in ((11, 2.201), (20, 2.086), (30, 2.042), (120, 1.980)):
+        assert t_quantile(freedom) == pytest.approx(value, abs=3e-3)
 
 
 def test_classes_have_gains_of_their_own_and_one_that_is_nowhere_has_none():
@@ -77,7 +97,8 @@ def test_the_seeds_that_are_needed_come_from_the_spread_over_seeds_that_images_l
     worse[1, :, 1, 1], worse[1, :, 1, 0] = 90, 10
     gain = paired_gain(class_counts(images), class_counts(worse))
     mean, spread = np.mean(gain.of_seeds), np.std(gain.of_seeds, ddof=1)
-    assert gain.seeds_needed == int(np.ceil((1.96 * spread / mean) ** 2)) == 6
+    assert gain.seeds_needed == 8
+    assert 2.365 * spread / np.sqrt(8) < mean < 2.447 * spread / np.sqrt(7)
     assert paired_gain(class_counts(images[:1]), class_counts(worse[:1])).seeds_needed is None
 
 
