@@ -162,6 +162,7 @@ def run_everything(plan: Plan, jobs: int) -> tuple[dict[str, list[Run]], dict[st
     table = LiveTable([("teacher", ["teacher"]), *rows][1 - len(teachers) :], [f"seed {seed}" for seed in plan.seeds])
     early = [] if plan.equal == "dearest" else plan.student_runs(plan.methods[0])
     run_all([*teachers, *early], jobs, table)
+    table.leave()
     seconds = time_of_steps(plan, jobs)
     steps: dict[str, int | None] = dict.fromkeys(seconds)
     if plan.equal != "steps":

@@ -36,6 +36,10 @@ class LiveTable:
         elif changed and state.replace(".", "").isdecimal():
             print(f"\n{self.text()}", flush=True)
 
+    def leave(self) -> None:
+        """Let the table stand as it is, since other lines follow; the next one is drawn below these."""
+        self._lines_drawn = 0
+
     def text(self) -> str:
         """The table in Markdown; a run that waits is a dash."""
         cells = [[title, *(self.states.get(name, "-") for name in names)] for title, names in self.rows]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -74,35 +77,38 @@ def run_all(runs: Sequence[Run], jobs: int, table: LiveTable | None = None, thre
         threads: Threads of each run; by default its share of the cores.
 
     Raises:
-        RuntimeError: If a run fails; the message ends with the last lines of its log. The others are asked to end, as
+        ValueError: If a run fails; the message ends with the last lines of its log. The others are asked to end, as
             with Ctrl-C, and write a checkpoint.
     """
     threads = threads or threads_of(jobs)
     gpus, free = visible_gpus(), list(range(jobs))
     waiting = [run for run in runs if not run.is_done]
     for run in runs:
-        if run not in waiting:
-            _tell(table, run, _score(run), f"done before, {run.report_file} is kept")
+        if run not in waiting and table is not None:
+            table.states[run.output_dir.name] = _score(run)
+        elif run not in waiting:
+            print(f"{run.output_dir.name}: done before, {run.report_file} is kept", flush=True)
     running: dict[subprocess.Popen, tuple[Run, int]] = {}
     last_shown = time.monotonic()
-    try:
-        while waiting or running:
-            while waiting and free:
-                run, slot = waiting.pop(0), free.pop(0)
-                _tell(table, run, "starts", f"started, log in {run.log_file}")
-                running[_start(run, threads, gpus[slot % len(gpus)] if gpus else None)] = run, slot
-            time.sleep(0.5)
-            for process in [process for process in running if process.poll() is not None]:
-                run, slot = running.pop(process)
-                free.append(slot)
-                _finish(run, process.returncode, table)
-            if time.monotonic() - last_shown > SECONDS_BETWEEN_LOOKS:
-                last_shown = time.monotonic()
-                for run, _ in running.values():
-                    bar = _last_line(run.log_file)
-                    _tell(table, run, bar.partition("%|")[0].split()[-1] + " %" if "%|" in bar else bar, bar)
-    finally:
-        _end(list(running))
+    with _sigterm_as_exit():
+        try:
+            while waiting or running:
+                while waiting and free:
+                    run, slot = waiting.pop(0), free.pop(0)
+                    _tell(table, run, "starts", f"started, log in {run.log_file}")
+                    running[_start(run, threads, gpus[slot % len(gpus)] if gpus else None)] = run, slot
+                time.sleep(0.5)
+                for process in [process for process in running if process.poll() is not None]:
+                    run, slot = running.pop(process)
+                    free.append(slot)
+                    _finish(run, process.returncode, table)
+                if time.monotonic() - last_shown > SECONDS_BETWEEN_LOOKS:
+                    last_shown = time.monotonic()
+                    for run, _ in running.values():
+                        bar = _last_line(run.log_file)
+                        _tell(table, run, bar.partition("%|")[0].split()[-1] + " %" if "%|" in bar else bar, bar)
+        finally:
+            _end(list(running))
 
 
 def threads_of(jobs: int) -> int:
@@ -116,6 +122,23 @@ def visible_gpus() -> list[str]:
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+
+
+@contextlib.contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Inside, SIGTERM ends this process as Ctrl-C does, and so its runs, instead of leaving them alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _start(run: Run, threads: int, gpu: str | None) -> subprocess.Popen:
@@ -132,7 +155,7 @@ def _start(run: Run, threads: int, gpu: str | None) -> subprocess.Popen:
 def _finish(run: Run, returncode: int, table: LiveTable | None) -> None:
     if returncode != 0 or not run.is_done:
         tail = "\n".join(run.log_file.read_text(errors="replace").splitlines()[-25:])
-        raise RuntimeError(f"{run.output_dir.name} failed with exit code {returncode}:\n{tail}")
+        raise ValueError(f"{run.output_dir.name} failed with exit code {returncode}:\n{tail}")
     report = run.report()
     text = f"mIoU {_score(run)} % on {report.split}, {report.train_seconds:.0f} s of training"
     since = f" since step {report.resumed_from_step}" if report.resumed_from_step else ""
