@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_segkd.evaluation.bootstrap import Gain, class_counts, paired_gain
+from hf_segkd.evaluation.bootstrap import MOST_SEEDS, Gain, class_counts, paired_gain
 from hf_segkd.evaluation.reports import METRICS, table, write_json
 from hf_segkd.evaluation.run_report import RunReport
 
@@ -172,7 +172,9 @@ def verdict(results: Sequence[Result]) -> str:
         elif seeds == 1:
             what = "one seed tells nothing of the spread over seeds"
         else:
-            what = "no number of seeds would do: it is too small beside what the images of this split alone spread"
+            what = (
+                f"not even {MOST_SEEDS} seeds would leave 0 out: it is next to nothing, or the split has too few images"
+            )
         lines.append(f"{result.name}: {what}.")
     return "\n".join(f"- {line}" for line in lines)
 
