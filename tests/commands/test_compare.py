@@ -1,4 +1,8 @@
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from tiny_commands import BASE, STUDENT
@@ -124,3 +128,20 @@ def test_a_run_that_had_another_budget_than_its_baseline_is_refused_where_steps_
     with pytest.raises(ValueError, match="steps = 10, the published network 9"):
         compare.refuse_other_budgets(none, [cwd], "steps")
     compare.refuse_other_budgets(none, [cwd], "time")
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_stopped_goes_on_from_the_checkpoints_of_its_runs(config, tmp_path):
+    flags = ["--config", str(config / "compare.yaml"), "--output_dir", str(tmp_path), "--jobs", "1"]
+    command = [sys.executable, "-m", "hf_segkd.commands.cli", "compare", *flags, "--max_steps", "60"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("none-seed1/checkpoint-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 143
+    assert not (tmp_path / "none-seed1" / "evaluation.json").exists()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    report = json.loads((tmp_path / "none-seed1" / "evaluation.json").read_text())
+    assert 0 < report["resumed_from_step"] < report["steps"] == 60
+    assert (tmp_path / "comparison.csv").is_file()
