@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -132,7 +133,14 @@ def test_a_run_that_had_another_budget_than_its_baseline_is_refused_where_steps_
 
 @pytest.mark.slow
 def test_a_comparison_that_is_stopped_goes_on_from_the_checkpoints_of_its_runs(config, tmp_path):
-    flags = ["--config", str(config / "compare.yaml"), "--output_dir", str(tmp_path), "--jobs", "1"]
+    flags = [
+        "--config",
+        str(config / "compare.yaml"),
+        "--output_dir",
+        str(tmp_path),
+        "--jobs",
+        str(os.cpu_count()),
+    ]  # one thread each
     command = [sys.executable, "-m", "hf_segkd.commands.cli", "compare", *flags, "--max_steps", "60"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
