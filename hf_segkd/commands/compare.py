@@ -222,7 +222,7 @@ def teacher_result(plan: Plan, training: TrainingCommand, flags: list[str]) -> R
         return None
     report, _ = score(plan.teacher, plan.folder / "teacher", flags)
     reports = [] if (run := plan.teacher_run()) is None else [run.report()]
-    return Result("teacher", reports, [report], step_seconds=reports[0].step_seconds if reports else None)
+    return Result("teacher", reports, [report])  # its steps were not timed alone
 
 
 def curve(folder: Path) -> list[tuple[int, float]]:

@@ -1,6 +1,9 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 from tiny_commands import BASE, STUDENT
 
 from hf_segkd.commands import compare
@@ -26,6 +29,19 @@ def recipe(run):
     (flag, file) = run.flags
     assert flag == "--config"
     return json.loads(open(file).read())
+
+
+def test_the_example_of_the_documentation_is_a_plan(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    values = {**yaml.safe_load(example), "output_dir": str(tmp_path / "all")}
+    (tmp_path / "compare.yaml").write_text(json.dumps(values))
+    args = ["--config", str(tmp_path / "compare.yaml")]
+    command, training, _ = parse_arguments(ComparisonCommand, TrainingCommand, DistillationArguments, args=args)
+    plan = make_plan(command, training, given_flags(TrainingCommand, DistillationArguments, args=args))
+    assert [method.name for method in plan.methods] == ["none", "kd", "attnfd,cwd", "hint cosine"]
+    assert recipe(plan.teacher_run())["pretrained_backbone"] == "IMAGENET1K_V1"
+    assert "pretrained_backbone" not in recipe(plan.student_run(plan.methods[1], 0))
 
 
 def test_methods_are_names_or_objects_and_the_student_alone_is_the_first_once():
