@@ -163,14 +163,14 @@ def verdict(results: Sequence[Result]) -> str:
     lines = [f"The interval of {len(better)} of {len(results)} methods lies above 0{_listed(better)}."]
     if worse:
         lines.append(f"That of {len(worse)} lies below 0, they did harm{_listed(worse)}.")
+    if any(len(result.gain.of_seeds) == 1 for result in results):
+        lines.append("With one seed the intervals are over images alone, and tell nothing of the spread over seeds.")
     for result in results:
-        if result.gain.is_certain:
+        if result.gain.is_certain or len(result.gain.of_seeds) == 1:
             continue
         seeds, needed = len(result.gain.of_seeds), result.gain.seeds_needed
         if needed is not None:
             what = f"about {max(needed, seeds + 1)} seeds would leave 0 out, if mean and spread stay as they are"
-        elif seeds == 1:
-            what = "one seed tells nothing of the spread over seeds"
         else:
             what = (
                 f"not even {MOST_SEEDS} seeds would leave 0 out: it is next to nothing, or the split has too few images"

@@ -66,7 +66,7 @@ def test_a_comparison_trains_scores_and_writes_and_goes_on_where_it_was(config, 
     assert runs_here == []
 
 
-SECONDS = {"none": 0.2, "cwd": 0.3, "attnfd": 0.5}
+SECONDS = {"none": 0.2, "cwd": 0.3, "attnfd": 0.5, "kd": 0.1}  # no step is shorter than that of none
 
 
 @pytest.fixture
@@ -93,15 +93,15 @@ def stubbed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("equal", "expected"),
     [
-        ("steps", {"none": 100, "cwd": 100, "attnfd": 100}),
-        ("time", {"none": 100, "cwd": 66, "attnfd": 40}),
-        ("dearest", {"none": 250, "cwd": 166, "attnfd": 100}),
+        ("steps", {"none": 100, "cwd": 100, "attnfd": 100, "kd": 100}),
+        ("time", {"none": 100, "cwd": 66, "attnfd": 40, "kd": 100}),
+        ("dearest", {"none": 250, "cwd": 166, "attnfd": 100, "kd": 250}),
     ],
 )
 def test_each_method_takes_the_steps_that_fit(stubbed, equal, expected):
     plan, steps = stubbed
     runs, seconds = compare.run_everything(plan(equal), jobs=2)
-    assert seconds == SECONDS
+    assert seconds == SECONDS | {"kd": 0.2}
     assert {name: theirs[0].report().steps for name, theirs in runs.items()} == expected
     assert [run.output_dir.name for run in runs["cwd"]] == ["cwd-seed0", "cwd-seed1"]
     assert steps["trials/cwd"] == 20

@@ -85,7 +85,8 @@ def test_the_verdict_counts_gains_and_harm_and_says_what_is_missing_for_the_rest
     assert "hint: not even 1000 seeds would leave 0 out" in verdict(results)
     one = result("kd", (5,))
     gains_over(result("student alone", (5,)), [one])
-    assert "kd: one seed tells nothing of the spread over seeds." in verdict([one])
+    assert "With one seed the intervals are over images alone" in verdict([one])
+    assert "With one seed" not in text
 
 
 def test_the_files_hold_the_rows_and_the_classes(study, tmp_path):
