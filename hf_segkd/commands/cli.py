@@ -59,6 +59,7 @@ def _is_meant(error: Exception) -> bool:
 COMMANDS = {
     "train": "train a network on labels",
     "distill": "train a student on labels and a teacher",
+    "compare": "train and score methods side by side under one protocol",
     "evaluate": "score a network, class by class",
     "predict": "draw what a network sees",
     "publish": "put a network with its card on the Hub",

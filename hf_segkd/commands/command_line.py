@@ -1,11 +1,12 @@
-"""`parse_arguments`: reads flags and YAML (flags win); `DataFlags`: the flags that name a data set."""
+"""`parse_arguments`: reads flags and YAML (flags win); `DataFlags`: the flags that name a data set; `flags_of`."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
-from argparse import Action
+from argparse import SUPPRESS, Action
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ SUBJECTS = {
         *("allow_weak_teacher", "teacher_views", "teacher_cache", "teacher_cache_dtype", "teacher_cache_limit"),
     ),
     "method": ("method", "method_kwargs", "ce_weight", "label_loss", "label_loss_kwargs", "connector_lr_multiplier"),
+    "comparison": ("methods", "seeds", "teacher_flags", "test_split", "equal", "jobs"),
 }
 HUB = ("hub_", "push_to_hub")
 
@@ -100,22 +102,57 @@ def parse_arguments(*types: type, args: list[str] | None = None) -> tuple[Any, .
     Raises:
         SystemExit: With a message, on an unknown flag or YAML key (the nearest known one is named) or a bad value.
     """
+    parser, flags = _parser_and_flags(types, args)
+    parsed, unknown = _parse(parser, flags)
+    unknown = [flag for flag in unknown if flag.startswith("--")] or unknown
+    if unknown:
+        known = {action.dest for action in parser._actions}
+        parser.error(f"unknown flag {unknown[0]}.{did_you_mean(unknown[0].lstrip('-').split('=')[0], known)}")
+    return parsed
+
+
+def given_flags(*types: type, args: list[str] | None = None) -> dict[str, Any]:
+    """The flags that a command line and its `--config` give: flag -> value, without those that are left as they are.
+
+    Args:
+        *types: Dataclasses, flags of others are passed over.
+        args: A command line that `parse_arguments` took, by default `sys.argv[1:]`.
+    """
+    parser, flags = _parser_and_flags(types, args, strict=False)
+    for action in parser._actions:
+        action.default = SUPPRESS
+    return vars(parser.parse_known_args(flags)[0])
+
+
+def flags_of(values: Mapping[str, Any]) -> list[str]:
+    """Flags and values as a command line; a flag without a value, None or no items, is left out."""
+    flags = []
+    for key, value in values.items():
+        if value is None or value == []:
+            continue
+        if isinstance(value, list):
+            flags += [f"--{key}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in value)]
+        else:
+            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
+
+
+def _parser_and_flags(
+    types: tuple[type, ...], args: list[str] | None, strict: bool = True
+) -> tuple[HfArgumentParser, list[str]]:
+    """The parser of the flags, and the command line with what its `--config` holds before it."""
     flags = list(sys.argv[1:] if args is None else args)
     parser = _Parser(
         types,
         allow_abbrev=False,
         usage="%(prog)s --config FILE.yaml [--flag value ...]   (--help lists all flags)",
     )
-    known = {action.dest for action in parser._actions}
+    known = {action.dest for action in parser._actions} if strict else None
     parser.add_argument("--config", help="YAML file of defaults for the flags below.")
     config, flags = _take_config(flags, parser)
     if any(flag.partition("=")[0] == "--config" for flag in flags):
         parser.error("--config is given twice; one file holds the defaults.")
-    parsed, unknown = _parse(parser, [*_flags_of_yaml(config, known, parser), *flags])
-    unknown = [flag for flag in unknown if flag.startswith("--")] or unknown
-    if unknown:
-        parser.error(f"unknown flag {unknown[0]}.{did_you_mean(unknown[0].lstrip('-').split('=')[0], known)}")
-    return parsed
+    return parser, [*_flags_of_yaml(config, known, parser), *flags]
 
 
 def _parse(parser: HfArgumentParser, flags: list[str]) -> tuple[tuple[Any, ...], list[str]]:
@@ -138,8 +175,11 @@ def _take_config(flags: list[str], parser: HfArgumentParser) -> tuple[str | None
     return None, flags
 
 
-def _flags_of_yaml(path: str | None, known: set[str], parser: HfArgumentParser) -> list[str]:
-    """The keys and values of a YAML file as command line flags, so that argparse checks and converts them alike."""
+def _flags_of_yaml(path: str | None, known: set[str] | None, parser: HfArgumentParser) -> list[str]:
+    """The keys and values of a YAML file as command line flags, so that argparse checks and converts them alike.
+
+    A key that is not among the known ones is refused, unless these are None.
+    """
     if path is None:
         return []
     if not Path(path).is_file():
@@ -150,17 +190,10 @@ def _flags_of_yaml(path: str | None, known: set[str], parser: HfArgumentParser) 
         parser.error(f"{path} is not YAML: {error}")
     if not isinstance(values, dict):
         parser.error(f"{path} must hold `key: value` lines, got a {type(values).__name__}.")
-    flags = []
-    for key, value in values.items():
-        if key not in known:
+    for key in values:
+        if known is not None and key not in known:
             parser.error(f"{path}: unknown key {key!r}.{did_you_mean(str(key), known)}")
-        if value is None or value == []:
-            continue
-        if isinstance(value, list):
-            flags += [f"--{key}", *map(str, value)]
-        else:
-            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
-    return flags
+    return flags_of(values)
 
 
 @dataclass(kw_only=True)

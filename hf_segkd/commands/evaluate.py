@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hf_segkd.commands.command_line import DataFlags, TileFlags, parse_arguments
 from hf_segkd.data import label_info
+from hf_segkd.evaluation.image_counts import write_image_counts
 from hf_segkd.evaluation.reports import evaluation_report, format_report, write_json
 from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.networks import with_taps
@@ -27,6 +28,13 @@ class EvaluationCommand(TileFlags, DataFlags):
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU."})
     output: str | None = field(
         default=None, metadata={"help": "JSON file to write; by default MODEL-DATASET-SPLIT.json."}
+    )
+    image_counts: str | None = field(
+        default=None,
+        metadata={
+            "help": "Write the confusion matrix of each image too, as an .npz file of image_ids (n) and counts "
+            "(n, k, k): rows are the truth, columns the prediction."
+        },
     )
 
 
@@ -53,7 +61,11 @@ def main(args: list[str] | None = None) -> RunReport:
             eval_dataset=dataset,
             processing_class=processor,
         )
-        trainer.evaluate()
+        counts = None
+        if command.image_counts is None:
+            trainer.evaluate()
+        else:
+            counts = trainer.predict(dataset).predictions
     report = evaluation_report(trainer.confusion_matrix, labels, str(dataset.split), len(dataset))
     tiles = {} if command.tile is None else {"tile": command.tile, "overlap": command.overlap}
     report = report.extended(model=command.model, data=command.source(command.split) | tiles)
@@ -61,5 +73,7 @@ def main(args: list[str] | None = None) -> RunReport:
         print(format_report(report))
         write_json(report.to_json(), path)
         print(f"\nWritten to {path}.")
+        if counts is not None:
+            write_image_counts(Path(command.image_counts), counts, dataset.with_format(None)["image_id"])
     trainer.accelerator.end_training()
     return report

@@ -29,7 +29,9 @@ from hf_segkd.evaluation.run_report import RunReport
 from hf_segkd.models import MultiBandImageProcessor, load_pretrained_backbone
 from hf_segkd.networks import FeatureNetwork
 from hf_segkd.networks.loading import build_config, load_network, network_from_config
+from hf_segkd.networks.profiling import peak_memory
 from hf_segkd.training.arguments import DistillationArguments, json_object
+from hf_segkd.training.callbacks import StepTimes
 from hf_segkd.training.trainer import DistillationTrainer
 
 
@@ -132,15 +134,21 @@ def main(args: list[str] | None = None) -> RunReport:
     )
     if trainer.is_world_process_zero():
         print("\n\n".join(map(str, accounts.values())))
+    step_times = StepTimes()
+    trainer.add_callback(step_times)
     processor_seconds = time.process_time()
     result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     processor_seconds = time.process_time() - processor_seconds
     trainer.evaluate()
+    loss = trainer.distiller.loss
     report = trainer.report().extended(
         teacher=_whole_path(command.teacher),
         initial_weights=_whole_path(command.student or command.pretrained_backbone) or "random",
         train_seconds=result.metrics["train_runtime"],
         train_processor_seconds=processor_seconds,
+        step_seconds=step_times.median,
+        peak_memory=peak_memory(),
+        loss_parameters=sum(parameter.numel() for parameter in loss.parameters()) if loss is not None else 0,
         versions=training_versions(),
         data=command.source(command.eval_split),
         label_account={split: account.as_dict() for split, account in accounts.items()} or None,

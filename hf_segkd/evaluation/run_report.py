@@ -42,11 +42,14 @@ class RunReport(Mapping[str, Any]):
         unreadable_images: Number of training images that were left out, since `resumed_from_step`.
         resumed_from_step: Step that the run was last resumed from; None for a run that never stopped.
         best_step: Step whose weights are scored, where training went back to its best checkpoint.
-        teacher: Folder (whole path) or Hub id of the teacher; None without one. This and the next six are the
+        teacher: Folder (whole path) or Hub id of the teacher; None without one. This and the next nine are the
             commands' own.
         initial_weights: Folder, file or name of the weights that training started from, or "random".
         train_seconds: Seconds of training on the clock, since `resumed_from_step`.
         train_processor_seconds: Seconds of processor time of the main process, likewise.
+        step_seconds: Seconds of an optimizer step on the clock with the loading of its images, the median, likewise.
+        peak_memory: Most bytes that the training had at once: of its GPU, or without one of its main process.
+        loss_parameters: Number of parameters of the distillation loss, which the student does not keep.
         versions: Package -> version, of what it was trained with.
         data: The evaluated images as `DataFlags.source` describes them: dataset, data_dir, hub_id, dataset_options,
             split.
@@ -84,6 +87,9 @@ class RunReport(Mapping[str, Any]):
     initial_weights: str | None = None
     train_seconds: float | None = None
     train_processor_seconds: float | None = None
+    step_seconds: float | None = None
+    peak_memory: int | None = None
+    loss_parameters: int | None = None
     versions: dict[str, str] | None = None
     data: dict[str, Any] | None = None
     label_account: dict[str, Any] | None = None

@@ -13,6 +13,7 @@ from hf_segkd.losses.combined import CombinedLoss
 from hf_segkd.losses.cwd import CWDLoss
 from hf_segkd.losses.dist import DISTLoss
 from hf_segkd.losses.fakd import FAKDCWDLoss, FAKDPDLoss
+from hf_segkd.losses.hint import HintLoss
 from hf_segkd.losses.ickd import ICKDLoss
 from hf_segkd.losses.ifvd import IFVDLoss
 from hf_segkd.losses.kd import KDLoss
@@ -27,6 +28,7 @@ LOSSES: dict[str, type[AbstractDistillationLoss]] = {
     loss.name: loss
     for loss in (
         KDLoss,
+        HintLoss,
         ATLoss,
         SPLoss,
         ICKDLoss,

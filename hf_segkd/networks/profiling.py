@@ -1,8 +1,9 @@
-"""`count_macs`, `milliseconds_per_image`, `measure_latencies`: the cost of a network."""
+"""`count_macs`, `milliseconds_per_image`, `measure_latencies`, `peak_memory`: the cost of a network, of a process."""
 
 from __future__ import annotations
 
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,18 @@ def measure_latencies(calls: Sequence[Callable[[], object]], runs: int) -> list[
                     call()
                     own.append(1000 * (time.perf_counter() - start))
     return [Latency(float(np.median(own)), float(np.percentile(own, 95))) for own in times]
+
+
+def peak_memory() -> int | None:
+    """Most bytes that this process had at once: on its GPU, or else in memory; None on Windows without a GPU."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest
 
 
 def cpu_name() -> str:

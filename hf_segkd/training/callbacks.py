@@ -1,7 +1,9 @@
-"""Small callbacks of the trainer: `AtTrainBegin`, `EpochBegin`, `ResumedRun`, `AdversaryCallback`."""
+"""Small callbacks: `AtTrainBegin`, `EpochBegin`, `ResumedRun`, `AdversaryCallback`, `StepTimes`."""
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,3 +127,27 @@ class AdversaryCallback(TrainerCallback):
             self.adversary.update(state.global_step / state.max_steps)
         except FloatingPointError as error:
             raise FloatingPointError(f"Step {state.global_step + 1}: {error}") from error
+
+
+class StepTimes(TrainerCallback):
+    """Times the optimizer steps of a run, the loading of their images included.
+
+    Evaluations and checkpoints between two steps lengthen few of the times, and so not their median.
+    """
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Forget an earlier run."""
+        self.ends.clear()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Note the time."""
+        self.ends.append(time.perf_counter())
+
+    @property
+    def median(self) -> float | None:
+        """Seconds from the end of a step to that of the next, the median; None for a run of less than two steps."""
+        times = [end - start for start, end in zip(self.ends, self.ends[1:], strict=False)]
+        return statistics.median(times) if times else None

@@ -46,6 +46,7 @@ def test_a_command_takes_the_flags_of_its_script(name, capsys, monkeypatch):
     assert stop.value.code == 0
     own = {"train": "--student_config", "distill": "--teacher", "convert_checkpoint": "--network_config"}
     own |= {"draw_masks": "--annotations", "count_statistics": "--dataset"}
+    own |= {"compare": "--methods"}
     assert own.get(name, "--model") in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         cli.main([name, "--modle", "x"])

@@ -15,6 +15,7 @@ STATISTICS_TAPS = {"fakd_pd": {"decoder"}, "fakd_cwd": {"decoder"}}
 SIGNED_TERMS = {"skds_adversarial"}
 ARXIV = {
     "kd": "1503.02531",
+    "hint": "1412.6550",
     "at": "1612.03928",
     "sp": "1907.09682",
     "ickd": "2202.03680",
@@ -46,6 +47,7 @@ VARIANTS = {
     "lad nfd": ("lad", {"vector": "centred_channel"}),
     "skds official": ("skds", {"preset": "official"}),
     "skds cirkd": ("skds", {"preset": "cirkd"}),
+    "hint cosine": ("hint", {"distance": "cosine", "taps": ["low_level", "backbone"]}),
     "kd drop_ignored": ("kd", {"drop_ignored": True, "reduction": "element_mean"}),
     "cwd feature": ("cwd", {"tap": "encoder"}),
     "attnfd official": ("attnfd", {"preset": "official"}),

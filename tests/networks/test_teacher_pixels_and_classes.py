@@ -25,7 +25,7 @@ ORDER = [2, 0, 3, 1]  # the classes of a teacher that learnt them in another ord
 IMAGES = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
 LABELS = torch.randint(0, len(NAMES), (2, *SIZE), generator=torch.Generator().manual_seed(1))
 LABELS[:, :8] = 255
-ON_FEATURES = ("at", "sp", "ickd", "ofd", "lad", "ifvd", "attnfd")  # by default
+ON_FEATURES = ("hint", "at", "sp", "ickd", "ofd", "lad", "ifvd", "attnfd")  # by default
 PROCESSORS = {
     "other mean and std": SegformerImageProcessor(image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.6, 0.7]),
     "not rescaled": SegformerImageProcessor(do_rescale=False, image_mean=[120, 110, 100], image_std=[60, 58, 56]),
