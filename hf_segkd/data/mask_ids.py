@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from typing import BinaryIO
 
 import numpy as np
@@ -37,6 +39,14 @@ class MaskReader:
         codes = np.array([_code(colour) for colour in self._colours], dtype=np.int32)
         order = codes.argsort()
         self._codes, self._class_ids = codes[order], np.array([*self._colours.values()], dtype=self.dtype)[order]
+
+    @cached_property
+    def tables(self) -> str:
+        """A hash of what the file's numbers and colours become."""
+        hashed = hashlib.blake2b(f"{self.scheme.read_colours} {np.dtype(self.dtype)}".encode(), digest_size=16)
+        for table in (self._by_number, self._codes, self._class_ids):
+            hashed.update(table.tobytes())
+        return hashed.hexdigest()
 
     def read(self, file: str | BinaryIO, name: str) -> Image.Image:
         """Class ids of a mask.

@@ -37,7 +37,7 @@ class CropWindow:
         """The crop, resampled only from its source region.
 
         PIL's filters look beyond the region where the image goes on there, so every pixel has the value that
-        scaling the whole image and then cropping would give it.
+        scaling the whole image and then cropping would give it. "RGBX", as a `DataCache` gives it, becomes RGB.
         """
         vertical = image.height / self.scaled_size[0]  # source pixels per scaled pixel
         horizontal = image.width / self.scaled_size[1]
@@ -45,7 +45,8 @@ class CropWindow:
         # min: rounding must not put the edge outside the image.
         right = min((left + width) * horizontal, image.width)
         bottom = min((top + height) * vertical, image.height)
-        return image.resize((width, height), resample, box=(left * horizontal, top * vertical, right, bottom))
+        crop = image.resize((width, height), resample, box=(left * horizontal, top * vertical, right, bottom))
+        return crop.convert("RGB") if isinstance(crop, Image.Image) and crop.mode == "RGBX" else crop
 
 
 class TrainTransform:

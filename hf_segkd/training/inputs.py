@@ -57,6 +57,11 @@ def augmented(
     """
     _refuse_splits_and_streams("train_dataset", dataset)
     _refuse_splits_and_streams("unlabelled_dataset", unlabelled)
+    if args.data_cache is not None and not isinstance(dataset, datasets.Dataset | None):
+        raise ValueError(
+            f"data_cache keeps what data sets of load_segmentation_dataset decode; {type(dataset).__name__} reads its "
+            "own images. Leave data_cache out (an AugmentedDataset takes it as an argument of its own)."
+        )
     if not isinstance(unlabelled, datasets.Dataset | None):
         raise ValueError(
             f"unlabelled_dataset is a {type(unlabelled).__name__}, and it takes a data set of load_unlabelled_images "
@@ -79,7 +84,14 @@ def augmented(
             unlabelled = without_labels(unlabelled)
             check_images(model.config, processor, unlabelled)
         dataset = AugmentedDataset(
-            dataset, transform, seed, unlabelled, args.unlabelled_ratio, args.bad_images, args.teacher_views
+            dataset,
+            transform,
+            seed,
+            unlabelled,
+            args.unlabelled_ratio,
+            args.bad_images,
+            args.teacher_views,
+            args.data_cache,
         )
     elif unlabelled is not None:
         raise ValueError(
