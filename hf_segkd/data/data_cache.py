@@ -47,7 +47,7 @@ class DataCache:
     def read(
         self, cell: dict[str, Any], how: list[Any], decode: Callable[[], Image.Image | MultiBandImage]
     ) -> Image.Image | MultiBandImage:
-        """What `decode` gives, from its file if there is one, else decoded and kept; RGB comes as PIL "RGBX".
+        """What `decode` gives, from its file if there is one, else decoded and kept.
 
         Args:
             cell: `path` and `bytes` of an image or mask.
@@ -112,4 +112,8 @@ def _picture(values: np.ndarray) -> Image.Image | MultiBandImage:
     if values.ndim == 3:
         return MultiBandImage(values)
     mode = MODES[values.itemsize]
-    return Image.frombuffer(mode, values.shape[::-1], values, "raw", mode, 0, 1)
+    picture = Image.frombuffer(mode, values.shape[::-1], values, "raw", mode, 0, 1)
+    if mode == "RGBX":  # RGB has the same memory, with a fourth byte that nothing reads
+        picture.im.setmode("RGB")
+        picture._mode = "RGB"
+    return picture

@@ -151,7 +151,7 @@ def with_stored_channels(dataset: datasets.Dataset, num_channels: int | None) ->
 
 
 def with_cache(dataset: datasets.Dataset, cache: DataCache) -> datasets.Dataset:
-    """The data set with its images and masks kept in a cache; RGB pictures then come as PIL "RGBX".
+    """The data set with its images and masks kept in a cache.
 
     Args:
         dataset: From `load_segmentation_dataset` or `load_unlabelled_images`.

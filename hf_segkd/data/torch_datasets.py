@@ -51,7 +51,7 @@ class AugmentedDataset(Dataset):
         views: How many crops of each image there are, which come in turn, epoch after epoch; samples then have a
             `crop_ids`, a hash of their pixels. 0 (default): each epoch draws new crops, without a hash.
         data_cache: Folder that keeps decoded images and masks from their first use on (`DataCache`), for the same
-            samples; a transform other than `TrainTransform` gets RGB pictures as PIL "RGBX". None (default): nowhere.
+            samples. None (default): nowhere.
 
     Attributes:
         repeat_factors: How often each row of `dataset` is drawn relative to the others, (n,), as `repeat_factors` of

@@ -37,7 +37,7 @@ class CropWindow:
         """The crop, resampled only from its source region.
 
         PIL's filters look beyond the region where the image goes on there, so every pixel has the value that
-        scaling the whole image and then cropping would give it. "RGBX", as a `DataCache` gives it, becomes RGB.
+        scaling the whole image and then cropping would give it.
         """
         vertical = image.height / self.scaled_size[0]  # source pixels per scaled pixel
         horizontal = image.width / self.scaled_size[1]
@@ -45,8 +45,7 @@ class CropWindow:
         # min: rounding must not put the edge outside the image.
         right = min((left + width) * horizontal, image.width)
         bottom = min((top + height) * vertical, image.height)
-        crop = image.resize((width, height), resample, box=(left * horizontal, top * vertical, right, bottom))
-        return crop.convert("RGB") if isinstance(crop, Image.Image) and crop.mode == "RGBX" else crop
+        return image.resize((width, height), resample, box=(left * horizontal, top * vertical, right, bottom))
 
 
 class TrainTransform:
