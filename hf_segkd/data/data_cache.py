@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import mmap
 import os
+import struct
 import time
 import uuid
 from collections.abc import Callable
@@ -18,12 +21,13 @@ from PIL import Image
 from .multiband import MultiBandImage
 
 FORMAT = 1  # of what the files hold; another number makes other files
+HEADER = struct.Struct("<8s3Q")  # numpy's name of the number format, height, width, and bands or 0; the numbers follow
 MODES = {1: "L", 2: "I;16", 4: "RGBX"}  # PIL's, by the bytes of a pixel: those that it takes from memory as they are
 _HOUR = 3600
 
 
 class DataCache:
-    """A folder with a .npy file for each decoded image and mask, named by a hash of where it comes from.
+    """A folder with a file for each decoded image and mask, named by a hash of where it comes from.
 
     That is of a file its absolute path, size and time of change, so that one that changes without changing these is
     taken for the old one; of a picture in a data set's own rows its bytes; besides, how it is read, and the version of
@@ -78,14 +82,15 @@ class DataCache:
             source = [is_matlab, hashlib.blake2b(cell["bytes"]).hexdigest()]
         key = json.dumps([FORMAT, PIL.__version__, how, source])
         name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-        return self.folder / name[:2] / f"{name}.npy"
+        return self.folder / name[:2] / f"{name}.raw"
 
     def _save(self, values: np.ndarray, file: Path) -> None:
         file.parent.mkdir(exist_ok=True)
         part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
         try:
             with part.open("wb") as stream:
-                np.save(stream, values)
+                stream.write(_header(values))
+                stream.write(np.ascontiguousarray(values).data)
             part.replace(file)
         finally:
             part.unlink(missing_ok=True)
@@ -93,9 +98,18 @@ class DataCache:
 
 def _load(file: Path) -> np.ndarray | None:
     try:
-        return np.load(file, mmap_mode="r")
-    except (FileNotFoundError, ValueError, EOFError):  # not there, or cut off when the machine stopped
+        with file.open("rb") as stream:
+            memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        name, height, width, bands = HEADER.unpack_from(memory)
+        shape = (height, width, bands) if bands else (height, width)
+        return np.frombuffer(memory, name.decode().rstrip("\0"), math.prod(shape), HEADER.size).reshape(shape)
+    except (FileNotFoundError, ValueError, struct.error):  # not there, or cut off when the machine stopped
         return None
+
+
+def _header(values: np.ndarray) -> bytes:
+    height, width, *bands = values.shape
+    return HEADER.pack(values.dtype.str.encode(), height, width, *(bands or [0]))
 
 
 def _values(picture: Image.Image | MultiBandImage) -> np.ndarray:

@@ -38,7 +38,7 @@ def test_students_with_and_without_the_cache_are_the_same_also_after_a_resume(tm
     resumed = trainer(tmp_path / "cached", cache, unlabelled=photos(), save_strategy="steps", **options)
     resumed.train(resume_from_checkpoint=True)
     assert same(weights(plain.student), weights(resumed.student))
-    assert len(list(cache.glob("*/*.npy"))) == 12 + 12 + 5
+    assert len(list(cache.glob("*/*.raw"))) == 12 + 12 + 5
 
 
 def test_the_room_is_told_before_the_first_step_and_a_limit_stops_the_run(tmp_path, caplog):
