@@ -43,6 +43,7 @@ SUBJECTS = {
             "max_class_share",
         ),
         *("photometric", "train_sampling_strategy", "repeat_threshold", "class_weights"),
+        *("data_cache", "data_cache_limit"),
     ),
     "student": (
         *("student", "student_config", "pretrained_backbone", "student_taps", "frozen", "ema_decay", "sync_batch_norm"),

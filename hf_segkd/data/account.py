@@ -58,7 +58,8 @@ class LabelAccount:
         self.pixels += counts[:k]
         self.no_class += int(counts[ignored])
         self.num_read += 1
-        self.numbers.update(annotation.info["numbers"] or ())
+        numbers = annotation.info["numbers"]
+        self.numbers.update(() if numbers is None else numbers())
         for number, colour in (annotation.info["colours"] or {}).items():
             self._palettes_differ |= self._colours.setdefault(number, colour) != colour
 

@@ -95,7 +95,7 @@ def _find(image: AnnotatedImage, folder: Path) -> Path | None:
 def _placed(image: AnnotatedImage, path: Path, folder: Path) -> PlacedImage:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"{path}: images are read with the suffixes {', '.join(IMAGE_SUFFIXES)}; rename it.")
-    (width, height), orientation = size_and_orientation(path)
+    (width, height), orientation = size_and_orientation(str(path), str(path))
     stored = (height, width)
     upright = stored[::-1] if orientation >= 5 else stored
     if image.size not in (stored, upright):

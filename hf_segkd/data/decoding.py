@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import datasets
 from PIL import Image
 
+from .data_cache import DataCache
 from .image_files import open_image, read_rgb
 from .labels import LabelInfo, LabelScheme
 from .mask_ids import MaskReader
@@ -30,12 +32,14 @@ class SegmentationDecoder:
 
     Attributes:
         told: Warnings of the labels that were logged.
+        cache: Where decoded images and masks are kept; None for nowhere.
     """
 
     def __init__(self, scheme: LabelScheme, num_channels: int | None = None) -> None:
         self.scheme = scheme
         self.num_channels = num_channels
         self.told: set[str] = set()
+        self.cache: DataCache | None = None
         self._masks = MaskReader(scheme)
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -52,7 +56,7 @@ class SegmentationDecoder:
             ValueError: If a file is damaged, too large, of the wrong mode, has labels that the data set does not
                 know, or if image and annotation differ in size. The message names the file.
         """
-        decoded = decode_images(rows, self.num_channels)
+        decoded = decode_images(rows, self.num_channels, self.cache)
         if "annotation" not in rows:
             return decoded
         masks = _name_files(rows, "annotation")
@@ -65,10 +69,20 @@ class SegmentationDecoder:
                     raise ValueError(_size_mismatch(images[row], image, masks[row], annotation))
         return decoded
 
+    @property
+    def mask_key(self) -> list[Any]:
+        """What a decoded mask depends on besides its file, for a `DataCache`."""
+        return ["mask", self._masks.tables]
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of a pixel of a decoded mask."""
+        return self._masks.dtype().itemsize
+
     def _read_mask(self, file: dict[str, Any] | None, size: tuple[int, int] | None) -> Image.Image:
         """Class ids of a mask file, or of an image of this size that has none."""
         if file is not None:
-            return self._masks.read(_source(file), file["path"])
+            return _kept(self.cache, file, self.mask_key, lambda: self._masks.read(_source(file), file["path"]))
         if size is None:
             raise ValueError("An image without a mask file gives its annotation its size: select its column too.")
         return self._masks.blank(size)
@@ -81,12 +95,22 @@ class SegmentationDecoder:
     __hash__ = None  # a scheme holds dictionaries
 
 
-def decode_images(rows: dict[str, list[Any]], num_channels: int | None = None) -> dict[str, list[Any]]:
+def decode_images(
+    rows: dict[str, list[Any]], num_channels: int | None = None, cache: DataCache | None = None
+) -> dict[str, list[Any]]:
     """The transform of images without annotations: as `SegmentationDecoder`, and all that it does to images."""
     decoded = dict(rows)
     if "image" in rows:
-        decoded["image"] = [read_image(file, num_channels) for file in _name_files(rows, "image")]
+        decoded["image"] = [
+            _kept(cache, file, image_key(num_channels), partial(read_image, file, num_channels))
+            for file in _name_files(rows, "image")
+        ]
     return decoded
+
+
+def image_key(num_channels: int | None) -> list[Any]:
+    """What a decoded image depends on besides its file, for a `DataCache`."""
+    return ["image", num_channels]
 
 
 def read_image(file: dict[str, Any], num_channels: int | None = None) -> Image.Image | MultiBandImage:
@@ -123,6 +147,24 @@ def with_stored_channels(dataset: datasets.Dataset, num_channels: int | None) ->
         decoder.num_channels = num_channels
     else:
         decoder = partial(decode_images, num_channels=num_channels)
+    return dataset.with_transform(decoder)
+
+
+def with_cache(dataset: datasets.Dataset, cache: DataCache) -> datasets.Dataset:
+    """The data set with its images and masks kept in a cache.
+
+    Args:
+        dataset: From `load_segmentation_dataset` or `load_unlabelled_images`.
+        cache: Where they are kept.
+
+    Raises:
+        ValueError: If the data set has another origin.
+    """
+    transform = dataset.format["format_kwargs"].get("transform")
+    if decodes_only_images(transform):
+        return dataset.with_transform(partial(decode_images, num_channels=stored_channels(dataset), cache=cache))
+    decoder = copy.copy(decoder_of(dataset))
+    decoder.cache = cache
     return dataset.with_transform(decoder)
 
 
@@ -174,6 +216,12 @@ def decoder_of(dataset: datasets.Dataset) -> SegmentationDecoder:
             "classes and options."
         )
     return transform
+
+
+def _kept(
+    cache: DataCache | None, file: dict[str, Any], key: list[Any], decode: Callable[[], Image.Image | MultiBandImage]
+) -> Image.Image | MultiBandImage:
+    return decode() if cache is None else cache.read(file, key, decode)
 
 
 def _source(file: dict[str, Any]) -> str | io.BytesIO:

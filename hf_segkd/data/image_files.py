@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
@@ -143,13 +142,15 @@ def _tell_once(reason: str, message: str) -> None:
         logger.warning(f"{message} (Told of the first such file.)")
 
 
-def size_and_orientation(file: Path) -> tuple[tuple[int, int], int]:
+def size_and_orientation(file: str | BinaryIO, name: str) -> tuple[tuple[int, int], int]:
     """Width and height of a picture as it is stored, and its EXIF orientation (1 if upright), without decoding it.
+
+    Arguments as in `open_image`.
 
     Raises:
         UnreadableImageError: If it is no picture.
     """
-    with file.open("rb") as stream:
+    with opened(file, name) as stream:
         tags = tiff_tags(stream)
         if tags is not None:  # of any number of bands, which PIL need not know
             sides = tuple(int(tags[tag]) for tag in (TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH))
@@ -158,7 +159,7 @@ def size_and_orientation(file: Path) -> tuple[tuple[int, int], int]:
             image = Image.open(stream, formats=FORMATS)
             return image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
         except Exception as error:  # as in `open_image`
-            raise UnreadableImageError(f"{file}: no picture that can be read: {error}") from error
+            raise UnreadableImageError(f"{name}: no picture that can be read: {error}") from error
 
 
 def tiff_tags(stream: BinaryIO) -> TiffImagePlugin.ImageFileDirectory_v2 | None:

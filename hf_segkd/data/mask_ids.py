@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import BinaryIO
 
 import numpy as np
@@ -38,6 +40,14 @@ class MaskReader:
         order = codes.argsort()
         self._codes, self._class_ids = codes[order], np.array([*self._colours.values()], dtype=self.dtype)[order]
 
+    @cached_property
+    def tables(self) -> str:
+        """A hash of what the file's numbers and colours become."""
+        hashed = hashlib.blake2b(f"{self.scheme.read_colours} {np.dtype(self.dtype)}".encode(), digest_size=16)
+        for table in (self._by_number, self._codes, self._class_ids):
+            hashed.update(table.tobytes())
+        return hashed.hexdigest()
+
     def read(self, file: str | BinaryIO, name: str) -> Image.Image:
         """Class ids of a mask.
 
@@ -47,7 +57,7 @@ class MaskReader:
 
         Returns:
             PIL "L" of class ids and 255; with more than 255 classes "I;16" of class ids and 65535. Its
-            `info["numbers"]` are the numbers that the file holds, sorted, None where it was read by its colours;
+            `info["numbers"]()` gives the numbers that the file holds, sorted; None where it was read by its colours;
             `info["colours"]` are the colours that a palette of its own gives these numbers, None without one.
 
         Raises:
@@ -88,7 +98,9 @@ class MaskReader:
     def _from_bytes(self, numbers: np.ndarray, palette: list[Colour] | None, name: str) -> Image.Image:
         """Class ids of (h, w) uint8 numbers, which may have a palette."""
         picture = Image.fromarray(numbers)
-        present = np.flatnonzero(picture.histogram())
+        if palette is None and not self.scheme.read_colours and self._knows_all(numbers):
+            return _described(self._look_up(picture, self._by_number[:NUM_BYTES]), partial(_present, picture), None)
+        present = np.array(_present(picture))
         colours = None if palette is None else {int(number): palette[number] for number in present}
         if self.scheme.read_colours:
             table = self._by_colours(present, palette or GREY)
@@ -102,7 +114,18 @@ class MaskReader:
             if (table[present] < 0).any() and (by_colour[present] >= 0).all():
                 return _described(self._look_up(picture, by_colour), None, None)
         self._refuse_numbers(present[table[present] < 0], name)
-        return _described(self._look_up(picture, table), present, colours)
+        return _described(self._look_up(picture, table), present.tolist, colours)
+
+    def _knows_all(self, numbers: np.ndarray) -> bool:
+        """Whether all numbers up to the highest are known, or up to the highest below 255, and 255 too.
+
+        For (h, w) uint8 it takes a tenth of the time of counting each number.
+        """
+        known = self._by_number[:NUM_BYTES] >= 0
+        if known[: int(numbers.max()) + 1].all():
+            return True
+        below = int((numbers + np.uint8(1)).max())  # 255 becomes 0
+        return bool(known[:below].all() and known[NUM_BYTES - 1])
 
     def _from_colours(self, pixels: np.ndarray, mode: str, name: str) -> Image.Image:
         """Class ids of (h, w, 3) uint8: by the colours of the classes where they are known, else by equal channels."""
@@ -137,7 +160,8 @@ class MaskReader:
         if len(unknown) and unknown[-1] >= NUM_BYTES:
             raise ValueError(self._beyond(name, mode, int(unknown[0]), int(unknown[-1])))
         self._refuse_numbers(unknown, name)
-        return _described(Image.fromarray(self._by_number.astype(self.dtype)[numbers]), present, None)
+        ids = Image.fromarray(self._by_number.astype(self.dtype)[numbers])
+        return _described(ids, present.tolist, None)
 
     def _look_up(self, picture: Image.Image, table: np.ndarray) -> Image.Image:
         """The class id of each number of an "L" picture; those that the table lacks do not occur in it."""
@@ -193,9 +217,16 @@ class MaskReader:
                 )
 
 
-def _described(ids: Image.Image, numbers: np.ndarray | None, colours: dict[int, Colour] | None) -> Image.Image:
-    ids.info = {"numbers": None if numbers is None else numbers.tolist(), "colours": colours}
+def _described(
+    ids: Image.Image, numbers: Callable[[], list[int]] | None, colours: dict[int, Colour] | None
+) -> Image.Image:
+    ids.info = {"numbers": numbers, "colours": colours}
     return ids
+
+
+def _present(picture: Image.Image) -> list[int]:
+    """The numbers that an "L" picture holds."""
+    return np.flatnonzero(picture.histogram()).tolist()
 
 
 def _palette(mask: Image.Image) -> list[Colour]:

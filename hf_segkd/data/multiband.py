@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from .image_files import UnreadableImageError, check_size, open_image, opened, tiff_tags
+from .image_files import UnreadableImageError, check_size, open_image, opened, size_and_orientation, tiff_tags
+
+if TYPE_CHECKING:
+    import tifffile
 
 # PIL's modes whose numbers are measurements, as they are stored.
 STORED_MODES = ("L", "LA", "RGB", "RGBA", "I", "I;16", "I;16L", "I;16B", "F")
 PREVIEW_PERCENTILES = (2, 98)
+PALETTE = 3  # photometric interpretation of TIFF
 
 
 class MultiBandImage:
@@ -107,7 +111,17 @@ def read_bands(file: str | BinaryIO, name: str, num_channels: int, max_pixels: i
     return MultiBandImage(values)
 
 
-def _read_tiff(stream: BinaryIO, name: str, num_channels: int, max_pixels: int | None) -> np.ndarray:
+def stored_pixels(file: str | BinaryIO, name: str, num_channels: int) -> int:
+    """Width times height of a picture, as its header tells; arguments and errors as in `read_bands`."""
+    with opened(file, name) as stream:
+        if tiff_tags(stream) is not None:
+            return math.prod(_tiff_picture(stream, name).shape) // num_channels
+    (width, height), _ = size_and_orientation(file, name)
+    return width * height
+
+
+def _tiff_picture(stream: BinaryIO, name: str) -> tifffile.TiffPageSeries:
+    """The only picture of a TIFF file, not yet decoded."""
     try:
         import tifffile
     except ImportError as error:
@@ -123,7 +137,11 @@ def _read_tiff(stream: BinaryIO, name: str, num_channels: int, max_pixels: int |
         raise UnreadableImageError(f"{name}: cannot be decoded: it holds no picture, damaged or cut short.")
     if len(pictures) > 1:
         raise UnreadableImageError(f"{name}: holds {len(pictures)} pictures (pages). Save the one meant.")
-    (picture,) = pictures
+    return pictures[0]
+
+
+def _read_tiff(stream: BinaryIO, name: str, num_channels: int, max_pixels: int | None) -> np.ndarray:
+    picture = _tiff_picture(stream, name)
     page, shape = picture.keyframe, picture.shape
     others = [place for place, axis in enumerate(picture.axes) if axis not in "YX"]
     if len(others) == 1 and shape[others[0]] != num_channels == shape[-1] and picture.kind == "shaped":
@@ -133,7 +151,7 @@ def _read_tiff(stream: BinaryIO, name: str, num_channels: int, max_pixels: int |
         raise ValueError(_other_number(name, found, num_channels))
     height, width = (side for place, side in enumerate(shape) if place not in others)
     check_size(width, height, name, max_pixels)
-    is_palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
+    is_palette = page.photometric == PALETTE
     if is_palette or picture.dtype.kind not in "uif":
         kind = "places in a palette" if is_palette else picture.dtype
         raise ValueError(f"{name}: its numbers ({kind}) are no measurements.")

@@ -60,11 +60,9 @@ class PhotoMetricDistortion:
         if contrast_first:
             image = _scale_and_shift(image, contrast, 0.0)
         if do_saturation or do_hue:
-            hue, saturated, value = image.convert("HSV").split()
             turned = (np.arange(256) + turn / 360 * 256).round().astype(int) % 256
-            hue = hue.point(turned.tolist())
-            saturated = _scale_and_shift(saturated, saturation, 0.0)
-            image = Image.merge("HSV", (hue, saturated, value)).convert("RGB")
+            tables = [*turned.tolist(), *_table(saturation, 0.0), *range(256)]
+            image = image.convert("HSV").point(tables).convert("RGB")
         if not contrast_first:
             image = _scale_and_shift(image, contrast, 0.0)
         return image
@@ -74,5 +72,9 @@ def _scale_and_shift(image: Image.Image, scale: float, shift: float) -> Image.Im
     """`scale * value + shift` for every channel, clipped to 0..255."""
     if scale == 1.0 and shift == 0.0:
         return image
-    table = (np.arange(256) * scale + shift).clip(0, 255).round().astype(int)
-    return image.point(table.tolist() * len(image.getbands()))
+    return image.point(_table(scale, shift) * len(image.getbands()))
+
+
+def _table(scale: float, shift: float) -> list[int]:
+    """`scale * value + shift`, clipped, of each value from 0 to 255."""
+    return (np.arange(256) * scale + shift).clip(0, 255).round().astype(int).tolist()

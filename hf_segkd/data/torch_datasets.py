@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .cache_room import announce_cache
 from .class_balance import drawn_rows
+from .data_cache import DataCache
+from .decoding import with_cache
 from .image_files import UnreadableImageError
 from .image_processors import whole_image
 from .labels import IGNORE_INDEX
@@ -45,13 +49,15 @@ class AugmentedDataset(Dataset):
             that can be read in its place, and log its name once. Labels out of range and the like always stop.
         views: How many crops of each image there are, which come in turn, epoch after epoch; samples then have a
             `crop_ids`, a hash of their pixels. 0 (default): each epoch draws new crops, without a hash.
+        data_cache: Folder that keeps decoded images and masks from their first use on (`DataCache`), for the same
+            samples. None (default): nowhere.
 
     Attributes:
         repeat_factors: How often each row of `dataset` is drawn relative to the others, (n,), as `repeat_factors` of
             `class_balance` gives them; an epoch has as many images all the same. None (default) takes each row once.
 
     Raises:
-        ValueError: If the seed is negative, or the ratio gives not one image.
+        ValueError: If the seed is negative, the ratio gives not one image, or images of another origin shall be kept.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class AugmentedDataset(Dataset):
         unlabelled_ratio: float = 1.0,
         bad_images: Literal["stop", "skip"] = "stop",
         views: int = 0,
+        data_cache: str | os.PathLike | None = None,
     ) -> None:
         if seed < 0:
             raise ValueError(f"seed must not be negative (numpy's generators take none), got {seed}.")
@@ -78,6 +85,11 @@ class AugmentedDataset(Dataset):
         self.seed = seed
         self.bad_images = bad_images
         self.views = views
+        self.data_cache = None if data_cache is None else DataCache(data_cache)
+        self._images, self._unlabelled_images = (
+            part if part is None or self.data_cache is None else with_cache(part, self.data_cache)
+            for part in (dataset, unlabelled)
+        )
         self.repeat_factors: np.ndarray | None = None
         self._drawn: tuple[int, np.ndarray] | None = None  # an epoch and its rows
         # In shared memory, so that set_epoch reaches workers that live across epochs, and what they find reaches us.
@@ -98,6 +110,18 @@ class AugmentedDataset(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose augmentations the following samples get; call it before every epoch."""
         self._epoch.fill_(epoch)
+
+    def announce_cache(self, limit: float | None = None) -> None:
+        """Log how much room `data_cache` takes when it is full, as the headers of all images tell.
+
+        Args:
+            limit: GiB that it may take; None (default) for all that the disk has.
+
+        Raises:
+            ValueError: If the limit is lower, or the disk has less room.
+        """
+        parts = [part for part in (self.dataset, self.unlabelled) if part is not None]
+        announce_cache(self.data_cache, parts, limit)
 
     def name_of(self, place: int) -> str:
         """`image_id` of an entry of `unreadable`, without reading the image."""
@@ -125,10 +149,10 @@ class AugmentedDataset(Dataset):
         number = index - len(self.dataset)  # among the epoch's unlabelled images
         if number < 0:
             view, place = epoch, self._labelled_row(epoch, index)
-            row = self._readable_row(self.dataset, place, self.unreadable[: len(self.dataset)])
+            row = self._readable_row(self._images, place, self.unreadable[: len(self.dataset)])
         else:
             view, place = self._unlabelled_row(epoch, number)
-            row = self._readable_row(self.unlabelled, place, self.unreadable[len(self.dataset) :])
+            row = self._readable_row(self._unlabelled_images, place, self.unreadable[len(self.dataset) :])
         image = row["image"]
         if "annotation" in row:
             annotation = row["annotation"]

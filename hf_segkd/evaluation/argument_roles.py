@@ -82,6 +82,7 @@ TABLE: dict[Role, tuple[str, ...]] = {
         "max_logged_classes",
         *("per_device_eval_batch_size", "prediction_loss_only", "preflight_images", "report_to"),
         *("restore_callback_states_from_checkpoint", "save_on_each_node", "save_only_model", "save_steps"),
+        "data_cache_limit",
         *("save_strategy", "save_total_limit", "skip_memory_metrics", "teacher_cache_limit", "torch_empty_cache_steps"),
         "use_cache",
     ),
@@ -89,6 +90,7 @@ TABLE: dict[Role, tuple[str, ...]] = {
         *("hub_always_push", "hub_license", "hub_model_id", "hub_private_repo", "hub_revision", "hub_self_contained"),
         *("hub_strategy", "hub_token", "logging_dir", "output_dir", "project", "push_to_hub"),
         *("resume_from_checkpoint", "run_name", "teacher_cache", "trackio_bucket_id", "trackio_space_id"),
+        "data_cache",
         "trackio_static_space_id",
     ),
 }

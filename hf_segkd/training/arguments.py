@@ -201,6 +201,17 @@ class DistillationArguments(TrainingArguments):
         },
     )
 
+    data_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that keeps decoded training images and masks, so that each file is decoded once; any "
+            "number of runs share it."
+        },
+    )
+    data_cache_limit: float | None = field(
+        default=None, metadata={"help": "GiB that the data cache may take; by default all that the disk has left."}
+    )
+
     # --- publishing ---
     hub_license: str | None = field(
         default=None,

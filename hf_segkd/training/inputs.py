@@ -110,11 +110,12 @@ def augmented(
             unlabelled = unlabelled_images(unlabelled, "unlabelled_dataset", names, num_bands(processor))
             check_images(model.config, _needed(processor), unlabelled)
     streams = is_stream(dataset) or is_stream(unlabelled)
-    if args.teacher_views and dataset is not None and (streams or not is_loaded(dataset)):
+    not_for_these = [name for name in ("teacher_views", "data_cache") if getattr(args, name)]
+    if not_for_these and dataset is not None and (streams or not is_loaded(dataset)):
         raise ValueError(
-            "teacher_views draws crops of a data set of pictures that has a length, and "
+            f"{' and '.join(not_for_these)} is for data sets of pictures that have a length, and "
             f"{'there is a stream' if streams else f'train_dataset ({type(dataset).__name__}) gives tensors'}. Leave "
-            "teacher_views out."
+            "it out."
         )
     if streams:
         transform_for = partial(_train_transform, args, processor, model)
@@ -125,7 +126,14 @@ def augmented(
             warn_of_other_scale(dataset, transform.scale_base, processor)
         seed = args.seed if args.data_seed is None else args.data_seed
         dataset = AugmentedDataset(
-            dataset, transform, seed, unlabelled, args.unlabelled_ratio, args.bad_images, args.teacher_views
+            dataset,
+            transform,
+            seed,
+            unlabelled,
+            args.unlabelled_ratio,
+            args.bad_images,
+            args.teacher_views,
+            args.data_cache,
         )
     elif dataset is not None and not isinstance(dataset, AugmentedDataset):
         if args.bad_images == "skip":

@@ -371,6 +371,8 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
             vars(self).pop("_settings", None)
         if self._connectors_first is not None:
             self._connectors_first.warn_if_nothing_else_trains(self.state.num_train_epochs)
+        if isinstance(self.train_dataset, AugmentedDataset) and self.train_dataset.data_cache is not None:
+            self.train_dataset.announce_cache(self.args.data_cache_limit)
         if self._teacher_cache is not None:
             self._announce_teacher_cache()
         if self.state.global_step > 0:

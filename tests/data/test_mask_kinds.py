@@ -221,3 +221,26 @@ def test_masks_of_8_bits_are_read_where_there_are_more_than_255_classes(tmp_path
     trees.folder_tree(tmp_path)
     dataset = load_segmentation_dataset("folder", tmp_path, classes=[f"class {number}" for number in range(300)])
     assert np.array_equal(np.asarray(dataset[0]["annotation"]), trees.mask_of([0, 1, 2, 255]))  # 255 is a class here
+
+
+@pytest.mark.parametrize(
+    ("ids", "numbers", "unknown"),
+    [
+        ({0: 0, 1: 1, 2: 2}, [0, 1, 2], None),
+        ({0: 0, 1: 1, 2: 2, 255: None}, [0, 2, 255], None),
+        ({0: 0, 7: 1, 255: 2}, [0, 7, 255], None),
+        ({0: 0, 1: 1, 255: 2}, [255], None),
+        ({0: 0, 1: 1, 2: 2, 254: None}, [0, 254], None),
+        ({0: 0, 1: 1, 255: 2}, [0, 254, 255], 254),
+        ({0: 0, 1: 1, 255: 2}, [0, 2], 2),
+        ({0: 0, 2: 1, 3: 2}, [0, 1, 3], 1),
+    ],
+)
+def test_each_number_is_known_or_refused_wherever_it_lies(read, ids, numbers, unknown):
+    mask = trees.mask_of(numbers)
+    if unknown is None:
+        ignored = [255 if ids[number] is None else ids[number] for number in numbers]
+        assert np.array_equal(read(mask, ids=ids), trees.mask_of(ignored))
+    else:
+        with pytest.raises(ValueError, match=f"label out of range: {unknown}; "):
+            read(mask, ids=ids)

@@ -207,3 +207,21 @@ def test_crops_of_mostly_one_class_are_drawn_again():
 def test_bad_options_of_the_transform_are_errors(options, message):
     with pytest.raises(ValueError, match=message):
         TrainTransform(**({"crop_size": (4, 4)} | options))
+
+
+def test_saturation_and_hue_change_one_channel_each_and_keep_the_value():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        has_brightness, has_contrast, has_saturation, has_hue, _ = rng.random(5) < 0.5
+        rng.random(int(has_brightness) + int(has_contrast))
+        saturation = rng.uniform(0.5, 1.5) if has_saturation else 1.0
+        turn = rng.uniform(-36, 36) if has_hue else 0.0
+        hue, saturated, value = image.convert("HSV").split()
+        hue = hue.point([round(level + turn / 360 * 256) % 256 for level in range(256)])
+        saturated = saturated.point([min(255, round(level * saturation)) for level in range(256)])
+        expected = Image.merge("HSV", (hue, saturated, value)).convert("RGB")
+        distort = PhotoMetricDistortion(brightness=0.0, contrast=(1.0, 1.0))
+        changed = distort(image, np.random.default_rng(seed))
+        if has_saturation or has_hue:
+            assert np.array_equal(np.asarray(changed), np.asarray(expected))
