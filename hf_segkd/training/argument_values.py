@@ -21,7 +21,7 @@ LEAST = {
 }
 # Allowed values of flags that are words.
 CHOICES = {
-    "teacher_dtype": ("auto", "float32", "bfloat16", "float16"),
+    "teacher_dtype": ("auto", "fastest", "float32", "bfloat16", "float16"),
     "teacher_batch_norm": ("auto", "eval", "batch_stats"),
     "teacher_cache_dtype": ("float16", "bfloat16", "float32"),
     "bad_images": ("stop", "skip"),
@@ -47,6 +47,11 @@ def _check_meaning(args: Any) -> None:
         raise ValueError(
             "remove_unused_columns must be False and batch_eval_metrics True: images are augmented inside the "
             "data set, and evaluation keeps a confusion matrix instead of all logits."
+        )
+    if args.teacher_dtype == "fastest" and args.teacher_cache is not None:
+        raise ValueError(
+            "teacher_dtype is fastest, which each run measures anew, and runs that share a teacher_cache need one "
+            "format: set teacher_dtype to float32, bfloat16 or float16."
         )
     if args.neftune_noise_alpha is not None:
         raise ValueError("neftune_noise_alpha is noise on the embeddings of words, which these networks don't have.")

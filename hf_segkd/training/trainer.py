@@ -44,7 +44,7 @@ from hf_segkd.training.parameter_groups import ConnectorsFirst, parameter_groups
 from hf_segkd.training.preflight import preflight, require_better_teacher
 from hf_segkd.training.processes import check_supported_modes, synchronise_batch_norms, warn_single_process
 from hf_segkd.training.run_report import Evaluation, Run, network_costs, refuse_card_kwargs, run_report, write_student
-from hf_segkd.training.run_settings import checkpoint_to_resume, run_settings
+from hf_segkd.training.run_settings import checkpoint_to_resume, recorded_arithmetic, run_settings, with_arithmetic
 from hf_segkd.training.student_files import load_checkpoint, save_student
 from hf_segkd.training.teacher_cache import teacher_cache
 from hf_segkd.training.term_means import ConstantTerms, TermMeans
@@ -280,6 +280,8 @@ class DistillationTrainer(Trainer):
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         self.resumed_from_step = self._best_step = self._evaluation = None
+        if checkpoint is not None and (arithmetic := recorded_arithmetic(checkpoint)) is not None:
+            self.teacher.take(arithmetic)
         balance_classes(self.distiller.label_losses, self.train_dataset, self.args, self.accelerator)
         resumed = ResumedRun(checkpoint)
         self.add_callback(resumed)
@@ -571,7 +573,7 @@ class DistillationTrainer(Trainer):
         return str(self._writer.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        staged = self._writer.staged(self.state, self._settings, (self.model, self.optimizer))
+        staged = self._writer.staged(self.state, self._record, (self.model, self.optimizer))
         with staged as checkpoint, self._sigterm.with_full_state(self.args):
             super()._save_checkpoint(model, trial)
         if self.args.push_to_hub and self.is_world_process_zero() and self._pushes.wants_checkpoint():
@@ -605,6 +607,11 @@ class DistillationTrainer(Trainer):
         student = self.distiller.network  # with its features
         loss = self.distiller.loss
         return run_settings(self.args, self.train_dataset, student, self.teacher, self.processing_class, loss)
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        """What a checkpoint records of the run: its settings, and what the teacher measured."""
+        return with_arithmetic(self._settings, self.teacher)
 
     def _save_finished_run(self) -> None:
         """Save the last step's checkpoint after SIGTERM, unless it exists or the student has the best weights."""
