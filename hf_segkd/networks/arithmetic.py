@@ -99,7 +99,7 @@ def _formats(device: torch.device) -> list[str]:
 
 @torch.no_grad()
 def _seconds(network: nn.Module, images: Tensor, fastest_yet: float) -> float:
-    """Shortest of a few forwards; infinity if the first is much slower than the fastest yet, or is not finite."""
+    """Shortest of a few forwards after a first that warms up; infinity if the features are not finite."""
     images = images.to(network.dtype)
     best = math.inf
     for run in range(_RUNS + 1):
@@ -108,10 +108,12 @@ def _seconds(network: nn.Module, images: Tensor, fastest_yet: float) -> float:
         output = network(pixel_values=images, output_features=True)
         _wait(images.device)
         seconds = time.perf_counter() - start
+        if not run and not all(map(_is_finite, output.features.values())):
+            return math.inf
         if run:
             best = min(best, seconds)
-        elif seconds > _MUCH_SLOWER * fastest_yet or not all(map(_is_finite, output.features.values())):
-            return math.inf
+            if seconds > _MUCH_SLOWER * fastest_yet:  # more of it would tell nothing
+                break
     return best
 
 
