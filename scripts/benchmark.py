@@ -4,8 +4,8 @@
 
 ResNet-18 learns from ResNet-101 by AttnFD (DeepLabV3+, 21 classes), batch 2, 257 x 257, fp32, on the CPU.
 Times are medians over rounds in which the variants take turns; peak memory is that of a process per variant.
-`--teacher` measures only the teacher's forward, in the number formats and layouts that `teacher_dtype fastest` chooses
-among: CPU time of the process, one thread.
+`--teacher` measures the teacher's forward in the number formats and layouts that `teacher_dtype fastest` chooses among,
+and a step with its choice: CPU time of the process, one thread.
 """
 
 import sys
@@ -22,9 +22,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from distillation_steps import Case, Steps, network, random_batch
+from distillation_steps import Case, Steps, random_batch
 from torch.utils.data import Dataset
 
 from hf_segkd.networks.arithmetic import Arithmetic, network_in
@@ -108,7 +109,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="rounds in which the variants take turns")
-    parser.add_argument("--teacher", action="store_true", help="measure only the teacher's forward")
+    parser.add_argument("--teacher", action="store_true", help="measure the teacher's number formats only")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.teacher:
@@ -154,27 +155,38 @@ def main() -> None:
     print_ratio("trainer_loop / bare_loop", times["trainer_loop"], times["bare_loop"], "goal <= 1.03")
 
 
-@torch.no_grad()
 def print_teacher(rounds: int) -> None:
-    """The teacher's forward in each way, relative to the network as it is."""
+    """The teacher's forward in each way, and steps without and with the fastest, in CPU time of one thread."""
     torch.set_num_threads(1)
-    teacher = network(CASE.teacher, CLASSES).eval()
-    images, _ = random_batch(CASE)
-    ways = [Arithmetic(dtype, True, last) for dtype in ("float32", "bfloat16") for last in (False, True)]
-    ways = [Arithmetic("float32", False, False), Arithmetic("float32", False, True), *ways]
-    networks = {way: network_in(way, teacher, images) for way in ways}
-    times: dict[Arithmetic, list[float]] = {way: [] for way in ways}
+    steps = Steps(CASE)
+    images = steps.batch["pixel_values"]
+    ways = [Arithmetic("float32", False, last) for last in (False, True)]
+    ways += [Arithmetic(dtype, True, last) for dtype in ("float32", "bfloat16") for last in (False, True)]
+
+    def forward(teacher: torch.nn.Module) -> None:
+        with torch.no_grad():
+            teacher(pixel_values=images.to(teacher.dtype), output_features=True)
+
+    print(f"CPU seconds, 1 thread, batch {BATCH}, {SIZE} x {SIZE}, medians of {rounds} rounds, ratio to the last line\n")
+    print_in_turn({str(way): partial(forward, network_in(way, steps.teacher, images)) for way in reversed(ways)}, rounds)
+    print()
+    names = ("student_alone", "fastest_teacher", "ours", "as_published")
+    print_in_turn({name: getattr(steps, name) for name in names}, rounds)
+
+
+def print_in_turn(functions: dict[str, Callable[[], None]], rounds: int) -> None:
+    """CPU time of functions that take turns, and the median of the ratios to the last of them."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for round_number in range(rounds + 1):
-        for way, module in networks.items():
+        for name, function in functions.items():
             start = time.process_time()
-            module(pixel_values=images.to(module.dtype), output_features=True)
+            function()
             if round_number:  # the first warms up
-                times[way].append(time.process_time() - start)
-    plain = times[ways[0]]
-    print(f"ResNet-101, batch {BATCH}, {SIZE} x {SIZE}, CPU, 1 thread, medians of {rounds} rounds, CPU seconds\n")
-    for way, values in times.items():
-        ratio = statistics.median(a / b for a, b in zip(values, plain, strict=True))
-        print(f"{way!s:46}{statistics.median(values):7.3f}{ratio:7.2f}")
+                times[name].append(time.process_time() - start)
+    last = list(times.values())[-1]
+    for name, values in times.items():
+        ratio = statistics.median(a / b for a, b in zip(values, last, strict=True))
+        print(f"{name:46}{statistics.median(values):7.3f}{ratio:7.2f}")
 
 
 def print_ratio(name: str, ours: list[float], other: list[float], goal: str) -> None:

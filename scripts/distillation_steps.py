@@ -86,9 +86,10 @@ class Steps:
         images, labels = random_batch(case)
         self.batch = {"pixel_values": images.to(self.device), "labels": labels.to(self.device)}
         self.mark: Callable[[str], None] = lambda part: None  # told when each part of `ours` ends
-        self.student.register_forward_hook(lambda *_: self.mark("student's forward"))
         self._run_student, self._run_teacher, self._run_distiller = self.student, self.teacher, self.distiller
-        if backend is not None:
+        if backend is None:
+            self.student.register_forward_hook(lambda *_: self.mark("student's forward"))
+        else:
             modules = (self.student, self.teacher, self.distiller)
             compiled = [torch.compile(module, backend=backend) for module in modules]
             self._run_student, self._run_teacher, self._run_distiller = compiled

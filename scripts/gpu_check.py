@@ -249,11 +249,13 @@ class Check:
 
     def method(self, case: Case, name: str) -> None:
         """One other method's step in float32, without and with a cache."""
-        measured = Measurement(Steps(case, name, device=self.device), self.rounds)
+        steps = Steps(case, name, device=self.device)
+        measured = Measurement(steps, self.rounds)
         measured.run(("student_alone", "ours", "cached"), self.clock)
         ratios = [measured.ratio(variant, measured, "student_alone") for variant in ("ours", "cached")]
         milliseconds = [self._milliseconds(measured, variant) for variant in ("ours", "cached")]
-        self.methods.append([f"`{name}`", *milliseconds, *ratios])
+        found = sum(waits(steps.ours, steps.device).values()) if "ours" in measured.seconds else ""
+        self.methods.append([f"`{name}`", *milliseconds, *ratios, str(found)])
 
     def _add(self, case: Case, precision: str, measured: Measurement, variants: Sequence[str]) -> None:
         plain = self._plain.get(case.name, measured)
@@ -282,7 +284,7 @@ class Check:
         lines += ["\nShare of the parts in a step of ours:\n", table(("case", *PARTS), self.parts)]
         lines += ["\nWaits for the device in a step of ours:\n", *(f"- {line}" for line in self.waits)]
         if self.methods:
-            header = ("method", "ms", "cached, ms", "/ student", "cached / student")
+            header = ("method", "ms", "cached, ms", "/ student", "cached / student", "waits")
             lines += [f"\nOther methods, {self.cases[0].name}, fp32:\n", table(header, self.methods)]
         lines += [f"\nLeft out for want of time: {'; '.join(self.left_out) or 'nothing'}."]
         lines += ["\nFailed:\n", *(f"- {failure}" for failure in self.failed)] if self.failed else []
