@@ -19,7 +19,6 @@ import argparse
 import re
 import statistics
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -167,8 +166,12 @@ def print_teacher(rounds: int) -> None:
         with torch.no_grad():
             teacher(pixel_values=images.to(teacher.dtype), output_features=True)
 
-    print(f"CPU seconds, 1 thread, batch {BATCH}, {SIZE} x {SIZE}, medians of {rounds} rounds, ratio to the last line\n")
-    print_in_turn({str(way): partial(forward, network_in(way, steps.teacher, images)) for way in reversed(ways)}, rounds)
+    print(
+        f"CPU seconds, 1 thread, batch {BATCH}, {SIZE} x {SIZE}, medians of {rounds} rounds, ratio to the last line\n"
+    )
+    print_in_turn(
+        {str(way): partial(forward, network_in(way, steps.teacher, images)) for way in reversed(ways)}, rounds
+    )
     print()
     names = ("student_alone", "fastest_teacher", "ours", "as_published")
     print_in_turn({name: getattr(steps, name) for name in names}, rounds)

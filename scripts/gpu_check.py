@@ -23,6 +23,7 @@ import datetime
 import gc
 import importlib.metadata
 import importlib.util
+import itertools
 import platform
 import signal
 import statistics
@@ -128,7 +129,7 @@ class Measurement:
             self.steps.mark("start")
             self.steps.ours()
             self._wait()
-            for (_, begin), (part, end) in zip(marks, marks[1:], strict=False):
+            for (_, begin), (part, end) in itertools.pairwise(marks):
                 totals[part] += end - begin if isinstance(end, float) else begin.elapsed_time(end)
         self.steps.mark = lambda part: None
         return [f"{100 * seconds / sum(totals.values()):.0f} %" for seconds in totals.values()]
@@ -279,7 +280,17 @@ class Check:
 
     def text(self, tests: str) -> str:
         """The page's part."""
-        step = ("case", "precision", "step", "ms", "images/s", "peak MiB", "/ student", "/ published", "/ published fp32")
+        step = (
+            "case",
+            "precision",
+            "step",
+            "ms",
+            "images/s",
+            "peak MiB",
+            "/ student",
+            "/ published",
+            "/ published fp32",
+        )
         lines = [f"{machine(self.device)}\n", f"Tests: {tests}\n", table(step, self.rows)]
         lines += ["\nShare of the parts in a step of ours:\n", table(("case", *PARTS), self.parts)]
         lines += ["\nWaits for the device in a step of ours:\n", *(f"- {line}" for line in self.waits)]
