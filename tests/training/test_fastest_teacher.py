@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from resumed_runs import differing, resume
+from several_processes import GLOO, spawn
 from tiny_runs import arguments, network, trainer
 
 from hf_segkd.networks import arithmetic
@@ -78,3 +79,20 @@ def test_a_compiled_run_measures_and_compiles_what_it_chose(monkeypatch, tmp_pat
     run.train()
     assert run.teacher.dtype == torch.bfloat16
     assert run._teacher_features(torch.randn(4, 3, 32, 48))["decoder"].dtype == torch.bfloat16
+
+
+def measure_otherwise(rank, folder):
+    """Process 0 finds bfloat16 faster, the other float32."""
+    arithmetic._seconds = lambda network, images, yet: 1.0 if (network.dtype == torch.float32) == (rank == 0) else 0.5
+    run = trainer(folder / "run", **{**OPTIONS, "max_steps": 1, "per_device_train_batch_size": 2}, **GLOO)
+    assert run.args.world_size == 2
+    run.train()
+    torch.save(run.teacher.arithmetic._asdict(), folder / f"{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_that_measure_otherwise_take_the_choice_of_the_first(tmp_path):
+    spawn(2, tmp_path, measure_otherwise)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first == second
+    assert first["dtype"] == "bfloat16"
