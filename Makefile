@@ -38,7 +38,10 @@ benchmark: $(INSTALLED)  ## Time the distillation step, the trainer, the losses,
 	$(BIN)/python scripts/benchmark_data.py
 	$(BIN)/python scripts/benchmark_large.py
 
+gpu: $(INSTALLED)  ## Run what needs a GPU, and write what a step costs on it into docs/gpu.md (8 minutes)
+	$(BIN)/python scripts/gpu_check.py
+
 clean:  ## Remove the virtual environment and caches, keep runs/
 	rm -rf $(VENV) site .pytest_cache .ruff_cache .import_linter_cache *.egg-info
 
-.PHONY: help install demo test test-slow check docs benchmark clean
+.PHONY: help install demo test test-slow check docs benchmark gpu clean

@@ -1,39 +1,38 @@
 """What distillation costs: ratios of a step of ours to plain versions, measured side by side in one run.
 
-    python scripts/benchmark.py [--rounds 5]
+    python scripts/benchmark.py [--rounds 5] [--teacher]
 
 ResNet-18 learns from ResNet-101 by AttnFD (DeepLabV3+, 21 classes), batch 2, 257 x 257, fp32, on the CPU.
 Times are medians over rounds in which the variants take turns; peak memory is that of a process per variant.
+`--teacher` measures the teacher's forward in the number formats and layouts that `teacher_dtype fastest` chooses among,
+and a step with its choice: CPU time of the process, one thread.
 """
 
 import sys
 from pathlib import Path
 
-# Python puts this folder first on its path, where evaluate.py would hide the package `evaluate`.
-sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+# Python puts this folder first on its path, where evaluate.py would hide the package `evaluate`; here it is last.
+HERE = Path(__file__).resolve().parent
+sys.path = [*(entry for entry in sys.path if Path(entry).resolve() != HERE), str(HERE)]
 
 import argparse
 import re
 import statistics
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from distillation_steps import Case, Steps, random_batch
 from torch.utils.data import Dataset
 
-from hf_segkd.losses import create_loss
-from hf_segkd.losses.attnfd import normalized_distance
-from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
+from hf_segkd.networks.arithmetic import Arithmetic, network_in
 from hf_segkd.training.arguments import DistillationArguments
-from hf_segkd.training.distiller import Distiller, network_spec
-from hf_segkd.training.parameter_groups import parameter_groups
-from hf_segkd.training.teacher_cache import TeacherCache
 from hf_segkd.training.trainer import DistillationTrainer
-from hf_segkd.types import Features
 
 BATCH, SIZE, CLASSES = 2, 257, 21
+CASE = Case("257 x 257", (SIZE, SIZE), BATCH, CLASSES)
 # Methods whose steps with a filled teacher cache are measured.
 CACHED = ("attnfd", "kd", "cwd", "fakd_cwd")
 STEPS = ("student_alone", "bare_sum", "ours", *(f"cached_{method}" for method in CACHED), "as_published")
@@ -44,9 +43,7 @@ class RandomImages(Dataset):
     """One batch, drawn in advance, over and over: loading data costs nothing here."""
 
     def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.images = torch.randn(BATCH, 3, SIZE, SIZE, generator=generator)
-        self.labels = torch.randint(CLASSES, (BATCH, SIZE, SIZE), generator=generator)
+        self.images, self.labels = random_batch(CASE)
 
     def __len__(self) -> int:
         return 1000 * BATCH
@@ -55,76 +52,14 @@ class RandomImages(Dataset):
         return {"pixel_values": self.images[index % BATCH], "labels": self.labels[index % BATCH]}
 
 
-class Bench:
-    """Networks, batch and optimizer that the variants share."""
+class Bench(Steps):
+    """The steps, and the trainer's loop beside a bare one."""
 
     def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.student = network("resnet18").train()
-        self.teacher = network("resnet101").eval()
-        self.loss = create_loss("attnfd", network_spec(self.student), network_spec(self.teacher))
-        self.distiller = Distiller(self.student, self.loss)
-        self.arguments = DistillationArguments(output_dir=tempfile.mkdtemp(), use_cpu=True, method="attnfd")
-        self.optimizer = torch.optim.SGD(parameter_groups(self.distiller, self.arguments), lr=1e-3, momentum=0.9)
-        data = RandomImages()
-        self.batch = {"pixel_values": data.images, "labels": data.labels}
+        super().__init__(CASE)
         for method in CACHED:
-            setattr(self, f"cached_{method}", self.cached(method))
-
-    def update(self, loss: torch.Tensor) -> None:
-        """Backward and optimizer step."""
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def cached(self, method: str) -> Callable[[], None]:
-        """The distillation step with what the loss reads of the teacher in files of 16 bits."""
-        loss = create_loss(method, network_spec(self.student), network_spec(self.teacher))
-        distiller = Distiller(self.student, loss)
-        optimizer = torch.optim.SGD(parameter_groups(distiller, self.arguments), lr=1e-3, momentum=0.9)
-        cache = TeacherCache(tempfile.mkdtemp(), torch.bfloat16, {})  # random weights give more than float16 holds
-
-        def taught(images: torch.Tensor) -> Features:
-            with torch.no_grad():
-                features = self.teacher(pixel_values=images, output_features=True).features
-            return {tap: features[tap] for tap in loss.teacher_taps}
-
-        def step() -> None:
-            features = cache.features(self.batch["pixel_values"], ["first", "second"], taught)
-            distiller(**self.batch, teacher_features=features)["loss"].backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
-
-    def student_alone(self) -> None:
-        """The student's step on its labels."""
-        self.update(self.student(**self.batch).loss)
-
-    def bare_sum(self) -> None:
-        """The floor: the student's step on its labels, and the teacher's forward in inference mode."""
-        with torch.inference_mode():
-            self.teacher(pixel_values=self.batch["pixel_values"])
-        self.update(self.student(**self.batch).loss)
-
-    def ours(self) -> None:
-        """The distillation step as the trainer takes it."""
-        with torch.no_grad():
-            features = self.teacher(pixel_values=self.batch["pixel_values"], output_features=True).features
-        self.update(self.distiller(**self.batch, teacher_features=features)["loss"])
-
-    def as_published(self) -> None:
-        """As AttnFD's released code does it: the teacher in training mode and in the autograd graph."""
-        self.teacher.train().requires_grad_(True)
-        teacher = self.teacher(pixel_values=self.batch["pixel_values"], output_features=True).features
-        student = self.student(**self.batch, output_features=True)
-        modules = zip(self.loss.student_attention, self.loss.connectors, self.loss.teacher_attention, strict=True)
-        distances = [
-            normalized_distance(connector(attention(student.features[place])), teacher_attention(teacher[place]))
-            for place, (attention, connector, teacher_attention) in zip(self.loss.student_taps, modules, strict=True)
-        ]
-        self.update(student.loss + self.loss.weights["attnfd"] * sum(distances))
-        self.teacher.eval().requires_grad_(False).zero_grad()
+            of_method = Steps(CASE, method, networks=(self.student, self.teacher))
+            setattr(self, f"cached_{method}", of_method.cached)
 
     def bare_loop(self, steps: int) -> None:
         """A plain PyTorch loop over the same step."""
@@ -156,11 +91,6 @@ class Bench:
         return DistillationTrainer(self.student, arguments, teacher=self.teacher, train_dataset=RandomImages())
 
 
-def network(backbone: str) -> DeepLabV3PlusForSemanticSegmentation:
-    """A network with random weights."""
-    return DeepLabV3PlusForSemanticSegmentation(DeepLabV3PlusConfig(backbone=backbone, num_labels=CLASSES))
-
-
 def seconds(function: Callable[[], None]) -> float:
     """Wall time of a call."""
     start = time.perf_counter()
@@ -178,8 +108,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="rounds in which the variants take turns")
+    parser.add_argument("--teacher", action="store_true", help="measure the teacher's number formats only")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.teacher:
+        print_teacher(options.rounds)
+        return
     bench = Bench()
     if options.memory_of:
         run = getattr(bench, options.memory_of)
@@ -218,6 +152,44 @@ def main() -> None:
         ratio = f"cached_{method} / student_alone"
         print_ratio(ratio, times[f"cached_{method}"], times["student_alone"], f"goal <= {goal}")
     print_ratio("trainer_loop / bare_loop", times["trainer_loop"], times["bare_loop"], "goal <= 1.03")
+
+
+def print_teacher(rounds: int) -> None:
+    """The teacher's forward in each way, and steps without and with the fastest, in CPU time of one thread."""
+    torch.set_num_threads(1)
+    steps = Steps(CASE)
+    images = steps.batch["pixel_values"]
+    ways = [Arithmetic("float32", False, last) for last in (False, True)]
+    ways += [Arithmetic(dtype, True, last) for dtype in ("float32", "bfloat16") for last in (False, True)]
+
+    def forward(teacher: torch.nn.Module) -> None:
+        with torch.no_grad():
+            teacher(pixel_values=images.to(teacher.dtype), output_features=True)
+
+    print(
+        f"CPU seconds, 1 thread, batch {BATCH}, {SIZE} x {SIZE}, medians of {rounds} rounds, ratio to the last line\n"
+    )
+    print_in_turn(
+        {str(way): partial(forward, network_in(way, steps.teacher, images)) for way in reversed(ways)}, rounds
+    )
+    print()
+    names = ("student_alone", "fastest_teacher", "ours", "as_published")
+    print_in_turn({name: getattr(steps, name) for name in names}, rounds)
+
+
+def print_in_turn(functions: dict[str, Callable[[], None]], rounds: int) -> None:
+    """CPU time of functions that take turns, and the median of the ratios to the last of them."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for round_number in range(rounds + 1):
+        for name, function in functions.items():
+            start = time.process_time()
+            function()
+            if round_number:  # the first warms up
+                times[name].append(time.process_time() - start)
+    last = list(times.values())[-1]
+    for name, values in times.items():
+        ratio = statistics.median(a / b for a, b in zip(values, last, strict=True))
+        print(f"{name:46}{statistics.median(values):7.3f}{ratio:7.2f}")
 
 
 def print_ratio(name: str, ours: list[float], other: list[float], goal: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DynamoBackend, broadcast_object_list
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
@@ -18,6 +20,7 @@ from transformers.utils import logging
 
 from hf_segkd.data.image_processors import normalisation, reverses_channels
 from hf_segkd.models.modeling_segmentation import SemanticSegmenterOutputWithFeatures
+from hf_segkd.networks.arithmetic import Arithmetic, fastest, network_in
 from hf_segkd.networks.channels import check_teacher
 from hf_segkd.networks.class_map import ClassMap, match_classes
 from hf_segkd.networks.feature_network import FeatureNetwork, network_spec, with_taps
@@ -38,17 +41,20 @@ class Teacher(nn.Module):
         processor: Its image processor; None where it sees pixels as the student does.
         class_map: Which of its classes teaches which of the student's: see `match_classes`.
         dtype: Number format of the weights: `float32`, `bfloat16` or `float16`, which the network then computes in;
-            `auto` leaves the weights as they are and computes under the run's autocast.
+            `auto` leaves the weights as they are and computes under the run's autocast. `fastest` measures, with the
+            first images, what the device is fastest in (`hf_segkd.networks.arithmetic.fastest`); batch norms on running
+            statistics are then folded into convolutions, in a copy.
         batch_norm: Statistics of its batch norms: `eval` the running ones, `batch_stats` those of each batch, `auto`
             what the method asks for.
         student: The network it teaches, whose classes it answers in. By default it answers in its own.
         student_processor: Image processor of the student, which makes the images that the teacher is given.
 
     Attributes:
-        network: The network with its features, or its copy in `dtype`.
+        network: The network with its features, or its copy in `dtype`; with `fastest` the network, not what runs.
         classes: From the network's classes to the student's; None where they can't be matched.
         renormalisation: From the student's pixels to the network's; None where they are the same.
-        dtype: The network's dtype; images are cast to it.
+        dtype: The dtype of what runs; images are cast to it.
+        arithmetic: What `fastest` chose; None before its first images, and otherwise.
         uses_batch_statistics: Whether its batch norms take the statistics of each batch.
 
     Raises:
@@ -73,9 +79,14 @@ class Teacher(nn.Module):
         check_teacher(network.config, student.config)
         self.renormalisation = _renormalisation(student_processor, processor)
         self.classes = match_classes(class_map, network.config.id2label, student.config.id2label)
-        self.network = network if dtype == "auto" else _in_dtype(network, getattr(torch, dtype))
+        self.network = network if dtype in ("auto", "fastest") else _in_dtype(network, getattr(torch, dtype))
         self.dtype = self.network.dtype
+        self.arithmetic: Arithmetic | None = None
         self._under_autocast = dtype == "auto"
+        self._measures = dtype == "fastest"
+        self._copies: list[nn.Module] = []  # what `fastest` chose; in a list it is no part of the state dict
+        self._channels_last = False
+        self._compile: Callable[[nn.Module], Callable] | None = None
         self._batch_norm = batch_norm
         self.uses_batch_statistics = batch_norm == "batch_stats"
         self._call = self.__call__
@@ -111,6 +122,7 @@ class Teacher(nn.Module):
             ValueError: If `batch_norm` is `batch_stats` and would do nothing, or is `auto` and the methods differ.
         """
         self.use_statistics(batch_statistics)
+        self._channels_last = channels_last
         if channels_last:
             self.to(memory_format=torch.channels_last)
         if self._under_autocast:
@@ -118,6 +130,14 @@ class Teacher(nn.Module):
             self._call = accelerator.prepare_model(self, evaluation_mode=True).__call__
         else:
             self.to(accelerator.device)  # accelerate would put it under the autocast of the student
+            plugin = accelerator.state.dynamo_plugin
+            if self._measures and plugin.backend != DynamoBackend.NO:
+                self._compile = partial(torch.compile, **plugin.to_kwargs())
+
+    def take(self, arithmetic: Arithmetic) -> None:
+        """Compute as an earlier part of the run did, in place of what `fastest` would measure."""
+        self.arithmetic = arithmetic
+        self._copies = []
 
     def use_statistics(self, batch_statistics: bool | None) -> None:
         """Normalise as a method wants it, unless the teacher was told otherwise; `prepare` does it for the first.
@@ -136,7 +156,9 @@ class Teacher(nn.Module):
         Returns:
             Feature name -> map; `logits` of the common classes, in the student's order, missing where there are none.
         """
-        norms = batch_statistics(self.network) if self.uses_batch_statistics else contextlib.nullcontext()
+        if self._measures and not self._copies:
+            self._settle(images)
+        norms = batch_statistics(self._running) if self.uses_batch_statistics else contextlib.nullcontext()
         with torch.no_grad(), norms:
             return self._call(pixel_values=images, output_features=True).features
 
@@ -153,7 +175,7 @@ class Teacher(nn.Module):
         """
         if self.renormalisation is not None:
             pixel_values = self.renormalisation(pixel_values)
-        output = self.network(pixel_values=pixel_values.to(self.dtype), output_features=output_features)
+        output = self._running(pixel_values=pixel_values.to(self.dtype), output_features=output_features)
         if not output_features:
             logits = output.logits if self.classes is None else self.classes.spread(self._common(output.logits))
             return SemanticSegmenterOutputWithFeatures(logits=logits)
@@ -161,6 +183,24 @@ class Teacher(nn.Module):
         if self.classes is not None:
             features["logits"] = self._common(output.features["logits"])
         return SemanticSegmenterOutputWithFeatures(features=features)
+
+    @property
+    def _running(self) -> nn.Module:
+        return self._copies[0] if self._copies else self.network
+
+    def _settle(self, images: Tensor) -> None:
+        """Choose the arithmetic, if it is not chosen, and make the network that computes so."""
+        images = images if self.renormalisation is None else self.renormalisation(images)
+        images = images.to(self.network.dtype)
+        chosen = self.arithmetic
+        if chosen is None:
+            chosen = fastest(self.network, images, not self.uses_batch_statistics, self._channels_last)
+            (fields,) = broadcast_object_list([chosen._asdict()])  # processes may measure differently
+            chosen = self.arithmetic = Arithmetic(**fields)
+        given = Arithmetic(str(self.network.dtype).removeprefix("torch."), False, self._channels_last)
+        self._copies = [self.network if chosen == given else network_in(chosen, self.network, images)]
+        self.dtype = self._running.dtype
+        self._call = self.__call__ if self._compile is None else self._compile(self).__call__
 
     def _common(self, logits: Tensor) -> Tensor:
         return logits if self.classes.is_identity else self.classes.merge(logits)

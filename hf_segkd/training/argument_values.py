@@ -22,7 +22,7 @@ LEAST = {
 }
 # Allowed values of flags that are words.
 CHOICES = {
-    "teacher_dtype": ("auto", "float32", "bfloat16", "float16"),
+    "teacher_dtype": ("auto", "fastest", "float32", "bfloat16", "float16"),
     "teacher_batch_norm": ("auto", "eval", "batch_stats"),
     "teacher_cache_dtype": ("float16", "bfloat16", "float32"),
     "bad_images": ("stop", "skip"),
@@ -45,6 +45,11 @@ def check_values(args: Any) -> None:
 
 
 def _check_meaning(args: Any) -> None:
+    if args.teacher_dtype == "fastest" and args.teacher_cache is not None:
+        raise ValueError(
+            "teacher_dtype is fastest, which each run measures anew, and runs that share a teacher_cache need one "
+            "format: set teacher_dtype to float32, bfloat16 or float16."
+        )
     for part in (args.optim_args or "").replace(" ", "").split(","):
         name, equals, _ = part.partition("=")
         if part and (not equals or (args.optim == "sgd" and name not in ("momentum", "dampening", "nesterov"))):

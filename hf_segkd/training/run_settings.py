@@ -19,6 +19,7 @@ from hf_segkd.data.image_processors import normalisation, reverses_channels
 from hf_segkd.evaluation.argument_roles import OnResume, role_of
 from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.networks import FeatureNetwork, FeatureReader, LogitsNetwork
+from hf_segkd.networks.arithmetic import Arithmetic
 from hf_segkd.networks.class_names import CLASS_NAMES, config_values
 from hf_segkd.networks.teacher import Renormalisation, Teacher
 from hf_segkd.training.arguments import DistillationArguments
@@ -33,6 +34,8 @@ _PARTS = (
     *("stream", "teacher", "teacher's config", "teacher's taps", "teacher's pixels", "class map"),
     *("student", "student's taps"),
 )
+
+_ARITHMETIC = "teacher's arithmetic"
 
 
 def run_settings(
@@ -81,6 +84,19 @@ def run_settings(
     }
     # NaN and infinity are stored as words: JSON does not have them, and NaN would differ from itself.
     return json.loads(json.dumps(settings), parse_constant=str)
+
+
+def with_arithmetic(settings: dict[str, Any], teacher: Teacher | None) -> dict[str, Any]:
+    """The settings and, of a teacher that measured it, how it computes: a resumed run follows that."""
+    if teacher is None or teacher.arithmetic is None:
+        return settings
+    return {**settings, _ARITHMETIC: teacher.arithmetic._asdict()}
+
+
+def recorded_arithmetic(checkpoint: Path) -> Arithmetic | None:
+    """How the teacher computed in the run of a checkpoint, if it was measured."""
+    fields = read_record(checkpoint).get(_ARITHMETIC)
+    return None if fields is None else Arithmetic(**fields)
 
 
 def digest(module: nn.Module) -> str:

@@ -47,10 +47,8 @@ from hf_segkd.training.picture_log import PictureLog
 from hf_segkd.training.preflight import preflight, require_better_teacher
 from hf_segkd.training.processes import check_supported_modes, warn_single_process
 from hf_segkd.training.publishing_trainer import PublishingTrainer
-from hf_segkd.training.run_report import (
-    Evaluation,
-)
-from hf_segkd.training.run_settings import checkpoint_to_resume, run_settings
+from hf_segkd.training.run_report import Evaluation
+from hf_segkd.training.run_settings import checkpoint_to_resume, recorded_arithmetic, run_settings, with_arithmetic
 from hf_segkd.training.search import SearchingTrainer
 from hf_segkd.training.set_up import make_teacher, prepared_distiller, refuse_unusual_weights
 from hf_segkd.training.stream_inputs import refuse_need_of_labels, require_one_order
@@ -337,6 +335,8 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
         asked = self._train_batch_size = self.args.train_batch_size  # args may have been given the best of a search
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         self.resumed_from_step = self._best_step = self._evaluation = None
+        if checkpoint is not None and (arithmetic := recorded_arithmetic(checkpoint)) is not None:
+            self.teacher.take(arithmetic)
         if self.model_init is None:
             balance_classes(self.distiller.label_losses, self.train_dataset, self.args, self.accelerator)
         resumed = ResumedRun(checkpoint)
@@ -673,7 +673,7 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
         return str(self._writer.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        staged = self._writer.staged(self.state, self._settings, (self.model, self.optimizer))
+        staged = self._writer.staged(self.state, self._record, (self.model, self.optimizer))
         with staged as checkpoint, self._sigterm.with_full_state(self.args):
             super()._save_checkpoint(model, trial)
         if self.args.push_to_hub and self.is_world_process_zero() and self._pushes.wants_checkpoint():
@@ -710,6 +710,11 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
         student = self.distiller.network  # with its features
         loss = self.distiller.loss
         return run_settings(self.args, self.train_dataset, student, self.teacher, self.processing_class, loss)
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        """What a checkpoint records of the run: its settings, and what the teacher measured."""
+        return with_arithmetic(self._settings, self.teacher)
 
     def _save_finished_run(self) -> None:
         """Save the last step's checkpoint after SIGTERM, unless it exists or the student has the best weights."""

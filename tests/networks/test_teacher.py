@@ -189,7 +189,9 @@ def test_methods_that_differ_about_the_teachers_batch_norms_leave_it_to_the_argu
 
 
 def test_wrong_settings_of_the_teacher_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="teacher_dtype is one of auto, float32, bfloat16, float16; got 'half'"):
+    with pytest.raises(
+        ValueError, match="teacher_dtype is one of auto, fastest, float32, bfloat16, float16; got 'half'"
+    ):
         arguments(tmp_path, teacher_dtype="half")
     with pytest.raises(ValueError, match="teacher_batch_norm is one of auto, eval, batch_stats; got 'train'"):
         arguments(tmp_path, teacher_batch_norm="train")
