@@ -45,21 +45,6 @@ def check_labels(model: PreTrainedModel, labels: LabelInfo) -> None:
         )
 
 
-def check_several_classes(config: PreTrainedConfig) -> None:
-    """Make sure that a network has two classes at least, which hf_segkd's own are built with.
-
-    Raises:
-        ValueError: If it has one.
-    """
-    if config.num_labels < 2:
-        raise ValueError(
-            f"The network ({config.model_type}) has {config.num_labels} class, and num_labels must be at least 2: the "
-            "scores are those of a softmax, which is 1 over a single class, so that one foreground class needs a "
-            "background class beside it. Build the network with num_labels=2 (id2label={0: 'background', 1: ...}), "
-            "and load the data with these two classes; binary masks of 0 and 255 are read with ids={0: 0, 255: 1}."
-        )
-
-
 def adopt_names(config: PreTrainedConfig, labels: LabelInfo) -> None:
     """Give a network without names of its own (LABEL_0 ...), and with as many classes, the names of the data set."""
     if config.num_labels == labels.num_labels and are_default_names(class_names(config.id2label)):

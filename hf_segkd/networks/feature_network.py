@@ -12,11 +12,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from hf_segkd.models.modeling_segmentation import SemanticSegmenterOutputWithFeatures, segmentation_loss
-from hf_segkd.networks.class_names import check_several_classes
 from hf_segkd.networks.feature_paths import Output, default_taps, described, problem, recorded, resolve
 from hf_segkd.networks.inference import logits_at
 from hf_segkd.networks.logits_network import LogitsNetwork
-from hf_segkd.networks.outputs import dense_logits, image_channels, task_inputs, trial_size
+from hf_segkd.networks.outputs import (
+    check_several_classes,
+    dense_logits,
+    image_channels,
+    task_inputs,
+    trial_size,
+)
 from hf_segkd.types import NetworkSpec
 
 logger = logging.get_logger(__name__)

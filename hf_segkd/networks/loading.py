@@ -28,8 +28,9 @@ from transformers.utils import logging
 from hf_segkd.data import LabelInfo, class_names
 from hf_segkd.models.configuration_base import SegKDConfig
 from hf_segkd.networks import FeatureNetwork, predicts_masks
-from hf_segkd.networks.class_names import adopt_names, are_default_names, check_labels, check_several_classes
+from hf_segkd.networks.class_names import adopt_names, are_default_names, check_labels
 from hf_segkd.networks.feature_paths import described
+from hf_segkd.networks.outputs import check_several_classes
 from hf_segkd.suggestions import did_you_mean
 
 logger = logging.get_logger(__name__)

@@ -1,4 +1,4 @@
-"""`dense_logits`: logits for each pixel from a transformers model's output; `image_channels`, `task_inputs`: inputs."""
+"""`dense_logits`: logits for each pixel of a transformers model; `image_channels`, `task_inputs`: what it takes."""
 
 from __future__ import annotations
 
@@ -106,3 +106,18 @@ def task_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
         ONEFORMER_TASK, padding="max_length", max_length=model.config.task_seq_len, truncation=True, return_tensors="pt"
     )
     return {"task_inputs": tokens["input_ids"] * tokens["attention_mask"]}
+
+
+def check_several_classes(config: PreTrainedConfig) -> None:
+    """Make sure that a network has two classes at least, which hf_segkd's own are built with.
+
+    Raises:
+        ValueError: If it has one.
+    """
+    if config.num_labels < 2:
+        raise ValueError(
+            f"The network ({config.model_type}) has {config.num_labels} class, and num_labels must be at least 2: the "
+            "scores are those of a softmax, which is 1 over a single class, so that one foreground class needs a "
+            "background class beside it. Build the network with num_labels=2 (id2label={0: 'background', 1: ...}), "
+            "and load the data with these two classes; binary masks of 0 and 255 are read with ids={0: 0, 255: 1}."
+        )

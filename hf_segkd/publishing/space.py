@@ -24,9 +24,11 @@ SOURCES = (
     "types.py",
     "models/*.py",
     "networks/__init__.py",
+    "networks/callable_network.py",
     "networks/feature_network.py",
     "networks/feature_paths.py",
     "networks/inference.py",
+    "networks/logits_network.py",
     "networks/outputs.py",
     "networks/tiles.py",
 )

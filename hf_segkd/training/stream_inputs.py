@@ -49,7 +49,7 @@ def training_stream(
         loss: The distillation loss, None without one.
 
     Raises:
-        ValueError: If `args.max_steps` is missing, images are to be put in an order by their length, a stream is split
+        ValueError: If `args.max_steps` is missing, a stream is split
             already, labels are needed and missing, or a mixed stream has fewer shards than workers.
     """
     if isinstance(dataset, TrainingStream):
@@ -60,11 +60,6 @@ def training_stream(
                 f"{where} is a stream ({type(rows).__name__}), whose length is not known: set max_steps, the number of "
                 "optimizer steps. A stream that ends before is read again from its start."
             )
-    if args.train_sampling_strategy not in ("random", "sequential"):
-        raise ValueError(
-            f"train_sampling_strategy {args.train_sampling_strategy!r} needs the length of the data set, and streams "
-            "have none: leave it out."
-        )
     seed = args.seed if args.data_seed is None else args.data_seed
     if is_stream(dataset):
         source = make_source("train_dataset", dataset, labelled=True)

@@ -247,7 +247,16 @@ def test_a_space_holds_what_it_needs_of_the_package_and_no_more(tmp_path):
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     models = {f"hf_segkd/models/{path.name}" for path in (ROOT / "hf_segkd" / "models").glob("*.py")}
     data = {f"hf_segkd/data/{name}.py" for name in ("image_files", "image_processors", "labels")}
-    parts = ("__init__", "feature_network", "feature_paths", "inference", "outputs", "tiles")
+    parts = (
+        "__init__",
+        "callable_network",
+        "feature_network",
+        "feature_paths",
+        "inference",
+        "logits_network",
+        "outputs",
+        "tiles",
+    )
     networks = {f"hf_segkd/networks/{name}.py" for name in parts}
     others = {f"hf_segkd/{name}.py" for name in ("__init__", "auto", "losses/base", "types")}
     own = {"app.py", "models.json", "requirements.txt", "README.md", "examples/0.png"}

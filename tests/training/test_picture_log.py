@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_runs import SIZE, StopAfter, arguments, network, processor, same, scenes, trainer, weights
 from transformers.integrations import TensorBoardCallback
@@ -123,7 +124,7 @@ def test_without_a_tracker_or_known_images_they_are_refused(tmp_path):
     with pytest.raises(ValueError, match="log_pictures has no tracker to send pictures to: set report_to"):
         trainer(tmp_path, log_pictures=1)
     with pytest.raises(ValueError, match="eval_dataset is a list"):
-        with_tracker(tmp_path, [{}])
+        with_tracker(tmp_path, [{"pixel_values": torch.zeros(3, 32, 48), "labels": torch.zeros(32, 48).long()}])
 
 
 def test_tensorboard_has_them(tmp_path, monkeypatch):

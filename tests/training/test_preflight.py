@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from foreign_models import SIDE, build, no_scipy  # noqa: F401
+from PIL import Image
 from tiny_runs import SIZE, arguments, network, processor, same, scenes, trainer, weights
 from torch import nn
 from torch.utils.data import Dataset
@@ -47,7 +48,8 @@ class PaintedLabels:
         self.labels = {row["image"].tobytes(): row["annotation"] for row in dataset}
 
     def __call__(self, images, return_tensors="pt"):
-        labels = torch.from_numpy(np.array(self.labels[images.tobytes()])).float()
+        known = self.labels.get(images.tobytes(), Image.new("L", images.size))  # training images: class 0
+        labels = torch.from_numpy(np.array(known)).float()
         return {"pixel_values": labels.expand(1, 3, *labels.shape)}
 
     def save_pretrained(self, folder):

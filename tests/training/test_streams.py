@@ -305,8 +305,6 @@ def test_what_streams_can_not_do_is_refused(tmp_path):
         trainer(tmp_path, split_dataset_by_node(stream(), 0, 2))
     with pytest.raises(ValueError, match="unlabelled_dataset has 1 shards, fewer than the 2"):
         trainer(tmp_path, stream(num_shards=2), unlabelled=stream(), method="kd", dataloader_num_workers=2)
-    with pytest.raises(ValueError, match="'group_by_length' needs the length"):
-        trainer(tmp_path, stream(), train_sampling_strategy="group_by_length")
     with pytest.raises(ValueError, match=r"train_dataset gives tensors .* and images are mixed before"):
         trainer(tmp_path, TorchStream(tensors=True), unlabelled=stream(), method="kd").train()
     with pytest.raises(ValueError, match=r"repeat_threshold 0\.5 is made of the labels .* is a TrainingStream"):
