@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import ZERO_NORM, Connector, align, resize_labels
@@ -72,16 +73,35 @@ def normalized_distance(
     else:
         student_map, teacher_map, dim = student_map.flatten(2), teacher_map.flatten(2), 2
     # Not torch.linalg.vector_norm: over all of a large fp32 map it is off by 5e-4 on CPUs; sum() adds pairwise.
-    student_square, teacher_square = student_map.square().sum(dim), teacher_map.square().sum(dim)
+    student_square, product = _SquareAndProduct.apply(student_map, teacher_map, dim)
+    teacher_square = teacher_map.square().sum(dim)
     student_exists, teacher_exists = student_square > ZERO_NORM**2, teacher_square > ZERO_NORM**2
     # Expanding the square keeps the two normalised maps out of memory.
     norms = student_square.clamp_min(ZERO_NORM**2).sqrt() * teacher_square.clamp_min(ZERO_NORM**2).sqrt()
-    cosine = (student_map * teacher_map).sum(dim) / norms
+    cosine = product / norms
     cosine = torch.where(student_exists & teacher_exists, cosine, torch.zeros_like(cosine))
     distance = student_exists.to(cosine) + teacher_exists.to(cosine) - 2.0 * cosine
     if not squared:
         distance = distance.clamp_min(1e-12).sqrt()  # the root has no gradient at 0
     return distance.mean()
+
+
+class _SquareAndProduct(torch.autograd.Function):
+    """Sums of s s and of s t over `dim`, whose gradient is one map, made in two passes."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, student: Tensor, teacher: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(student, teacher)
+        ctx.dim = dim
+        return student.square().sum(dim), (student * teacher).sum(dim)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, square_slope: Tensor, product_slope: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        student, teacher = ctx.saved_tensors
+        square_slope, product_slope = square_slope.unsqueeze(ctx.dim), product_slope.unsqueeze(ctx.dim)
+        student_slope = (student * (2.0 * square_slope)).addcmul_(teacher, product_slope)
+        return student_slope, student * product_slope if ctx.needs_input_grad[1] else None, None
 
 
 class AttnFDLoss(AbstractDistillationLoss):
