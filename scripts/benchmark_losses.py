@@ -10,10 +10,10 @@ same in every run (scratch memory inside matrix products is not seen). `state` i
 step is not included.
 
 With `--against`, the losses of another commit are measured beside these, at the largest D and least C: two processes
-that take turns, from the same state and maps. `ratio` is the median of this version's times over the other's, `products` the
-time of this version's matrix products and convolutions alone over the other's whole time, below which `ratio` cannot
-come with the same products. The last two columns are the relative difference of the values and the largest of the
-gradients, each over the gradient's largest element.
+that take turns, from the same state and maps. `ratio` is the median of this version's times over the other's, and
+`products` the floor: the time of this version's matrix products and convolutions alone over the other's whole time. The
+last two columns are the relative difference of the values and the largest of the gradients, the latter over a gradient's
+largest element.
 """
 
 import os

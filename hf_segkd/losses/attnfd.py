@@ -46,7 +46,8 @@ def normalized_distance(
     r"""Eq. 5: mean over the vectors of $\| s / \|s\| - t / \|t\| \|^2$, which is $2 - 2 \cos(s, t)$; 0 to 4.
 
     The code takes the whole batch tensor as one vector (and divides the distance by b afterwards); eq. 5 says
-    "along its channels". As the mean is over vectors, all kinds of `norm` have the same range.
+    "along its channels". As the mean is over vectors, all kinds of `norm` have the same range. Only the student's map
+    gets a gradient.
 
     Args:
         student_map: (b, c, h, w).
@@ -72,9 +73,7 @@ def normalized_distance(
         dim = 1
     else:
         student_map, teacher_map, dim = student_map.flatten(2), teacher_map.flatten(2), 2
-    # Not torch.linalg.vector_norm: over all of a large fp32 map it is off by 5e-4 on CPUs; sum() adds pairwise.
-    student_square, product = _SquareAndProduct.apply(student_map, teacher_map, dim)
-    teacher_square = teacher_map.square().sum(dim)
+    student_square, product, teacher_square = _InnerProducts.apply(student_map, teacher_map, dim)
     student_exists, teacher_exists = student_square > ZERO_NORM**2, teacher_square > ZERO_NORM**2
     # Expanding the square keeps the two normalised maps out of memory.
     norms = student_square.clamp_min(ZERO_NORM**2).sqrt() * teacher_square.clamp_min(ZERO_NORM**2).sqrt()
@@ -86,22 +85,24 @@ def normalized_distance(
     return distance.mean()
 
 
-class _SquareAndProduct(torch.autograd.Function):
-    """Sums of s s and of s t over `dim`, whose gradient is one map, made in two passes."""
+class _InnerProducts(torch.autograd.Function):
+    """Sums of s s, s t and t t over `dim`, with a gradient of s in two passes; one map is made each way."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, student: Tensor, teacher: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: FunctionCtx, student: Tensor, teacher: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(student, teacher)
         ctx.dim = dim
-        return student.square().sum(dim), (student * teacher).sum(dim)
+        # Not torch.linalg.vector_norm: over all of a large fp32 map it is off by 5e-4 on CPUs; sum() adds pairwise.
+        product = torch.empty_like(student)
+        pairs = (student, student), (student, teacher), (teacher, teacher)
+        return tuple(torch.mul(*pair, out=product).sum(dim) for pair in pairs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, square_slope: Tensor, product_slope: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: FunctionCtx, *slopes: Tensor) -> tuple[Tensor, None, None]:
         student, teacher = ctx.saved_tensors
-        square_slope, product_slope = square_slope.unsqueeze(ctx.dim), product_slope.unsqueeze(ctx.dim)
-        student_slope = (student * (2.0 * square_slope)).addcmul_(teacher, product_slope)
-        return student_slope, student * product_slope if ctx.needs_input_grad[1] else None, None
+        square_slope, product_slope = (slope.unsqueeze(ctx.dim) for slope in slopes[:2])
+        return (student * (2.0 * square_slope)).addcmul_(teacher, product_slope), None, None
 
 
 class AttnFDLoss(AbstractDistillationLoss):
