@@ -12,8 +12,8 @@ step is not included.
 With `--against`, the losses of another commit are measured beside these, at the largest D and least C: two processes
 that take turns, from the same state and maps. `ratio` is the median of this version's times over the other's, and
 `products` the floor: the time of this version's matrix products and convolutions alone over the other's whole time. The
-last two columns are the relative difference of the values and the largest of the gradients, the latter over a gradient's
-largest element.
+last two columns are the relative difference of the values and the largest of the gradients, over a gradient's largest
+element.
 """
 
 import os

@@ -46,8 +46,7 @@ def normalized_distance(
     r"""Eq. 5: mean over the vectors of $\| s / \|s\| - t / \|t\| \|^2$, which is $2 - 2 \cos(s, t)$; 0 to 4.
 
     The code takes the whole batch tensor as one vector (and divides the distance by b afterwards); eq. 5 says
-    "along its channels". As the mean is over vectors, all kinds of `norm` have the same range. Only the student's map
-    gets a gradient.
+    "along its channels". As the mean is over vectors, all kinds of `norm` have the same range.
 
     Args:
         student_map: (b, c, h, w).
@@ -86,7 +85,7 @@ def normalized_distance(
 
 
 class _InnerProducts(torch.autograd.Function):
-    """Sums of s s, s t and t t over `dim`, with a gradient of s in two passes; one map is made each way."""
+    """Sums of s s, s t and t t over `dim`; a gradient takes two passes and one map."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, student: Tensor, teacher: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,10 +98,15 @@ class _InnerProducts(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *slopes: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: FunctionCtx, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         student, teacher = ctx.saved_tensors
-        square_slope, product_slope = (slope.unsqueeze(ctx.dim) for slope in slopes[:2])
-        return (student * (2.0 * square_slope)).addcmul_(teacher, product_slope), None, None
+        student_slope, product_slope, teacher_slope = (slope.unsqueeze(ctx.dim) for slope in slopes)
+        sides = (student, student_slope, teacher), (teacher, teacher_slope, student)
+        gradients = (
+            (own * (2.0 * slope)).addcmul_(other, product_slope) if needed else None
+            for (own, slope, other), needed in zip(sides, ctx.needs_input_grad, strict=False)
+        )
+        return *gradients, None
 
 
 class AttnFDLoss(AbstractDistillationLoss):
