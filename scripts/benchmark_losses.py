@@ -1,6 +1,6 @@
 """What each distillation loss costs: time and memory of its value and gradient, in one table.
 
-    python scripts/benchmark_losses.py [--methods kd at] [--runs 5]
+    python scripts/benchmark_losses.py [--methods kd at] [--runs 5] [--against COMMIT]
 
 Two images, maps of 64 x 64 at all taps, D channels in the features of student and teacher, C classes, fp32, one thread
 of the CPU. `any` stands where D or C changes nothing. Times are CPU milliseconds of the process, medians; `copy` is the
@@ -8,6 +8,12 @@ floor: what it takes to copy the maps that the loss reads. `peak` is what the te
 gradients among them, and `saved` what is kept of that for the backward pass; both are counted, not measured, and the
 same in every run (scratch memory inside matrix products is not seen). `state` is the buffers'. A discriminator's own
 step is not included.
+
+With `--against`, the losses of another commit are measured beside these, at the largest D and least C: two processes
+that take turns, from the same state and maps. `ratio` is the median of this version's times over the other's, and
+`products` the floor: the time of this version's matrix products and convolutions alone over the other's whole time. The
+last two columns are the relative difference of the values and the largest of the gradients, over a gradient's largest
+element.
 """
 
 import os
@@ -16,93 +22,27 @@ from pathlib import Path
 
 # Python puts this folder first on its path, where evaluate.py would hide the package `evaluate`.
 sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler looks for a GPU and complains
+sys.path.append(str(Path(__file__).resolve().parent))
 
 import argparse
 import json
 import statistics
+import subprocess
 import tempfile
-import time
-from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from loss_bench import Bench, milliseconds
 
 from hf_segkd.evaluation.reports import table
-from hf_segkd.losses import LOSSES, create_loss
+from hf_segkd.losses import LOSSES
 from hf_segkd.models import DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation
 from hf_segkd.training.distiller import network_spec
-from hf_segkd.types import NetworkSpec
 
-IMAGES, SIZE = 2, 64
 WIDTHS, CLASSES = (128, 512), (19, 150)
 MIB = 2**20
 HEADER = ("method", "D", "C", "CPU ms", "copy ms", "peak MiB", "saved MiB", "state MiB", "parameters")
-
-
-class Bench:
-    """A loss and a batch of random maps for it."""
-
-    def __init__(self, method: str, width: int, classes: int) -> None:
-        torch.manual_seed(0)
-        spec = NetworkSpec({tap: classes if tap == "logits" else width for tap in tap_names()}, classes)
-        self.loss = create_loss(method, spec, spec)
-        self.loss.set_progress(0.5)
-        self.student = {tap: random_map(spec.channels[tap]).requires_grad_() for tap in self.loss.student_taps}
-        self.teacher = {tap: random_map(spec.channels[tap]) for tap in self.loss.teacher_taps}
-        if self.loss.uses_classifier_weight:
-            self.student["classifier_weight"] = (0.1 * torch.randn(classes, width, 1, 1)).requires_grad_()
-        blocks = torch.randint(classes, (IMAGES, 8, 8))
-        self.labels = blocks.repeat_interleave(SIZE, 1).repeat_interleave(SIZE, 2)  # 512 x 512
-        self.step()  # allocates what stays, such as the gradients' buffers of the first step
-
-    def step(self) -> None:
-        """Value and gradient."""
-        for tensor in (*self.student.values(), *self.loss.parameters()):
-            tensor.grad = None
-        sum(self.loss(self.student, self.teacher, self.labels).values()).backward()
-
-    def copy(self) -> None:
-        """The floor: a copy of the maps that the loss reads."""
-        for tensor in (*self.student.values(), *self.teacher.values()):
-            tensor.detach().clone()
-
-    def memory(self) -> tuple[int, int, int, int]:
-        """Bytes at the peak, bytes saved for backward, bytes of the buffers, number of parameters."""
-        state = sum(buffer.nbytes for buffer in self.loss.buffers())
-        parameters = sum(parameter.numel() for parameter in self.loss.parameters())
-        return self.peak_bytes(), self.saved_bytes(), state, parameters
-
-    def peak_bytes(self) -> int:
-        """Largest sum of the tensors' bytes during a step, above what there is before it."""
-        for tensor in (*self.student.values(), *self.loss.parameters()):
-            tensor.grad = None
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-            self.step()
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "trace.json"
-            profile.export_chrome_trace(str(path))
-            events = [event for event in json.loads(path.read_text())["traceEvents"] if event["name"] == "[memory]"]
-        live = peak = 0
-        for event in sorted(events, key=lambda event: event["ts"]):
-            live += event["args"]["Bytes"]
-            peak = max(peak, live)
-        return peak
-
-    def saved_bytes(self) -> int:
-        """Bytes that autograd keeps from the forward to the backward pass, the loss's inputs and parameters aside."""
-        given = {x.untyped_storage().data_ptr() for x in (*self.student.values(), *self.teacher.values(), self.labels)}
-        given |= {x.untyped_storage().data_ptr() for x in (*self.loss.parameters(), *self.loss.buffers())}
-        kept: dict[int, Tensor] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            self.loss(self.student, self.teacher, self.labels)
-        return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in given)
+HEADER_AGAINST = ("method", "ms before", "ms", "ratio", "products", "peak MiB before", "peak MiB", "value", "gradients")
 
 
 def tap_names() -> list[str]:
@@ -112,30 +52,15 @@ def tap_names() -> list[str]:
     return list(network_spec(network).channels)
 
 
-def random_map(channels: int) -> Tensor:
-    """(images, channels, size, size), as varied as logits are."""
-    return 3.0 * torch.randn(IMAGES, channels, SIZE, SIZE)
-
-
-def milliseconds(function: Callable[[], None], runs: int) -> float:
-    """Median of the CPU time of a call."""
-    times = []
-    for _ in range(runs):
-        start = time.process_time()
-        function()
-        times.append(time.process_time() - start)
-    return 1000 * statistics.median(times)
-
-
 def rows(method: str, runs: int) -> list[list[str]]:
     """The lines of a method: one for all sizes that need the same memory."""
     groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     for classes in CLASSES:
         for width in WIDTHS:
-            groups.setdefault(Bench(method, width, classes).memory(), []).append((width, classes))
+            groups.setdefault(Bench(method, tap_names(), width, classes).memory(), []).append((width, classes))
     lines = []
     for (peak, saved, state, parameters), sizes in groups.items():
-        bench = Bench(method, *sizes[0])
+        bench = Bench(method, tap_names(), *sizes[0])
         names = [str(values[0]) if len(set(values)) == 1 else "any" for values in zip(*sizes, strict=True)]
         times = [f"{milliseconds(function, runs):.2f}" for function in (bench.step, bench.copy)]
         megabytes = [f"{number / MIB:.1f}" for number in (peak, saved, state)]
@@ -143,13 +68,69 @@ def rows(method: str, runs: int) -> list[list[str]]:
     return lines
 
 
+class Version:
+    """A process that measures the losses of the hf_segkd in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("loss_bench.py"))]
+        environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(self, job: Any) -> Any:
+        """Let it do a job of `loss_bench.serve`."""
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+def rows_against(methods: list[str], commit: str, runs: int) -> list[list[str]]:
+    """The lines of the methods that both versions have."""
+    root, lines = Path(__file__).resolve().parents[1], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        archive = subprocess.run(["git", "-C", root, "archive", commit, "hf_segkd"], capture_output=True, check=True)
+        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+        versions = old, new = Version(folder), Version(root)
+        for method in methods:
+            job = {"method": method, "taps": tap_names(), "width": WIDTHS[-1], "classes": CLASSES[0]}
+            job["file"] = str(folder / "start.pt")
+            if not all([version.ask({**job, "write": version is old}) for version in versions]):
+                continue
+            results = []
+            for version in versions:
+                version.ask({"results": str(folder / "results.pt")})
+                results.append(torch.load(folder / "results.pt"))
+            times = [[version.ask("step") for version in versions] for _ in range(runs)]
+            before, now = (statistics.median(column) for column in zip(*times, strict=True))
+            ratio = statistics.median(pair[1] / pair[0] for pair in times)
+            peaks = [f"{version.ask('peak') / MIB:.1f}" for version in versions]
+            floor = new.ask("products") / before
+            lines.append([method, f"{before:.1f}", f"{now:.1f}", f"{ratio:.2f}", f"{floor:.2f}", *peaks])
+            lines[-1] += [f"{difference:.0e}" for difference in differences(*results)]
+    return lines
+
+
+def differences(before: dict[str, torch.Tensor], now: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Relative difference of the values and the largest of a gradient."""
+    if before.keys() != now.keys():
+        raise RuntimeError(f"Only one version has gradients of {sorted(before.keys() ^ now.keys())}.")
+    largest = {name: (now[name] - before[name]).abs().max() / before[name].abs().max() for name in before}
+    return largest.pop("value").item(), max(largest.values()).item()
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(LOSSES), choices=list(LOSSES), help="losses to measure")
     parser.add_argument("--runs", type=int, default=5, help="calls whose median is taken")
+    parser.add_argument("--against", metavar="COMMIT", help="version to measure beside this one")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.against is not None:
+        print(table(HEADER_AGAINST, rows_against(options.methods, options.against, options.runs)))
+        return
     print(table(HEADER, [line for method in options.methods for line in rows(method, options.runs)]))
 
 

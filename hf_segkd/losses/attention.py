@@ -4,6 +4,31 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+
+class _MeanAndMaximum(torch.autograd.Function):
+    """Mean and maximum of x over `dims`, which are kept with size 1.
+
+    The elements that are the maximum share its gradient, as with `amax`. That one's own gradient takes several times
+    as long: it multiplies maps by masks and counts in int64.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        mean, maximum = x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)
+        ctx.save_for_backward(x, maximum)
+        ctx.dims = dims
+        return mean, maximum
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, mean_slope: Tensor, maximum_slope: Tensor) -> tuple[Tensor, None]:
+        x, maximum = ctx.saved_tensors
+        is_maximum = x == maximum
+        number = is_maximum.view(torch.uint8).sum(ctx.dims, keepdim=True, dtype=x.dtype)
+        slope = mean_slope * (maximum.numel() / x.numel())
+        return torch.where(is_maximum, slope + maximum_slope / number, slope), None
 
 
 class ChannelGate(nn.Module):
@@ -20,7 +45,8 @@ class ChannelGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate x (b, c, h, w)."""
-        pooled = self.mlp(x.mean(dim=(2, 3))) + self.mlp(x.amax(dim=(2, 3)))  # (b, c)
+        mean, maximum = _MeanAndMaximum.apply(x, (2, 3))  # (b, c, 1, 1)
+        pooled = self.mlp(mean.flatten(1)) + self.mlp(maximum.flatten(1))
         return x * pooled.sigmoid()[:, :, None, None]
 
 
@@ -38,7 +64,8 @@ class SpatialGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate x (b, c, h, w)."""
-        pooled = torch.cat((x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)), dim=1)  # (b, 2, h, w)
+        mean, maximum = _MeanAndMaximum.apply(x, (1,))
+        pooled = torch.cat((maximum, mean), dim=1)  # (b, 2, h, w)
         return x * self.norm(self.convolution(pooled)).sigmoid()
 
 
@@ -68,5 +95,7 @@ class ParameterFreeAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine x (b, c, h, w)."""
-        x = x * (x.mean(dim=(2, 3), keepdim=True) + x.amax(dim=(2, 3), keepdim=True)).sigmoid()
-        return x * (x.amax(dim=1, keepdim=True) + x.mean(dim=1, keepdim=True)).sigmoid()
+        for dims in ((2, 3), (1,)):
+            mean, maximum = _MeanAndMaximum.apply(x, dims)
+            x = x * (mean + maximum).sigmoid()
+        return x

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from hf_segkd.losses.adapters import ZERO_NORM, Connector, align, resize_labels
@@ -71,17 +72,41 @@ def normalized_distance(
         dim = 1
     else:
         student_map, teacher_map, dim = student_map.flatten(2), teacher_map.flatten(2), 2
-    # Not torch.linalg.vector_norm: over all of a large fp32 map it is off by 5e-4 on CPUs; sum() adds pairwise.
-    student_square, teacher_square = student_map.square().sum(dim), teacher_map.square().sum(dim)
+    student_square, product, teacher_square = _InnerProducts.apply(student_map, teacher_map, dim)
     student_exists, teacher_exists = student_square > ZERO_NORM**2, teacher_square > ZERO_NORM**2
     # Expanding the square keeps the two normalised maps out of memory.
     norms = student_square.clamp_min(ZERO_NORM**2).sqrt() * teacher_square.clamp_min(ZERO_NORM**2).sqrt()
-    cosine = (student_map * teacher_map).sum(dim) / norms
+    cosine = product / norms
     cosine = torch.where(student_exists & teacher_exists, cosine, torch.zeros_like(cosine))
     distance = student_exists.to(cosine) + teacher_exists.to(cosine) - 2.0 * cosine
     if not squared:
         distance = distance.clamp_min(1e-12).sqrt()  # the root has no gradient at 0
     return distance.mean()
+
+
+class _InnerProducts(torch.autograd.Function):
+    """Sums of s s, s t and t t over `dim`; a gradient takes two passes and one map."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, student: Tensor, teacher: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(student, teacher)
+        ctx.dim = dim
+        # Not torch.linalg.vector_norm: over all of a large fp32 map it is off by 5e-4 on CPUs; sum() adds pairwise.
+        product = torch.empty_like(student)
+        pairs = (student, student), (student, teacher), (teacher, teacher)
+        return tuple(torch.mul(*pair, out=product).sum(dim) for pair in pairs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher = ctx.saved_tensors
+        student_slope, product_slope, teacher_slope = (slope.unsqueeze(ctx.dim) for slope in slopes)
+        sides = (student, student_slope, teacher), (teacher, teacher_slope, student)
+        gradients = (
+            (own * (2.0 * slope)).addcmul_(other, product_slope) if needed else None
+            for (own, slope, other), needed in zip(sides, ctx.needs_input_grad, strict=False)
+        )
+        return *gradients, None
 
 
 class AttnFDLoss(AbstractDistillationLoss):

@@ -150,7 +150,7 @@ class CIRKDLoss(AbstractDistillationLoss):
         rows = F.normalize(pixel_rows(teacher_map), dim=1)
         labels = class_labels(labels, student_map.shape[2:], self.ignore_index)
         # What overflowed would stay in the queues.
-        labels = labels.masked_fill(~rows.isfinite().all(dim=1).view(labels.shape), -1)
+        labels = labels.masked_fill(~rows.sum(dim=1).isfinite().view(labels.shape), -1)
         if self.training:
             self.memory.update(rows, labels)
         anchors = (labels >= 0).flatten().nonzero()[:, 0]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from hf_segkd.losses.adapters import Connector, align
 from hf_segkd.losses.base import (
@@ -42,7 +43,8 @@ def partial_l2_distance(student_map: Tensor, teacher_map: Tensor, margin: Tensor
 
     With the margin ReLU $\sigma_m(t) = \max(t, m_c)$ of channel c, the partial L2 distance is
     $$\sum \begin{cases} 0 & s \le \sigma_m(t) \le 0 \\ (s - \sigma_m(t))^2 & \text{otherwise} \end{cases}$$
-    over all of (b, c, h, w): below a target that is not positive, the ReLU hides any difference.
+    over all of (b, c, h, w): below a target that is not positive, the ReLU hides any difference. Only the student's map
+    gets a gradient.
 
     Args:
         student_map: s, before the ReLU, (b, c, h, w).
@@ -55,9 +57,27 @@ def partial_l2_distance(student_map: Tensor, teacher_map: Tensor, margin: Tensor
         >>> partial_l2_distance(student.view(1, 1, 1, 3), teacher.view(1, 1, 1, 3), torch.tensor([-0.5])).item()
         7.25
     """
-    target = torch.maximum(teacher_map, margin[:, None, None])
-    matters = (student_map > target) | (target > 0)
-    return ((student_map - target) * matters).square().sum()
+    return _PartialL2Distance.apply(student_map, teacher_map, margin)
+
+
+class _PartialL2Distance(torch.autograd.Function):
+    """`partial_l2_distance`; of all maps only the differences are kept."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, student_map: Tensor, teacher_map: Tensor, margin: Tensor) -> Tensor:
+        target = torch.maximum(teacher_map, margin[:, None, None])
+        difference = student_map - target
+        hidden = torch.maximum(target, difference) <= 0
+        del target
+        difference.masked_fill_(hidden, 0.0)
+        ctx.save_for_backward(difference)
+        return difference.square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (difference,) = ctx.saved_tensors
+        return difference * (2.0 * gradient), None, None
 
 
 def margin_of_norm(weight: Tensor, bias: Tensor) -> Tensor:
@@ -114,9 +134,10 @@ class TeacherMargin(nn.Module):
 
     @torch.no_grad()
     def _update(self, teacher_map: Tensor) -> None:
-        negative = (teacher_map < 0) & teacher_map.isfinite()  # an overflow in fp16 would spoil the mean forever
-        sums = torch.where(negative, teacher_map, 0.0).sum((0, 2, 3))
-        sums, counts = all_reduce_sum(torch.stack((sums, negative.sum((0, 2, 3)).to(sums))))
+        # An overflow in fp16 would spoil the mean forever.
+        negative = teacher_map.clamp(max=0.0).nan_to_num_(nan=0.0, neginf=0.0)
+        sums, counts = negative.sum((0, 2, 3)), -negative.sign_().sum((0, 2, 3))
+        sums, counts = all_reduce_sum(torch.stack((sums, counts)))
         self.count += counts.long()
         self.value += (sums - counts * self.value) / self.count.clamp_min(1)
 

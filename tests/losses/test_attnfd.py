@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_segkd.losses import create_loss
-from hf_segkd.losses.attention import CBAM, ParameterFreeAttention
+from hf_segkd.losses.attention import CBAM, ParameterFreeAttention, _MeanAndMaximum
 from hf_segkd.losses.attnfd import normalized_distance
 from hf_segkd.losses.base import TrainingRequest
 
@@ -269,3 +269,22 @@ def test_the_weight_multiplies_the_sum_over_the_places():
 def test_wrong_values_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         create_loss("attnfd", STUDENT, TEACHER, **kwargs)
+
+
+@pytest.mark.parametrize("dims", [(1,), (2, 3)])
+def test_pooling_has_the_gradients_of_mean_and_amax_also_where_several_are_the_largest(dims):
+    x = hashed((2, 6, 3, 4), 40, 4.0).round().clamp_min(0.0).requires_grad_()  # few values, many zeros
+    weights = [hashed(x.mean(dims, keepdim=True).shape, k, 1.0) for k in (41, 42)]
+    actual, expected = _MeanAndMaximum.apply(x, dims), (x.mean(dims, keepdim=True), x.amax(dims, keepdim=True))
+    gradients = [torch.autograd.grad(pooled, x, weights)[0] for pooled in (actual, expected)]
+    assert [torch.equal(*pair) for pair in zip(actual, expected, strict=True)] == [True, True]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("norm", ["tensor", "sample", "channel", "map"])
+def test_the_distance_has_a_gradient_of_the_teacher_too_as_the_formula_has(norm):
+    student, teacher = (x.detach().requires_grad_() for x in place(0))
+    mirrored = normalized_distance(teacher, student, norm)
+    (expected,) = torch.autograd.grad(mirrored, teacher)
+    (actual,) = torch.autograd.grad(normalized_distance(student, teacher, norm), teacher)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-15)

@@ -3,6 +3,7 @@ import torch
 from loss_cases import Allocations, assert_same_with_gradient, doubles, draw
 from torch.nn import functional as F
 
+from hf_segkd.losses import cirkd_minibatch
 from hf_segkd.losses.cirkd_minibatch import minibatch_divergence
 
 
@@ -88,3 +89,13 @@ def test_opposite_vectors_at_the_lowest_temperature_are_finite():
     value.backward()
     assert value.isfinite()
     assert student.grad.isfinite().all()
+
+
+def test_it_makes_no_difference_how_many_tiles_are_kept(monkeypatch):
+    student, teacher = doubles(1, (2, 3, 30, 35), (2, 4, 30, 35))
+    gradients = []
+    for kept in (0, 100, 1000):  # of an image's three tiles: none, some, all
+        monkeypatch.setattr(cirkd_minibatch, "KEPT", kept)
+        gradients += torch.autograd.grad(minibatch_divergence(student, teacher), student)
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], gradients[2])
