@@ -46,13 +46,11 @@ class HintLoss(AbstractDistillationLoss):
     Args:
         student: What the student offers.
         teacher: What the teacher offers.
-        weight: Weight of the term; the paper's hint stands alone, 1 is CIRKDv2's for Cityscapes (10 for ADE20K), beside
-            a squared distance.
+        weight: Weight of the term. The paper's hint stands alone, so that 1 beside a cross-entropy is our choice.
         distance: `squared` (paper, there halved and summed), the mean of the squared differences, which depends on the
             scale of the teacher's features; or `cosine`, 1 - cosine over the channels, which does not.
         taps: The maps to compare, whose distances are added. The paper's are in the middle of both networks; the
-            default is the backbone's last, which every network of a backbone and a head has, and which no label
-            reaches but through the whole head.
+            default is the backbone's last, which every network of a backbone and a head has.
 
     Raises:
         ValueError: If there is no map, one is missing, or a value is out of range.
