@@ -1,11 +1,12 @@
 """What distillation costs: ratios of a step of ours to plain versions, measured side by side in one run.
 
-    python scripts/benchmark.py [--rounds 5] [--teacher]
+    python scripts/benchmark.py [--rounds 5] [--teacher] [--cached]
 
 ResNet-18 learns from ResNet-101 by AttnFD (DeepLabV3+, 21 classes), batch 2, 257 x 257, fp32, on the CPU.
 Times are medians over rounds in which the variants take turns; peak memory is that of a process per variant.
 `--teacher` measures the teacher's forward in the number formats and layouts that `teacher_dtype fastest` chooses among,
-and a step with its choice: CPU time of the process, one thread.
+and a step with its choice: CPU time of the process, one thread. `--cached` does the same with steps whose teacher cache is
+filled.
 """
 
 import sys
@@ -109,12 +110,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="rounds in which the variants take turns")
     parser.add_argument("--teacher", action="store_true", help="measure the teacher's number formats only")
+    parser.add_argument("--cached", action="store_true", help="measure steps with a filled teacher cache only")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.teacher:
         print_teacher(options.rounds)
         return
     bench = Bench()
+    if options.cached:
+        torch.set_num_threads(1)
+        print(f"CPU seconds, 1 thread, batch {BATCH}, {SIZE} x {SIZE}, medians, ratio to the last line\n")
+        cached = [f"cached_{method}" for method in CACHED]
+        for names in (("ours", *cached, "student_alone"), ("cached_attnfd", "as_published")):
+            print_in_turn({name: getattr(bench, name) for name in names}, options.rounds)
+            print()
+        return
     if options.memory_of:
         run = getattr(bench, options.memory_of)
         if options.memory_of in LOOPS:
