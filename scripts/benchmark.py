@@ -5,8 +5,7 @@
 ResNet-18 learns from ResNet-101 by AttnFD (DeepLabV3+, 21 classes), batch 2, 257 x 257, fp32, on the CPU.
 Times are medians over rounds in which the variants take turns; peak memory is that of a process per variant.
 `--teacher` measures the teacher's forward in the number formats and layouts that `teacher_dtype fastest` chooses among,
-and a step with its choice: CPU time of the process, one thread. `--cached` does the same with steps whose teacher cache is
-filled.
+and a step with its choice, `--cached` steps with a filled teacher cache: CPU time of the process, one thread.
 """
 
 import sys
