@@ -2,8 +2,8 @@
 
     python scripts/demo.py [--output runs/demo] [--seeds 0 1 2 3 4] [--max_steps N]
 
-A teacher learns from all 512 labelled scenes. Then the same student learns, with each seed and in equally many steps of
-equally many images, from the few labels that the recipe gives it, and from these, the teacher and images without labels.
+A teacher learns from all 512 labelled scenes. Then the same student learns, with each seed and in equally many steps
+of equally many images, from a few of the labels, and from these few, the teacher and images without labels.
 Ends with a table, a picture, and the lines of Python that load the result.
 """
 
@@ -156,10 +156,8 @@ def last_quarter(alone: list[Run]) -> str:
     last = max(means)
     before = max((step for step in means if step <= 0.75 * last), default=last)
     course = ", ".join(f"{mean:.1f}" for mean in means.values())
-    return (
-        f"The student alone in the course of its training: {course} (mean of the seeds); {means[last] - means[before]:+.2f} "
-        f"points since step {before} of {last}."
-    )
+    gain = f"{means[last] - means[before]:+.2f} points since step {before} of {last}"
+    return f"The student alone in the course of its training: {course} (mean of the seeds); {gain}."
 
 
 def draw(teacher: Run, alone: Run, distilled: Run, options: dict) -> tuple[Image.Image, str]:
