@@ -70,8 +70,8 @@ def test_a_student_goes_from_the_demo_to_every_user_with_one_mask(tmp_path, monk
     # What `make demo` runs, with one seed and fewer steps.
     demo = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--output", "demo", "--seeds", "0", "--max_steps", "40"]
     shown = subprocess.run(demo, cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
-    assert "student, AttnFD" in shown
-    student = tmp_path / "demo" / "attnfd-seed0"
+    assert "student, distilled" in shown
+    student = tmp_path / "demo" / "distilled-seed0"
 
     model, processor = load_network(str(student))
     picture = load_segmentation_dataset("demo", split="val", **DATA)[1]["image"]
