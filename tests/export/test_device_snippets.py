@@ -14,7 +14,8 @@ from hf_segkd.export.graph import DenseNetwork, save_onnx, trace
 
 pytestmark = pytest.mark.slow
 PAGE = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
-IMPORTS, *PARTS = re.split(r"^# ", PAGE.split("## Three lines each")[1].split("```")[1].removeprefix("text\n"), flags=re.M)
+BLOCK = PAGE.split("## Three lines each")[1].split("```text\n")[1].split("```")[0]
+IMPORTS, *PARTS = re.split(r"^# ", BLOCK, flags=re.M)
 SNIPPETS = {re.match(r"\w+", part)[0]: "# " + part for part in PARTS}
 PACKAGES = {"LiteRT": "litert", "ExecuTorch": "executorch", "OpenVINO": "openvino", "ncnn": "ncnn"}
 
