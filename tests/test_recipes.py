@@ -18,6 +18,7 @@ from hf_segkd.data import label_info
 from hf_segkd.data.labels import voc_palette
 from hf_segkd.losses import create_loss
 from hf_segkd.models.backbone_geometry import RESNETS, mmseg_backbone_config
+from hf_segkd.networks.profiling import count_macs
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.distiller import network_spec
 
@@ -124,7 +125,9 @@ def tiny(network_config):
     config |= TINY_HEAD if model_type == "segkd-deeplabv3plus" else {"channels": 8}
     config |= TINY_ISANET if model_type == "segkd-isanet" else {}
     if "backbone_config" in config:
-        return {**config, "backbone_config": {**config["backbone_config"], "width": 8}}
+        backbone = config["backbone_config"]
+        smaller = {"depth_multiplier": 0.1} if backbone["model_type"] == "segkd-mobilenet-v2" else {"width": 8}
+        return {**config, "backbone_config": {**backbone, **smaller}}
     if model_type == "segkd-deeplabv3plus" and "layout" not in config:
         if config["backbone"] == "mobilenet_v2":
             return {**config, "depth_multiplier": 0.1}
@@ -301,3 +304,15 @@ def test_the_command_takes_a_step_on_data_in_the_official_layout_and_evaluates(p
     assert written["steps"] == state["global_step"] == 1
     assert math.isfinite(next(entry["train_loss"] for entry in state["log_history"] if "train_loss" in entry))
     assert (output / "model.safetensors").is_file()
+
+
+def test_the_student_for_devices_is_the_papers_backbone_with_a_seventh_of_the_multiply_adds():
+    path = Path(hf_segkd.recipes.__file__).with_name("camvid_devices.yaml")
+    with torch.device("meta"):
+        papers = build({"backbone": "mobilenet_v2"}, num_labels=21)
+        ours = build(yaml.safe_load(path.read_text())["student_config"], num_labels=21)
+    assert ours.config.backbone_config.to_dict() == papers.config.backbone_config.to_dict()
+    assert ours.config.atrous_rates == papers.config.atrous_rates
+    macs = [round(count_macs(network, (513, 513)) / 1e9, 2) for network in (papers, ours)]
+    assert macs == [26.94, 3.97]
+    assert f"{macs[1]} GMACs at 513 x 513, where the papers' MobileNetV2 student has {macs[0]}" in path.read_text()

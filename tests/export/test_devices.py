@@ -47,7 +47,8 @@ def isanet():
 
 
 def hrnet():
-    return HRNetForSemanticSegmentation(HRNetConfig(backbone="hrnet_w18_small", num_labels=NUM_CLASSES))
+    small = {"width": 4, "stem_blocks": 1, "num_modules": [1, 1, 1], "num_blocks": 1}
+    return HRNetForSemanticSegmentation(HRNetConfig(backbone_config=small, num_labels=NUM_CLASSES))
 
 
 def with_statistics(model):

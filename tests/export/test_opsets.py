@@ -52,7 +52,8 @@ def test_opsets_out_of_range_are_refused():
 
 @pytest.mark.slow
 def test_a_network_that_an_old_opset_has_no_operation_for_is_refused(tmp_path):
-    backbone = network(backbone_config=None).config.backbone_config.to_dict() | {"out_features": ["stage3", "stage4"]}
+    backbone = {"model_type": "segkd-resnet", "width": 8, "depths": [1, 1, 1, 1], "strides": [1, 2, 2, 1]}
+    backbone["out_features"] = ["stage3", "stage4"]
     config = ISANetConfig(backbone_config=backbone, channels=16, attention_channels=8, num_labels=5)
     isanet = DenseNetwork(ISANetForSemanticSegmentation(config))
     program = trace(isanet, (65, 97), dynamic=True)
