@@ -51,12 +51,12 @@ from hf_segkd.training.run_report import Evaluation
 from hf_segkd.training.run_settings import checkpoint_to_resume, recorded_arithmetic, run_settings, with_arithmetic
 from hf_segkd.training.search import SearchingTrainer
 from hf_segkd.training.set_up import make_teacher, prepared_distiller, refuse_unusual_weights
-from hf_segkd.training.stream_inputs import refuse_need_of_labels, require_one_order
+from hf_segkd.training.stream_inputs import refuse_need_of_labels, refuse_splits, require_one_order
 from hf_segkd.training.stream_loading import counted_once, stream_loader
 from hf_segkd.training.student_files import load_checkpoint, save_student
 from hf_segkd.training.teacher_cache import teacher_cache
 from hf_segkd.training.term_means import ConstantTerms, TermMeans
-from hf_segkd.training.trainer_options import refuse_options, refuse_unclear_start
+from hf_segkd.training.trainer_options import refuse_options, refuse_unclear_start, require_kinds, require_set
 from hf_segkd.types import Features
 
 logger = logging.get_logger(__name__)
@@ -132,7 +132,8 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
         ValueError: If an argument of `Trainer` is not taken, the teacher is no network, or the student none that
             `from_pretrained` can load, either has one class, teacher and method don't go together, teacher and student
             are one object, their classes are not known to agree, a feature is missing, `metric_for_best_model` is no
-            score of the evaluations, or the distributed set-up was never tested.
+            score of the evaluations, the distributed set-up was never tested, or `args` or `callbacks` are something
+            else.
 
     Attributes:
         unreadable_images: `image_id` of each training image that was left out; set when training has ended.
@@ -185,6 +186,7 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
     ) -> None:
         refuse_options(positional, not_taken, inspect.signature(type(self).__init__).parameters)
         args = DistillationArguments() if args is None else args
+        require_kinds(args, callbacks)
         check_supported_modes(args)
         warn_single_process(args)
         self.model_init, self._loss, self._method_kwargs = model_init, loss, args.method_kwargs
@@ -568,6 +570,8 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
     def get_eval_dataloader(self, eval_dataset: str | Dataset | datasets.Dataset | None = None) -> DataLoader:
         """A loader of whole images; it drops none, whatever `dataloader_drop_last` is for training."""
         given = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(given, str):
+            require_set(given, self.eval_dataset)
         images = self.eval_dataset[given] if isinstance(given, str) else self._whole_images(given)
         with self._for_evaluation():
             if isinstance(images, EvaluationStream):
@@ -577,6 +581,7 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
 
     def get_test_dataloader(self, test_dataset: Dataset | datasets.Dataset) -> DataLoader:
         """As `get_eval_dataloader`."""
+        refuse_splits("test_dataset", test_dataset)
         images = self._whole_images(test_dataset)
         with self._for_evaluation():
             if isinstance(images, EvaluationStream):
