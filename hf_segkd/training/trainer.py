@@ -40,6 +40,7 @@ from hf_segkd.training.distiller import Distiller
 from hf_segkd.training.ema import AverageAfterStep, StudentAverage
 from hf_segkd.training.inputs import augmented, known_labels, unreadable_images, whole_images
 from hf_segkd.training.interruption import EXIT_CODE, Sigterm, StopAtSigterm, ignore_sigterm_in_workers
+from hf_segkd.training.label_watch import LabelWatch
 from hf_segkd.training.nonfinite import NonFiniteGuard, require_finite_scores
 from hf_segkd.training.own_loss import with_method
 from hf_segkd.training.parameter_groups import ConnectorsFirst, parameter_groups, require_all_parameters
@@ -250,6 +251,9 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
             batch_statistics = distiller.loss.request.teacher_batch_statistics
             self.teacher.prepare(self.accelerator, batch_statistics, args.channels_last)
         self._open_teacher_cache(distiller)
+        self._label_watch = None
+        if not isinstance(self.train_dataset, AugmentedDataset):  # whose masks were looked at
+            self._label_watch = LabelWatch(distiller.config, not isinstance(self.train_dataset, TrainingStream))
         self._warn_about_batch_size()
 
     def _name_scores(
@@ -327,7 +331,8 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
             **kwargs: As in `Trainer`.
 
         Raises:
-            ValueError: If the checkpoint is damaged, or that of a run that this one can't continue.
+            ValueError: If the checkpoint is damaged, or that of a run that this one can't continue; or if a student
+                without a teacher had not one labelled pixel.
             SystemExit: With code 143 after SIGTERM, when the checkpoint of the current step is written.
         """
         if self.model is not None:  # a search lets go of it between trials
@@ -351,6 +356,7 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
                 raise
             finally:
                 self.remove_callback(resumed)
+            self._require_labels()
             self._pushes.log_failed_last(self.hub_model_id)
             if self._sigterm.received(self.args):
                 self._save_finished_run()
@@ -363,10 +369,19 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
         self._share_buffers()
         return output
 
+    def _require_labels(self) -> None:
+        """Refuse what a run learnt from labels alone, if none was there; a resumed run may have had some before."""
+        own = type(self).compute_loss is not DistillationTrainer.compute_loss
+        alone = self.distiller.loss is None and self.args.class_weights is None and not own
+        if self._label_watch is not None and alone and self.resumed_from_step is None:
+            self._label_watch.require_labels()
+
     def _begin_steps(self) -> None:
         """Do what comes after the set-up and before the first step."""
         self._term_means.reset()
         self._guard.reset()
+        if self._label_watch is not None:
+            self._label_watch.begin()
         self._guard.accelerator = self.accelerator  # a search gives each trial another
         if self._train_batch_size != self.args.per_device_train_batch_size:  # found by auto_find_batch_size
             self.args.per_device_train_batch_size = self._train_batch_size
@@ -451,8 +466,13 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
         labelled = torch.zeros((), dtype=torch.int64, device=device)
         for batch in batches:
             if "labels" in batch:
+                if self._label_watch is not None:
+                    self._label_watch.see(batch["labels"])
                 labelled = labelled + self.distiller.pixel_weight(batch["labels"]).to(device)
-        return batches, self.accelerator.reduce(labelled, reduction="sum")
+        labelled = self.accelerator.reduce(labelled, reduction="sum")
+        if self._label_watch is not None and batches:
+            self._label_watch.add(labelled)
+        return batches, labelled
 
     def compute_loss(
         self,
@@ -625,6 +645,7 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
         require_finite_scores(output.metrics)
         if self.is_in_train:
             self._metric_names.require(output.metrics, kwargs.get("metric_key_prefix", "eval"))
+        self._scores.require_labels(stop=not self.is_in_train)  # a run is not lost for it
         return output
 
     def prediction_step(
