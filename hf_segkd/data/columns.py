@@ -59,7 +59,7 @@ def find_columns(
     if image is None:
         raise ValueError(
             f"{where}: need a column {IMAGE_COLUMNS[0]} (or {', '.join(IMAGE_COLUMNS[1:])}) that holds pictures, or "
-            f"its name as image_column; there are: {listed}."
+            f"its name as image_column; there are: {listed}.{_uncast(kinds)}"
         )
     _require(kinds, where, "image_column", image, ("picture",), listed)
     if not labelled:
@@ -157,6 +157,17 @@ def _require(
 
 def _no_such_column(where: str, name: str, columns: Sequence[str]) -> str:
     return f"{where}: there is no column {name!r}.{did_you_mean(name, columns)} There are: {', '.join(columns)}."
+
+
+def _uncast(kinds: Mapping[str, Kind]) -> str:
+    """What to do where a column of the usual name holds paths or bytes."""
+    named = [column for column, kind in kinds.items() if kind == "other" and _stem(column) in IMAGE_COLUMNS]
+    if not named:
+        return ""
+    return (
+        f" If {named[0]} holds paths or the bytes of files, dataset.cast_column({named[0]!r}, datasets.Image()) makes "
+        "pictures of them; the same for the masks."
+    )
 
 
 def _stem(column: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import replace
@@ -99,10 +100,18 @@ def as_loaded(
         num_channels: As in `load_segmentation_dataset`.
 
     Raises:
-        ValueError: If there are no columns of images and masks, several could be meant, or rows are no dicts.
+        ValueError: If there are no columns of images and masks, several could be meant, or rows are no dicts; or if it
+            is no data set.
     """
     if dataset is None or is_loaded(dataset) or isinstance(dataset, AugmentedDataset | EvaluationDataset):
         return dataset
+    if isinstance(dataset, str | os.PathLike):
+        raise ValueError(
+            f"{where} is the name {str(dataset)!r}, and must be what is loaded by it: load_segmentation_dataset, or "
+            "datasets.load_dataset(..., split=...)."
+        )
+    if isinstance(dataset, torch.utils.data.DataLoader):
+        raise ValueError(f"{where} is a DataLoader, and the trainer makes the batches by itself: pass its data set.")
     if not isinstance(dataset, Sized):
         raise ValueError(
             f"{where} is a {type(dataset).__name__} without __len__: give it one, or pass a torch IterableDataset."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from hf_segkd.evaluation.metrics import confusion_matrix, scores_from_confusion_
 from hf_segkd.evaluation.reports import METRICS
 from hf_segkd.networks.inference import classes_at, logits_at
 from hf_segkd.networks.tiles import tiled_logits
+
+logger = logging.getLogger(__name__)
 
 # Most logits of an image that exist at once at the size of its labels, 256 MiB; more are made in parts.
 LOGITS_AT_ONCE = 2**26
@@ -55,6 +58,25 @@ class StreamingScores:
         found = {name: scores[name] for name in METRICS}
         found |= {key: scores["per_category_iou"][index] for index, key in self.class_keys.items()}
         return {name: score for name, score in found.items() if not math.isnan(score)}
+
+    def require_labels(self, stop: bool = True) -> None:
+        """Refuse an evaluation without a score.
+
+        Args:
+            stop: Whether to raise; else a warning is logged.
+
+        Raises:
+            ValueError: If all images were counted, and not one pixel had a class.
+        """
+        if not self.confusion_matrix.numel() or self.confusion_matrix.any():
+            return
+        message = (
+            "The evaluation has no score: not one pixel of its images has a class. Is a class taken for none, or are "
+            "the masks of another data set?"
+        )
+        if stop:
+            raise ValueError(message)
+        logger.warning(message)
 
 
 def loss_and_counts(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from accelerate.utils import DynamoBackend
@@ -83,8 +85,9 @@ def _check_label_losses(args: Any) -> None:
 def _check_ranges(args: Any) -> None:
     for name, least in LEAST.items():
         value = getattr(args, name)
-        if value is not None and not least <= value < math.inf:
-            raise ValueError(f"{name} must be a number from {least}, got {value}.")
+        if value is not None and not (isinstance(value, Real) and least <= value < math.inf):
+            got = repr(value) if isinstance(value, str) else value
+            raise ValueError(f"{name} must be a number from {least}, got {got}.")
     if (args.max_steps != -1 and args.max_steps < 1) or not 0 < args.num_train_epochs < math.inf:
         raise ValueError(
             f"Nothing to train in {args.max_steps} steps or {args.num_train_epochs} epochs: give max_steps from 1, "
@@ -108,5 +111,13 @@ def _check_ranges(args: Any) -> None:
     if len(args.scale_range) != 2 or not 0 < args.scale_range[0] <= args.scale_range[1]:
         raise ValueError(f"scale_range takes the smallest and the largest scale, got {args.scale_range}.")
     check_tile(args.eval_tile, args.eval_overlap)
-    if args.crop_size is not None and (len(args.crop_size) != 2 or min(args.crop_size) < 1):
-        raise ValueError(f"crop_size takes height and width in pixels, got {args.crop_size}.")
+    if args.crop_size is not None and not _is_size(args.crop_size):
+        raise ValueError(f"crop_size takes height and width in pixels, got {args.crop_size!r}.")
+    if isinstance(args.frozen, str):
+        raise ValueError(f"frozen takes a list of beginnings of parameter names, got {args.frozen!r}.")
+
+
+def _is_size(value: Any) -> bool:
+    """Whether it is a height and a width."""
+    pair = isinstance(value, Sequence) and len(value) == 2
+    return pair and all(isinstance(length, Integral) and length >= 1 for length in value)

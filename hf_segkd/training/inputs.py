@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 from accelerate import Accelerator
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from hf_segkd.data import (
@@ -180,9 +180,15 @@ def whole_images(
 
     Raises:
         ValueError: If there is no processor, it does not keep whole images, the labels are not the model's, there is
-            no image, or columns can't be found.
+            no image, or columns can't be found; if a dict is empty, or its names are no words.
     """
     if isinstance(dataset, dict):
+        wrong = [name for name, part in dataset.items() if not isinstance(name, str) or part is None]
+        if wrong or not dataset:
+            raise ValueError(
+                "eval_dataset is a dict, of names (words) and data sets, and "
+                f"{'is empty' if not dataset else f'{wrong[0]!r} is none, or has none'}."
+            )
         return {name: whole_images(part, processor, model, names) for name, part in dataset.items()}
     if is_stream(dataset):
         if isinstance(dataset, EvaluationStream):
@@ -281,6 +287,11 @@ def _needed(processor: Any) -> Any:
         raise ValueError(
             "processing_class is missing: an image processor (such as SegformerImageProcessor) holds the size, mean "
             "and std of the images."
+        )
+    if not isinstance(processor, BaseImageProcessor) and not hasattr(processor, "do_resize"):
+        raise ValueError(
+            f"processing_class is a {type(processor).__name__}, and must be an image processor of transformers (such "
+            "as SegformerImageProcessor), which is saved with the student."
         )
     check_keeps_whole_images(processor)
     return processor

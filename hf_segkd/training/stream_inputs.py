@@ -130,8 +130,8 @@ def refuse_splits(name: str, images: Any) -> None:
     Raises:
         ValueError: If there are several.
     """
-    if isinstance(images, datasets.DatasetDict | datasets.IterableDatasetDict):
-        raise ValueError(f"{name} holds the splits {', '.join(images)}; pass one of them.")
+    if isinstance(images, dict):  # datasets.DatasetDict too
+        raise ValueError(f"{name} holds the splits {', '.join(map(str, images))}; pass one of them.")
 
 
 def refuse_need_of_labels(loss: AbstractDistillationLoss | None, what: str) -> None:

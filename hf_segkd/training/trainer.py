@@ -40,6 +40,7 @@ from hf_segkd.training.distiller import Distiller
 from hf_segkd.training.ema import AverageAfterStep, StudentAverage
 from hf_segkd.training.inputs import augmented, known_labels, unreadable_images, whole_images
 from hf_segkd.training.interruption import EXIT_CODE, Sigterm, StopAtSigterm, ignore_sigterm_in_workers
+from hf_segkd.training.label_watch import LabelWatch
 from hf_segkd.training.nonfinite import NonFiniteGuard, require_finite_scores
 from hf_segkd.training.own_loss import with_method
 from hf_segkd.training.parameter_groups import ConnectorsFirst, parameter_groups, require_all_parameters
@@ -51,12 +52,12 @@ from hf_segkd.training.run_report import Evaluation
 from hf_segkd.training.run_settings import checkpoint_to_resume, recorded_arithmetic, run_settings, with_arithmetic
 from hf_segkd.training.search import SearchingTrainer
 from hf_segkd.training.set_up import make_teacher, prepared_distiller, refuse_unusual_weights
-from hf_segkd.training.stream_inputs import refuse_need_of_labels, require_one_order
+from hf_segkd.training.stream_inputs import refuse_need_of_labels, refuse_splits, require_one_order
 from hf_segkd.training.stream_loading import counted_once, stream_loader
 from hf_segkd.training.student_files import load_checkpoint, save_student
 from hf_segkd.training.teacher_cache import teacher_cache
 from hf_segkd.training.term_means import ConstantTerms, TermMeans
-from hf_segkd.training.trainer_options import refuse_options, refuse_unclear_start
+from hf_segkd.training.trainer_options import refuse_options, refuse_unclear_start, require_kinds, require_set
 from hf_segkd.types import Features
 
 logger = logging.get_logger(__name__)
@@ -132,7 +133,8 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
         ValueError: If an argument of `Trainer` is not taken, the teacher is no network, or the student none that
             `from_pretrained` can load, either has one class, teacher and method don't go together, teacher and student
             are one object, their classes are not known to agree, a feature is missing, `metric_for_best_model` is no
-            score of the evaluations, or the distributed set-up was never tested.
+            score of the evaluations, the distributed set-up was never tested, or `args` or `callbacks` are something
+            else.
 
     Attributes:
         unreadable_images: `image_id` of each training image that was left out; set when training has ended.
@@ -185,6 +187,7 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
     ) -> None:
         refuse_options(positional, not_taken, inspect.signature(type(self).__init__).parameters)
         args = DistillationArguments() if args is None else args
+        require_kinds(args, callbacks)
         check_supported_modes(args)
         warn_single_process(args)
         self.model_init, self._loss, self._method_kwargs = model_init, loss, args.method_kwargs
@@ -248,6 +251,9 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
             batch_statistics = distiller.loss.request.teacher_batch_statistics
             self.teacher.prepare(self.accelerator, batch_statistics, args.channels_last)
         self._open_teacher_cache(distiller)
+        self._label_watch = None
+        if not isinstance(self.train_dataset, AugmentedDataset):  # whose masks were looked at
+            self._label_watch = LabelWatch(distiller.config, not isinstance(self.train_dataset, TrainingStream))
         self._warn_about_batch_size()
 
     def _name_scores(
@@ -325,7 +331,8 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
             **kwargs: As in `Trainer`.
 
         Raises:
-            ValueError: If the checkpoint is damaged, or that of a run that this one can't continue.
+            ValueError: If the checkpoint is damaged, or that of a run that this one can't continue; or if a student
+                without a teacher had not one labelled pixel.
             SystemExit: With code 143 after SIGTERM, when the checkpoint of the current step is written.
         """
         if self.model is not None:  # a search lets go of it between trials
@@ -349,6 +356,7 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
                 raise
             finally:
                 self.remove_callback(resumed)
+            self._require_labels()
             self._pushes.log_failed_last(self.hub_model_id)
             if self._sigterm.received(self.args):
                 self._save_finished_run()
@@ -361,10 +369,19 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
         self._share_buffers()
         return output
 
+    def _require_labels(self) -> None:
+        """Refuse what a run learnt from labels alone, if none was there; a resumed run may have had some before."""
+        own = type(self).compute_loss is not DistillationTrainer.compute_loss
+        alone = self.distiller.loss is None and self.args.class_weights is None and not own
+        if self._label_watch is not None and alone and self.resumed_from_step is None:
+            self._label_watch.require_labels()
+
     def _begin_steps(self) -> None:
         """Do what comes after the set-up and before the first step."""
         self._term_means.reset()
         self._guard.reset()
+        if self._label_watch is not None:
+            self._label_watch.begin()
         self._guard.accelerator = self.accelerator  # a search gives each trial another
         if self._train_batch_size != self.args.per_device_train_batch_size:  # found by auto_find_batch_size
             self.args.per_device_train_batch_size = self._train_batch_size
@@ -449,8 +466,13 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
         labelled = torch.zeros((), dtype=torch.int64, device=device)
         for batch in batches:
             if "labels" in batch:
+                if self._label_watch is not None:
+                    self._label_watch.see(batch["labels"])
                 labelled = labelled + self.distiller.pixel_weight(batch["labels"]).to(device)
-        return batches, self.accelerator.reduce(labelled, reduction="sum")
+        labelled = self.accelerator.reduce(labelled, reduction="sum")
+        if self._label_watch is not None and batches:
+            self._label_watch.add(labelled)
+        return batches, labelled
 
     def compute_loss(
         self,
@@ -568,6 +590,8 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
     def get_eval_dataloader(self, eval_dataset: str | Dataset | datasets.Dataset | None = None) -> DataLoader:
         """A loader of whole images; it drops none, whatever `dataloader_drop_last` is for training."""
         given = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(given, str):
+            require_set(given, self.eval_dataset)
         images = self.eval_dataset[given] if isinstance(given, str) else self._whole_images(given)
         with self._for_evaluation():
             if isinstance(images, EvaluationStream):
@@ -577,6 +601,7 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
 
     def get_test_dataloader(self, test_dataset: Dataset | datasets.Dataset) -> DataLoader:
         """As `get_eval_dataloader`."""
+        refuse_splits("test_dataset", test_dataset)
         images = self._whole_images(test_dataset)
         with self._for_evaluation():
             if isinstance(images, EvaluationStream):
@@ -620,6 +645,7 @@ class DistillationTrainer(SearchingTrainer, PublishingTrainer):
         require_finite_scores(output.metrics)
         if self.is_in_train:
             self._metric_names.require(output.metrics, kwargs.get("metric_key_prefix", "eval"))
+        self._scores.require_labels(stop=not self.is_in_train)  # a run is not lost for it
         return output
 
     def prediction_step(

@@ -1,4 +1,4 @@
-"""`refuse_options`, `refuse_unclear_start`: arguments that `DistillationTrainer` does not take, or not together."""
+"""`refuse_options`, `require_kinds` ...: arguments that `DistillationTrainer` does not take, or not together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hf_segkd.suggestions import did_you_mean
+from hf_segkd.training.arguments import DistillationArguments
 
 NOT_TAKEN = {
     "compute_metrics": "an evaluation adds up confusion matrices, so a function would get no logits. mean_iou, "
@@ -42,6 +43,37 @@ def refuse_options(positional: Sequence[Any], given: dict[str, Any], known: Iter
             raise TypeError(f"DistillationTrainer has no argument {name!r}.{did_you_mean(name, known)}")
         if value is not None:
             raise ValueError(f"{name} is not taken: {NOT_TAKEN[name]}.")
+
+
+def require_kinds(args: Any, callbacks: Any) -> None:
+    """Make sure that `args` are ours, and `callbacks` a list of callbacks.
+
+    Raises:
+        ValueError: If not.
+    """
+    if not isinstance(args, DistillationArguments):
+        raise ValueError(
+            f"args is a {type(args).__name__}, and must be DistillationArguments, which take the fields of "
+            "TrainingArguments and those of distillation."
+        )
+    if callbacks is not None and not isinstance(callbacks, Sequence):
+        raise ValueError(f"callbacks is a {type(callbacks).__name__}, and must be a list of callbacks.")
+    if wrong := [callback for callback in callbacks or () if not hasattr(callback, "on_evaluate")]:
+        raise ValueError(f"callbacks holds a {type(wrong[0]).__name__}, and must be of TrainerCallback: {wrong[0]!r}.")
+
+
+def require_set(name: str, sets: Any) -> None:
+    """Make sure that there is an evaluation set of this name.
+
+    Raises:
+        ValueError: If the trainer's `eval_dataset` is no dict that has it.
+    """
+    if not isinstance(sets, dict):
+        raise ValueError(f"{name!r} names one of several evaluation sets, and eval_dataset of the trainer is no dict.")
+    if name not in sets:
+        raise ValueError(
+            f"There is no evaluation set {name!r}.{did_you_mean(name, sets)} There are: {', '.join(sets)}."
+        )
 
 
 def refuse_unclear_start(
