@@ -97,7 +97,8 @@ def test_a_run_with_unlabelled_images_that_is_resumed_mid_epoch_ends_bit_for_bit
     ],
 )
 def test_a_method_that_needs_labels_is_refused_by_name_with_those_that_do_not(method, kwargs, tmp_path):
-    with pytest.raises(ValueError, match=rf"'{method}', as it is set, .* unlabelled_dataset have no labels.*: kd, hint, at"):
+    said = rf"'{method}', as it is set, .* unlabelled_dataset have no labels.*: kd, hint, at"
+    with pytest.raises(ValueError, match=said):
         trainer(tmp_path, method=method, method_kwargs=kwargs)
     with pytest.raises(ValueError, match=r"images of train_dataset have no labels"):
         trainer(tmp_path, method=method, method_kwargs=kwargs, train=without_labels(scenes()), unlabelled=None)
