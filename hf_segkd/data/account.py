@@ -101,7 +101,8 @@ class LabelAccount:
             found.append(
                 f"The masks hold only 0 and 255, and 255 means no class here: {names[1]!r} has not one pixel, and the "
                 f"network would learn {names[0]!r} alone. For binary masks set "
-                'ids={0: 0, 255: 1} (--dataset_options \'{"ids": {"0": 0, "255": 1}}\').'
+                'ids={0: 0, 255: 1} (--dataset_options \'{"ids": {"0": 0, "255": 1}}\'); in a data set of your own '
+                "make 255 to 1."
             )
             return [f"{self.labels.name}, {self._read}: {text}" for text in found]
         if self.no_class >= MOSTLY * total:

@@ -73,6 +73,12 @@ def find_columns(
             f"{where}: are the masks in {' or '.join(pictures)}? Name it as mask_column; to train without labels "
             f"leave it out: select_columns([{image!r}]). There are: {listed}."
         )
+    elif misread := [column for column in others if _stem(column) in MASK_COLUMNS and "label" not in column]:
+        raise ValueError(
+            f"{where}: {' and '.join(misread)} sounds like masks, and holds no pictures. Cast paths or bytes: "
+            f"cast_column({misread[0]!r}, datasets.Image()); to train without labels leave it out: "
+            f"select_columns([{image!r}])."
+        )
     return image, mask
 
 

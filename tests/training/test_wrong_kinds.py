@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from hf_segkd.training.trainer import DistillationTrainer
 
+UNCAST_MASKS = hub_dataset().select_columns(["image"]).add_column("mask", ["2.png"] * 8)
 PATHS = datasets.Dataset.from_dict({"image": ["1.png"], "label": ["2.png"]})
 
 
@@ -19,6 +20,14 @@ PATHS = datasets.Dataset.from_dict({"image": ["1.png"], "label": ["2.png"]})
         ({"train_dataset": "me/scenes"}, "train_dataset is the name 'me/scenes', and must be what is loaded by it"),
         ({"train_dataset": torch.utils.data.DataLoader(pairs())}, "is a DataLoader, .* pass its data set"),
         ({"train_dataset": PATHS}, r"dataset.cast_column\('image', datasets.Image\(\)\) makes pictures"),
+        (
+            {
+                "train_dataset": hub_dataset()
+                .select_columns(["image"])
+                .add_column("mask", ["2.png"] * len(hub_dataset()))
+            },
+            r"mask sounds like masks, and holds no pictures. Cast .* cast_column\('mask', datasets.Image\(\)\)",
+        ),
         ({"train_dataset": {"train": hub_dataset()}}, "train_dataset holds the splits train"),
         ({"eval_dataset": {}}, "eval_dataset is a dict, .* is empty"),
         ({"eval_dataset": {"a": None}}, "eval_dataset is a dict, .* 'a' is none, or has none"),
