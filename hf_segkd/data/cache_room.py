@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
 import datasets
 
+from .cache_files import GIB, require_room
 from .data_cache import DataCache
 from .decoding import SegmentationDecoder, image_key, read_image, stored_channels
 from .image_files import UnreadableImageError, size_and_orientation
@@ -17,7 +17,6 @@ from .multiband import stored_pixels
 
 logger = logging.getLogger(__name__)
 
-_GIB = 2**30
 _BYTES_OF_RGB = 4  # Pillow's own pixels
 
 
@@ -35,17 +34,12 @@ def announce_cache(cache: DataCache, parts: Sequence[datasets.Dataset], limit: f
         ValueError: If the limit is lower, or the disk has less room.
     """
     there, missing = (sum(numbers) for numbers in zip(*(_bytes(cache, part) for part in parts), strict=True))
-    full, needed, free = (number / _GIB for number in (there + missing, missing, shutil.disk_usage(cache.folder).free))
     size = (
-        f"The decoded images and masks of {sum(map(len, parts))} rows take {full:.3g} GiB in the data cache "
-        f"{cache.folder}; {there / _GIB:.3g} GiB are there"
+        f"The decoded images and masks of {sum(map(len, parts))} rows take {(there + missing) / GIB:.3g} GiB in the "
+        f"data cache {cache.folder}; {there / GIB:.3g} GiB are there"
     )
     less = "Leave data_cache out, or make the images smaller."
-    if limit is not None and full > limit:
-        raise ValueError(f"{size}. data_cache_limit is {limit:g} GiB. {less}")
-    if needed > free:
-        raise ValueError(f"{size}. The disk has {free:.3g} GiB left. {less}")
-    logger.warning(f"{size}. The disk has {free:.3g} GiB left.")
+    logger.warning(require_room(cache.folder, there + missing, missing, limit, "data_cache_limit", size, less))
 
 
 def _bytes(cache: DataCache, part: datasets.Dataset) -> tuple[int, int]:

@@ -8,8 +8,6 @@ import math
 import mmap
 import os
 import struct
-import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,12 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from .cache_files import remove_old_parts, whole_file
 from .multiband import MultiBandImage
 
 FORMAT = 1  # of what the files hold; another number makes other files
 HEADER = struct.Struct("<8s3Q")  # numpy's name of the number format, height, width, and bands or 0; the numbers follow
 MODES = {1: "L", 2: "I;16", 4: "RGBX"}  # PIL's, by the bytes of a pixel: those that it takes from memory as they are
-_HOUR = 3600
 
 
 class DataCache:
@@ -41,12 +39,7 @@ class DataCache:
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder).expanduser().absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        for part in self.folder.glob("*/*.part"):  # of processes that were killed
-            try:
-                if time.time() - part.stat().st_mtime > _HOUR:
-                    part.unlink()
-            except FileNotFoundError:  # another process was faster
-                continue
+        remove_old_parts(self.folder)
 
     def read(
         self, cell: dict[str, Any], how: list[Any], decode: Callable[[], Image.Image | MultiBandImage]
@@ -86,14 +79,9 @@ class DataCache:
 
     def _save(self, values: np.ndarray, file: Path) -> None:
         file.parent.mkdir(exist_ok=True)
-        part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
-        try:
-            with part.open("wb") as stream:
-                stream.write(_header(values))
-                stream.write(np.ascontiguousarray(values).data)
-            part.replace(file)
-        finally:
-            part.unlink(missing_ok=True)
+        with whole_file(file) as part, part.open("wb") as stream:
+            stream.write(_header(values))
+            stream.write(np.ascontiguousarray(values).data)
 
 
 def _load(file: Path) -> np.ndarray | None:

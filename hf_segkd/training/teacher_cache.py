@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hf_segkd.data import AugmentedDataset
+from hf_segkd.data.cache_files import GIB, remove_old_parts, require_room, whole_file
 from hf_segkd.networks.teacher import Teacher
 from hf_segkd.training.arguments import DistillationArguments
 from hf_segkd.training.distiller import Distiller
@@ -27,8 +25,6 @@ from hf_segkd.types import Features
 logger = logging.get_logger(__name__)
 
 KEY_FILE = "teacher_cache.json"
-_GIB = 2**30
-_HOUR = 3600
 # Ends the name of a map whose channels are stored last, as they lie in memory.
 _CHANNELS_LAST = "|channels_last"
 
@@ -52,10 +48,7 @@ class TeacherCache:
         self.folder = Path(folder)
         self.dtype = dtype
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._own = f"{socket.gethostname()}-{os.getpid()}.part"
-        for part in self.folder.rglob("*.part"):  # of processes that were killed
-            if time.time() - part.stat().st_mtime > _HOUR:
-                part.unlink(missing_ok=True)
+        remove_old_parts(self.folder)
         self._check(json.loads(json.dumps(key)))
 
     def features(self, images: Tensor, crops: Sequence[str], compute: Callable[[Tensor], Features]) -> Features:
@@ -74,9 +67,10 @@ class TeacherCache:
         if all(features is not None for features in found):
             return _batch(found, images.device)
         features = compute(images)
+        stored = _as_stored(features)
         for index, file in enumerate(files):
             if found[index] is None:
-                self._save({tap: feature[index] for tap, feature in _as_stored(features).items()}, file)
+                self._save({tap: feature[index] for tap, feature in stored.items()}, file)
         return features
 
     def announce(self, features: Features, crops: int, limit: float | None) -> None:
@@ -92,25 +86,19 @@ class TeacherCache:
         """
         of_one = self.dtype.itemsize * sum(feature.numel() for feature in features.values())
         there = sum(1 for _ in self.folder.glob("*/*.safetensors"))
-        full = of_one * crops / _GIB
-        needed, free = of_one * max(0, crops - there) / _GIB, shutil.disk_usage(self.folder).free / _GIB
+        full, missing = of_one * crops, of_one * max(0, crops - there)
         size = (
-            f"The teacher cache {self.folder} takes up to {full:.3g} GiB: {crops} crops of {of_one / 2**20:.3g} MiB in "
-            f"{str(self.dtype).removeprefix('torch.')}; {there} are there"
+            f"The teacher cache {self.folder} takes up to {full / GIB:.3g} GiB: {crops} crops of "
+            f"{of_one / 2**20:.3g} MiB in {str(self.dtype).removeprefix('torch.')}; {there} are there"
         )
         less = "Fewer teacher_views, smaller crops, or a method that reads fewer features take less."
-        if limit is not None and full > limit:
-            raise ValueError(f"{size}. teacher_cache_limit is {limit:g} GiB. {less}")
-        if needed > free:
-            raise ValueError(f"{size}. The disk has {free:.3g} GiB left. {less}")
-        logger.warning(f"{size}. The disk has {free:.3g} GiB left.")
+        logger.warning(require_room(self.folder, full, missing, limit, "teacher_cache_limit", size, less))
 
     def _check(self, key: dict[str, Any]) -> None:
         file = self.folder / KEY_FILE
         if not file.is_file():
-            part = self.folder / f"{KEY_FILE}.{self._own}"
-            part.write_text(json.dumps(key, indent=2))
-            part.replace(file)
+            with whole_file(file) as part:
+                part.write_text(json.dumps(key, indent=2))
         before = json.loads(file.read_text())
         names = [name for name in {**before, **key} if before.get(name) != key.get(name)]
         if names:
@@ -134,9 +122,8 @@ class TeacherCache:
                     f"{self.dtype}. Set teacher_cache_dtype to float32 or bfloat16."
                 )
         file.parent.mkdir(exist_ok=True)
-        part = file.with_name(f"{file.name}.{self._own}")
-        save_file(stored, part)
-        part.replace(file)
+        with whole_file(file) as part:
+            save_file(stored, part)
 
 
 def teacher_cache(
