@@ -33,6 +33,7 @@ def stream_loader(
         collate: Makes a batch.
         device: Where batches are put.
     """
+    # The context and the order are arguments since transformers 5.16.
     loader = DataLoader(
         stream,
         batch_size,
@@ -40,9 +41,9 @@ def stream_loader(
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory,
         persistent_workers=args.dataloader_persistent_workers,
-        multiprocessing_context=args.dataloader_multiprocessing_context,
+        multiprocessing_context=vars(args).get("dataloader_multiprocessing_context"),
         prefetch_factor=args.dataloader_prefetch_factor,
-        in_order=args.dataloader_in_order,
+        in_order=vars(args).get("dataloader_in_order", True),
     )
     return prepare_data_loader(
         loader, device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
