@@ -225,8 +225,11 @@ def _checked_on(export: dict[str, Any]) -> str:
 def _latency(facts: CardFacts) -> str:
     latency = (facts.export or {}).get("latency") or {"rows": []}
     times = ("median_ms", "p95_ms", "file_mb")
-    rows = [[row["network"], row["runtime"], *(_number(row[key]) for key in times)] for row in latency["rows"]]
-    return _table(["", "runtime", "median ms", "95th percentile ms", "MB"], rows)
+    rows = [
+        [row["network"], row["runtime"], *(_number(row[key]) for key in times), _number(row.get("peak_mb"), ".0f")]
+        for row in latency["rows"]
+    ]
+    return _table(["", "runtime", "median ms", "95th percentile ms", "MB", "peak MB"], rows)
 
 
 # --- training ---
