@@ -66,6 +66,7 @@ np.save(target, np.asarray(Image.open(target + ".png")))
 @pytest.mark.slow
 def test_a_student_goes_from_the_demo_to_every_user_with_one_mask(tmp_path, monkeypatch):
     require_browser()
+    pytest.importorskip("gradio", reason="needs gradio (pip install hf-segkd[app])")
     pytest.importorskip("onnxruntime", reason="needs onnxruntime (pip install hf-segkd[export])")
     # What `make demo` runs, with one seed and fewer steps.
     demo = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--output", "demo", "--seeds", "0", "--max_steps", "40"]

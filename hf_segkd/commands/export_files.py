@@ -272,14 +272,16 @@ class Export:
                 if entry["parity"] is None:
                     variants.append(Missing("student", runtime, "it runs on other systems only"))
                 elif name != "torch_export":  # as fast as eager, which it runs
-                    variants.append(Variant("student", runtime, self.loaded(entry, path), entry["file_mb"]))
+                    loads = partial(self.loaded, entry, path)
+                    variants.append(Variant("student", runtime, loads(), entry["file_mb"], loads))
         if self.command.teacher is not None:
             variants += pytorch_variants("teacher", self.teacher, self.example, seconds)
             if "onnx" in self.exports:
                 variants += traced_variants("teacher", self.teacher, self.example)
         return variants
 
-    def loaded(self, entry: dict[str, Any], path: Path) -> Network:
+    @staticmethod  # and so without `self`, which another process need not have
+    def loaded(entry: dict[str, Any], path: Path) -> Network:
         """A written file in its runtime."""
         if entry["format"] in ("onnx", "onnx-int8"):
             return onnx_network(path)

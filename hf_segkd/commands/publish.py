@@ -19,9 +19,17 @@ from hf_segkd.networks import with_taps
 from hf_segkd.networks.loading import load_network
 from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.hub import planned_upload, prepare_repository, upload
+from hf_segkd.publishing.javascript import javascript_size
 from hf_segkd.publishing.publication import NOT_ALWAYS_THERE, is_ours, samples_to_show, write_publication
 from hf_segkd.publishing.space import write_space
+from hf_segkd.publishing.static_space import write_static_space
 from hf_segkd.training.ema import AVERAGE_FILE
+
+# What to do about a Space of a private network.
+PRIVATE = {
+    "gradio": "The network is private: give the Space a secret HF_TOKEN that may read it.",
+    "static": "The network is private, and the page reads it without a token: it will work once the network is public.",
+}
 
 
 @dataclass
@@ -51,7 +59,7 @@ def main(args: list[str] | None = None) -> Path | str:
             prepare_repository(part.repo_id, private=command.private, license=command.license, **part.kind)
         urls = [send(part, command.private, message) for part in parts]
     if command.space is not None and command.private:
-        print("The network is private: give the Space a secret HF_TOKEN that may read it.")
+        print(PRIVATE[command.space_sdk])
     return urls[0]
 
 
@@ -80,6 +88,12 @@ def write(command: PublishingCommand, scratch: Path) -> tuple[str, list[Part]]:
     samples, why_not = (None, None) if images is None else samples_to_show(images, command.pictures)
     facts = gather_facts(command, student, processor, report, teacher, images)
     facts.pictures_note = command.pictures_note or why_not
+    if command.space_sdk == "static" and javascript_size(processor, facts.exports) is None:
+        raise ValueError(
+            "A static Space runs an ONNX file that gives logits, for the one size that a SegformerImageProcessor "
+            f"resizes to by the bilinear filter, and {folder} has none: run hf-segkd export --model {folder} --format "
+            "onnx before, without --dynamic, --argmax and --image_size, or publish with --space_sdk gradio."
+        )
     tell_what_is_not_known(facts)
 
     model = Part(command.repo_id, scratch / "model", command.kept, {"repo_type": "model"})
@@ -90,20 +104,22 @@ def write(command: PublishingCommand, scratch: Path) -> tuple[str, list[Part]]:
     message = ", ".join([facts.architecture, *facts.method_names])
     if command.space is None:
         return message, [model]
+    kind = {"repo_type": "space", "space_sdk": command.space_sdk}
+    space = Part(command.space, scratch / "space", command.kept_space, kind)
+    palette = class_colours(facts.class_names) if images is None else label_info(images).palette
+    page = {
+        "student_id": command.repo_id,
+        "title": facts.repo_id.split("/")[-1],
+        "license": command.license,
+        "examples": [] if samples is None else list(samples["image"]),
+        "colours": dict(zip(facts.class_names, palette, strict=True)),
+    }
+    if command.space_sdk == "static":
+        write_static_space(space.folder, **page)
+        return message, [model, space]
     if teacher is not None and facts.teacher_id is None:
         print("The Space shows the student alone: --teacher_id says where on the Hub its teacher is.")
-    palette = class_colours(facts.class_names) if images is None else label_info(images).palette
-    kind = {"repo_type": "space", "space_sdk": "gradio"}
-    space = Part(command.space, scratch / "space", command.kept_space, kind)
-    write_space(
-        space.folder,
-        student_id=command.repo_id,
-        teacher_id=facts.teacher_id,
-        title=facts.repo_id.split("/")[-1],
-        license=command.license,
-        examples=[] if samples is None else list(samples["image"]),
-        colours=dict(zip(facts.class_names, palette, strict=True)),
-    )
+    write_space(space.folder, teacher_id=facts.teacher_id, **page)
     return message, [model, space]
 
 

@@ -54,12 +54,21 @@ class PublishingCommand:
     )
     pictures_note: str | None = field(default=None, metadata={"help": "Why the card shows no pictures."})
     space: str | None = field(default=None, metadata={"help": "Also publish a Space under this name that runs it."})
+    space_sdk: str = field(
+        default="gradio",
+        metadata={
+            "help": "gradio: a server runs it, and its teacher; static: the visitor's browser runs its ONNX file.",
+            "choices": ("gradio", "static"),
+        },
+    )
 
     def __post_init__(self) -> None:
         for flag in ("repo_id", "space", "teacher_id"):
             name = getattr(self, flag)
             if name is not None:
                 _check_name(flag, name)
+        if self.space is None and self.space_sdk != "gradio":
+            raise ValueError(f"--space_sdk {self.space_sdk} is the kind of a Space: name one with --space user/name.")
         if self.pictures is not None and self.pictures < 0:
             raise ValueError(f"--pictures takes a number of images, 0 for none, got {self.pictures}.")
         for folder in (self.kept, self.kept_space):

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from hf_segkd.evaluation.reports import table
 from hf_segkd.networks.profiling import cpu_name, measure_latencies
 
 from .graph import DenseNetwork, save_onnx, trace
+from .memory import peak_mb
 from .runtimes import Network, onnx_network
 
 logger = logging.get_logger(__name__)
@@ -33,12 +34,14 @@ class Variant:
         runtime: "eager", "compiled", "ONNX Runtime", "ONNX Runtime int8", or that of a format for devices.
         call: The call that is timed.
         file_mb: Size of its file in 10^6 bytes; of its weights where PyTorch runs it.
+        load: Loads it in another process, to measure its memory; None if that is not measured.
     """
 
     network: str
     runtime: str
     call: Network
     file_mb: float
+    load: Callable[[], Network] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def latency_report(variants: list[Variant | Missing], image: Tensor, runs: int) 
 
     Returns:
         `image_size`, `threads`, `device`, `runs`, and `rows` with `network`, `runtime`, `median_ms`, `p95_ms`,
-        `file_mb`; `missing` with `network`, `runtime` and `reason` of what is not timed.
+        `file_mb`, `peak_mb` (or None); `missing` with `network`, `runtime` and `reason` of what is not timed.
     """
     missing = [variant for variant in variants if isinstance(variant, Missing)]
     variants = [variant for variant in variants if isinstance(variant, Variant)]
@@ -133,6 +136,7 @@ def latency_report(variants: list[Variant | Missing], image: Tensor, runs: int) 
             "runtime": variant.runtime,
             **asdict(latency),
             "file_mb": variant.file_mb,
+            "peak_mb": None if variant.load is None else peak_mb(variant.load, image, variant.runtime),
         }
         for variant, latency in zip(variants, latencies, strict=True)
     ]
@@ -150,12 +154,21 @@ def latency_table(report: dict[str, Any]) -> str:
     """A text of how long an image takes, from a `latency_report`."""
     height, width = report["image_size"]
     numbers = ("median_ms", "p95_ms", "file_mb")
-    rows = [[row["network"], row["runtime"], *(f"{row[key]:.2f}" for key in numbers)] for row in report["rows"]]
+    rows = [
+        [row["network"], row["runtime"], *(f"{row[key]:.2f}" for key in numbers), peak_cell(row)]
+        for row in report["rows"]
+    ]
     missing = [f"\nNot timed: {one['network']}, {one['runtime']}: {one['reason']}." for one in report["missing"]]
     return (
         f"{report['device']}, threads: {report['threads']}, one image of {width} x {height}, {report['runs']} runs in "
-        f"turns\n\n{table(['network', 'runtime', 'median ms', '95th percentile ms', 'MB'], rows)}" + "".join(missing)
+        f"turns\n\n{table(['network', 'runtime', 'median ms', '95th percentile ms', 'MB', 'peak MB'], rows)}"
+        + "".join(missing)
     )
+
+
+def peak_cell(row: dict[str, Any]) -> str:
+    """The peak memory of a row of a `latency_report`; earlier versions did not measure it."""
+    return "-" if row.get("peak_mb") is None else f"{row['peak_mb']:.0f}"
 
 
 def size_mb(*paths: Path) -> float:

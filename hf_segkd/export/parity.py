@@ -15,6 +15,7 @@ from hf_segkd.evaluation.metrics import MeanIoU
 from hf_segkd.evaluation.reports import table
 from hf_segkd.networks.inference import logits_at
 
+from .latency import peak_cell
 from .runtimes import Network
 
 MIN_AGREEMENT = 0.999
@@ -146,14 +147,15 @@ def exports_table(exports: list[dict[str, Any]], latency: dict[str, Any] | None 
     header += ["images", "max logit diff.", "same class %", "mIoU %", "exported mIoU %"]
     times = {row["runtime"]: row for row in (latency or {"rows": []})["rows"] if row["network"] == "student"}
     if latency is not None:
-        header += ["median ms", "95th percentile ms"]
+        header += ["median ms", "95th percentile ms", "peak MB"]
     rows = []
     for export in exports:
         row = [export["file"], export["runtime"], export["precision"], f"{export['file_mb']:.2f}"]
         row += ["not run", "-", "-", "-", "-"] if export["parity"] is None else _parity_cells(export["parity"])
         if latency is not None:
             time = times.get(export["runtime"])
-            row += ["-", "-"] if time is None else [f"{time[key]:.2f}" for key in ("median_ms", "p95_ms")]
+            numbers = ["-", "-"] if time is None else [f"{time[key]:.2f}" for key in ("median_ms", "p95_ms")]
+            row += [*numbers, peak_cell(time or {})]
         rows.append(row)
     return table(header, rows)
 

@@ -48,6 +48,7 @@ class CardFacts:
         self_contained: Whether the repository holds the code, for `trust_remote_code=True`.
         needs_package: Whether the network is one of `hf_segkd.models`, which transformers itself does not know.
         num_bands: Number of bands of images that are taken as they are stored; None for RGB pictures.
+        javascript_size: Height and width of the images of the ONNX file that JavaScript runs; None where there is none.
         space_id: Hub id of a Space that runs the network.
 
     Raises:
@@ -82,6 +83,7 @@ class CardFacts:
     self_contained: bool = False
     needs_package: bool = True
     num_bands: int | None = None
+    javascript_size: tuple[int, int] | None = None
     space_id: str | None = None
 
     def __post_init__(self) -> None:

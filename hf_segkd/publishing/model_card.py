@@ -20,6 +20,7 @@ from hf_segkd.losses import LOSSES
 from hf_segkd.losses.labels import LABEL_LOSSES
 from hf_segkd.publishing.card_facts import CardFacts
 from hf_segkd.publishing.comparisons import differences_in_words, gain_in_words
+from hf_segkd.publishing.javascript import resize_source
 from hf_segkd.publishing.privacy import last_part, public, shareable
 from hf_segkd.types import Paper
 
@@ -46,6 +47,7 @@ def render_card(facts: CardFacts) -> str:
         costs=_costs(facts),
         exports=_exports(facts),
         latency=_latency(facts),
+        resize_source=resize_source(),
         initial_weights=None if facts.report is None else facts.report.initial_weights,
         changed=changed,
         unchanged=unchanged,
@@ -223,8 +225,11 @@ def _checked_on(export: dict[str, Any]) -> str:
 def _latency(facts: CardFacts) -> str:
     latency = (facts.export or {}).get("latency") or {"rows": []}
     times = ("median_ms", "p95_ms", "file_mb")
-    rows = [[row["network"], row["runtime"], *(_number(row[key]) for key in times)] for row in latency["rows"]]
-    return _table(["", "runtime", "median ms", "95th percentile ms", "MB"], rows)
+    rows = [
+        [row["network"], row["runtime"], *(_number(row[key]) for key in times), _number(row.get("peak_mb"), ".0f")]
+        for row in latency["rows"]
+    ]
+    return _table(["", "runtime", "median ms", "95th percentile ms", "MB", "peak MB"], rows)
 
 
 # --- training ---

@@ -24,6 +24,7 @@ from hf_segkd.evaluation.reports import SCORES_FILE, write_json
 from hf_segkd.networks.inference import predict
 from hf_segkd.networks.profiling import count_macs
 from hf_segkd.publishing.card_facts import CardFacts
+from hf_segkd.publishing.javascript import javascript_size
 from hf_segkd.publishing.model_card import class_series, render_card
 from hf_segkd.publishing.privacy import public
 
@@ -71,6 +72,7 @@ def write_publication(
     needs_package = ours or bands is not None
     with_code = facts.self_contained if needs_package else student._auto_class is not None
     facts = replace(facts, needs_package=needs_package, self_contained=with_code, num_bands=bands)
+    facts = replace(facts, javascript_size=javascript_size(processor, facts.exports))
     save_processor(processor, folder, with_code)
     if facts.report is not None:
         shared = {key: value for key, value in facts.report.to_json().items() if key not in PRIVATE}

@@ -1,4 +1,4 @@
-"""A real browser in front of the app: start it, give it a picture, take the mask that it offers."""
+"""A real browser in front of a page: start the app, give it a picture, take the mask that it offers."""
 
 import contextlib
 import os
@@ -18,8 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def require_browser():
-    """Skip the test where there is no gradio, selenium or Chromium."""
-    pytest.importorskip("gradio", reason="needs gradio (pip install hf-segkd[app])")
+    """Skip the test where there is no selenium or Chromium."""
     pytest.importorskip("selenium", reason="needs selenium")
     for program in ("chromium", "chromedriver"):
         if shutil.which(program) is None:
@@ -52,14 +51,15 @@ def start_app(app, *flags, cwd, environment=None):
 
 
 @contextlib.contextmanager
-def open_page(url, downloads, width=1280, height=900):
-    """A headless Chromium that shows the page and stores downloads in a folder."""
+def open_page(url, downloads, *flags, width=1280, height=900):
+    """A headless Chromium, started with flags, that shows the page and stores downloads in a folder."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={width},{height}"):
+    always = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={width},{height}")
+    for flag in (*always, *flags):
         options.add_argument(flag)
     several = "profile.default_content_setting_values.automatic_downloads"
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads), several: 1})

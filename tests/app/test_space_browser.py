@@ -9,6 +9,7 @@ from hf_segkd.networks.inference import predict
 
 @pytest.mark.slow
 def test_a_browser_gets_the_masks_that_predict_gives(tmp_path):
+    pytest.importorskip("gradio", reason="needs gradio (pip install hf-segkd[app])")
     require_browser()
     networks = {"student": network(width=8), "teacher": network(width=12)}
     flags = []

@@ -505,6 +505,10 @@ def test_the_table_has_student_and_teacher_in_every_runtime(model, exported, tmp
     plain = ["eager", "compiled", "ONNX Runtime"]
     assert rows == [("student", name) for name in [*plain, "ONNX Runtime int8"]] + [("teacher", name) for name in plain]
     assert "95th percentile" in capsys.readouterr().out
+    measured = {row["runtime"]: row["peak_mb"] for row in report["latency"]["rows"] if row["network"] == "student"}
+    assert measured["eager"] is None
+    if sys.platform == "linux":
+        assert min(measured["ONNX Runtime"], measured["ONNX Runtime int8"]) > 5  # the runtime alone is larger
 
 
 @pytest.mark.slow

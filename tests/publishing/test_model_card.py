@@ -33,7 +33,10 @@ EXPORT = {
         "threads": 2,
         "device": "A processor",
         "runs": 50,
-        "rows": [{"network": "student", "runtime": "eager", "median_ms": 5.02, "p95_ms": 6.5, "file_mb": 1.6}],
+        "rows": [
+            {"network": "student", "runtime": "eager", "median_ms": 5.02, "p95_ms": 6.5, "file_mb": 1.6},  # no peak_mb
+            {"network": "student", "runtime": "ncnn", "median_ms": 2.0, "p95_ms": 3.0, "file_mb": 1.5, "peak_mb": 48.6},
+        ],
     },
     "versions": {},
 }
@@ -273,7 +276,8 @@ def test_costs_exports_and_latencies_are_listed():
     assert row(card, "teacher | 3.384") == ["teacher", "3.384 M", "-", "-"]
     assert row(card, "onnx/model.onnx") == ["onnx/model.onnx", "onnx, opset 20", "", "", "1.64", "logits", "any"]
     assert row(card, "model.pt2") == ["model.pt2", "torch\\_export", "", "", "1.70", "class ids", "fixed"]
-    assert row(card, "student | eager") == ["student", "eager", "5.02", "6.50", "1.60"]
+    assert row(card, "student | eager") == ["student", "eager", "5.02", "6.50", "1.60", "-"]
+    assert row(card, "student | ncnn") == ["student", "ncnn", "2.00", "3.00", "1.50", "49"]
     assert "one image of 96 x 128 pixels (height x width) on A processor,\n2 threads, 50 runs" in card
     onnx, exported = card[card.index("- onnx/model.onnx: on 32 images, 99.91 %") :].split("- model.pt2", 1)
     assert "mIoU 35.00 %, of the network itself 36.00 %; largest difference of a logit 1.0e-06." in onnx

@@ -68,6 +68,12 @@ def published(runs, tmp_path_factory):
     return publish(runs, folder, "--self_contained", "--license", "mit", "--pictures", "2", *baseline)
 
 
+def test_a_static_space_needs_an_onnx_file_that_javascript_runs(runs, tmp_path):
+    with pytest.raises(ValueError, match=r"run hf-segkd export --model .* --format onnx"):
+        publish(runs, tmp_path / "out", "--space", "ann/page", "--space_sdk", "static")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dry_run_leaves_the_whole_folder(published):
     names = {path.name for path in published.iterdir()}
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "README.md", "evaluation.json"} < names
@@ -463,6 +469,7 @@ def test_images_that_are_gone_are_missed_only_where_pictures_are_asked_for(runs,
         (["--repo_id", "student"], "--repo_id takes user/name.*user or organisation is missing"),
         (["--repo_id", "a/b/c"], "--repo_id takes user/name"),
         (["--space", "page"], "--space takes user/name"),
+        (["--space_sdk", "static"], "name one with --space user/name"),
         (["--space", "a/b/c"], "--space takes user/name"),
         (["--teacher_id", "/home/alice/teacher"], "--teacher_id takes user/name"),
         (["--pictures", "-1"], "--pictures takes a number of images, 0 for none, got -1"),
