@@ -14,6 +14,7 @@ import numpy as np
 
 from hf_segkd.commands import evaluate
 from hf_segkd.commands.command_line import flags_of, given_flags, parse_arguments
+from hf_segkd.commands.comparison_picture import draw_picture
 from hf_segkd.commands.comparison_plan import BASELINE, SET_HERE, TRIAL_STEPS, Plan, read_methods, steps_in_the_time
 from hf_segkd.commands.live_table import LiveTable
 from hf_segkd.commands.study import Run, run_all, threads_of, visible_gpus
@@ -70,7 +71,7 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     command, training, arguments = parse_arguments(ComparisonCommand, TrainingCommand, DistillationArguments, args=args)
     shared = given_flags(TrainingCommand, DistillationArguments, args=args)
     plan = make_plan(command, training, shared)
-    training.load(plan.test_split)  # it is there; not known only after hours
+    test_images = training.load(plan.test_split)  # it is there; not known only after hours
     plan.claim_folder()
     jobs = command.jobs or len(visible_gpus()) or os.cpu_count() or 1
     evaluation = evaluation_flags(training, arguments, plan.test_split)
@@ -83,7 +84,15 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     refuse_other_budgets(baseline, others, plan.equal)
     gains_over(baseline, others)
     rows = rows_of(others, baseline, of_teacher)
-    text = in_words(plan, rows, results, training, arguments)
+    networks = {} if of_teacher is None else {"teacher": [plan.teacher]}
+    networks |= {
+        result.name: [str(run.output_dir) for run in theirs]
+        for result, theirs in zip(results, runs.values(), strict=True)
+    }
+    pictures = draw_picture(
+        plan.folder, test_images, baseline, others, networks, arguments.eval_tile, arguments.eval_overlap
+    )
+    text = f"{in_words(plan, rows, results, training, arguments)}\n- {pictures}"
     write_tables(plan.folder, text, rows, results, plan.protocol())
     comparison_plots.write_plots(plan.folder, baseline, others, of_teacher, plan.test_split)
     print(f"\n{text}\n\nTables (comparison.md, .csv, .json) and plots are in {plan.folder}.")
