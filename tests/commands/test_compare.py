@@ -105,7 +105,7 @@ def stubbed(tmp_path, monkeypatch):
 )
 def test_each_method_takes_the_steps_that_fit(stubbed, equal, expected):
     plan, steps = stubbed
-    runs, seconds = compare.run_everything(plan(equal), jobs=2)
+    runs, seconds, _ = compare.run_everything(plan(equal), jobs=2)
     assert seconds == SECONDS | {"kd": 0.2}
     assert {name: theirs[0].report().steps for name, theirs in runs.items()} == expected
     assert [run.output_dir.name for run in runs["cwd"]] == ["cwd-seed0", "cwd-seed1"]
