@@ -20,6 +20,7 @@ from hf_segkd.commands.live_table import LiveTable
 from hf_segkd.commands.study import Run, run_all, threads_of, visible_gpus
 from hf_segkd.commands.train import TrainingCommand
 from hf_segkd.commands.weight_search import Search, check_trials, refuse_other_weights, search_weights
+from hf_segkd.data.folder import with_found_classes
 from hf_segkd.evaluation import comparison_plots
 from hf_segkd.evaluation.comparison_tables import Result, gains_over, markdown, rows_of, verdict, write_tables
 from hf_segkd.evaluation.image_counts import read_image_counts
@@ -78,6 +79,9 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     """Run what is not done yet, write tables and plots, print the table and return its rows."""
     command, training, arguments = parse_arguments(ComparisonCommand, TrainingCommand, DistillationArguments, args=args)
     shared = given_flags(TrainingCommand, DistillationArguments, args=args)
+    if training.dataset == "folder" and training.hub_id is None:  # so that not each run looks for them
+        options = with_found_classes(training.data_dir, training.train_split, training.dataset_options)
+        training.dataset_options = shared["dataset_options"] = options
     plan = make_plan(command, training, shared)
     test_images = training.load(plan.test_split)  # it is there; not known only after hours
     plan.claim_folder()
