@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .class_files import read_classes
 from .image_files import UnreadableImageError, open_image
 from .labels import IGNORE_INDEX
-from .mask_ids import BYTE_MODES, COLOUR_MODES
+from .mask_ids import BYTE_MODES, COLOUR_MODES, WIDE_MODES
 from .mat_files import read_mat
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def _as_number(value: Any) -> Any:
 def _values(mask: str) -> set[int] | set[tuple[int, int, int]]:
     """The numbers of a mask, or where it is a picture in colours, these."""
     if mask.lower().endswith(".mat"):
-        return set(np.unique(read_mat(mask, mask)).tolist())
+        return _whole(read_mat(mask, mask))
     picture = open_image(mask, mask)
     if picture.mode in COLOUR_MODES:
         colours = picture.convert("RGB").getcolors(maxcolors=100 * MOST_CLASSES)
@@ -131,7 +131,14 @@ def _values(mask: str) -> set[int] | set[tuple[int, int, int]]:
     if picture.mode in BYTE_MODES:
         numbers = Image.fromarray(np.asarray(picture).astype(np.uint8, copy=False))
         return set(np.flatnonzero(numbers.histogram()).tolist())
-    return set(np.unique(np.asarray(picture)).tolist())
+    if picture.mode not in WIDE_MODES:
+        raise ValueError(f"{mask}: the mask has mode {picture.mode}, need one channel of class ids, or colours in RGB.")
+    return _whole(np.asarray(picture))
+
+
+def _whole(pixels: np.ndarray) -> set[Any]:
+    """The numbers in an array; whole ones as integers."""
+    return {int(value) if float(value).is_integer() else value for value in np.unique(pixels).tolist()}
 
 
 def _of_numbers(folder: str, numbers: list[int]) -> tuple[dict[str, Any], str]:

@@ -23,8 +23,8 @@ def folder(tmp_path, caplog):
             for kind in ("images", "masks"):
                 (tmp_path / split / kind).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", pixels.shape[1::-1]).save(tmp_path / split / "images" / f"{place}.png")
-            mask = Image.fromarray(pixels)
-            (mask if mode is None else mask.convert(mode)).save(tmp_path / split / "masks" / f"{place}.png")
+            mask, suffix = Image.fromarray(pixels), "tif" if mode == "F" else "png"
+            (mask if mode is None else mask.convert(mode)).save(tmp_path / split / "masks" / f"{place}.{suffix}")
         return tmp_path
 
     return write
@@ -85,6 +85,18 @@ def test_colours_are_classes_and_one_without_class_is_told_how_to_take_out(folde
     assert ids(load(root, **options)) == [[1, 0]]
     del options["classes"][0], options["palette"][0]
     assert ids(load(root, **options, ignore_index=[[0, 0, 0]])) == [[0, 255]]
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGB", "RGBA", "F", "I"])
+def test_masks_of_any_mode_that_is_read_are_counted(folder, mode):
+    found = load(folder([0, 255], [0, 0], mode=mode) if mode == "1" else folder([0, 1], [0, 0], mode=mode))
+    assert [*label_info(found).id2label.values()] == ["class 0", "class 1"]
+    assert ids(found) == [[0, 1]]
+
+
+def test_masks_of_a_mode_that_is_not_read_are_refused_by_name(folder):
+    with pytest.raises(ValueError, match=r"masks/0\.png: the mask has mode LA, need one channel"):
+        load(folder([0, 1], [0, 0], mode="LA"))
 
 
 def test_numbers_in_three_equal_channels_are_numbers(folder):
