@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 
 from hf_segkd.commands import evaluate, weight_search
@@ -83,7 +84,7 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
         options = with_found_classes(training.data_dir, training.train_split, training.dataset_options)
         training.dataset_options = shared["dataset_options"] = options
     plan = make_plan(command, training, shared)
-    test_images = training.load(plan.test_split)  # it is there; not known only after hours
+    test_images = load_test_split(training, plan.test_split)
     plan.claim_folder()
     jobs = command.jobs or len(visible_gpus()) or os.cpu_count() or 1
     evaluation = evaluation_flags(training, arguments, plan.test_split)
@@ -111,6 +112,18 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     comparison_plots.write_plots(plan.folder, baseline, others, of_teacher, plan.test_split)
     print(f"\n{text}\n\nTables (comparison.md, .csv, .json) and plots are in {plan.folder}.")
     return rows
+
+
+def load_test_split(training: TrainingCommand, split: str) -> datasets.Dataset:
+    """The images that are scored at the end, found before hours are spent.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    try:
+        return training.load(split)
+    except ValueError as error:
+        raise ValueError(f"--test_split {split}, which is scored at the end: {error}") from error
 
 
 def make_plan(command: ComparisonCommand, training: TrainingCommand, given: dict[str, Any]) -> Plan:

@@ -153,11 +153,13 @@ def in_words(searches: Sequence[Search], split: str) -> str:
         ]
         for search in searches
     ]
+    ends = [search.method.name for search in searches if search.factor in (grid[0], grid[-1])]
+    more = f" At the end of the grid, where more trials might go on: {', '.join(ends)}." if ends else ""
     trials = table(["", *(f"x {factor:g}" for factor in grid), "chosen"], rows)
     return (
         f"Weights were searched in {len(grid)} trials for each method: all its terms times a factor, and a training "
         f"like those that are compared, with the seed {SEARCH_SEED}. The highest mIoU on the split {split}, below in "
-        f"%, chose; the split that is scored was not looked at.\n\n{trials}"
+        f"%, chose; the split that is scored was not looked at.{more}\n\n{trials}"
     )
 
 

@@ -209,7 +209,11 @@ def write_tables(
     (folder / "comparison.md").write_text(text + "\n")
     write_csv(rows, folder / "comparison.csv")
     classes = {result.name: _classes(result) for result in results}
-    trials = {result.name: result.weight_trials for result in results if result.weight_trials is not None}
+    trials = {
+        result.name: {f"{factor:g}": score for factor, score in result.weight_trials.items()}
+        for result in results
+        if result.weight_trials is not None
+    }
     content = {"protocol": protocol, "rows": rows, "classes": classes, "weight_trials": trials}
     write_json(content, folder / "comparison.json")
 

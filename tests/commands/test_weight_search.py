@@ -148,6 +148,7 @@ def test_the_table_tells_the_factor_and_the_text_the_trials(plan, made):
     searches = [*compare.run_everything(plan, jobs=2)[2].values()]
     text = weight_search.in_words(searches, "val")
     assert "searched in 3 trials for each method" in text
+    assert "At the end of the grid, where more trials might go on: cwd." in text
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
     assert rows[0] == ["", "x 0.3", "x 1", "x 3", "chosen"]
     assert rows[2:] == [["cwd", "31.00", "30.00", "25.00", "0.3"], ["at", "diverged", "20.00", "20.00", "1"]]
