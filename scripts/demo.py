@@ -26,8 +26,9 @@ from PIL import Image
 from hf_segkd.commands.compare import curve
 from hf_segkd.commands.study import Run, run_all
 from hf_segkd.data import load_segmentation_dataset
-from hf_segkd.evaluation.metrics import confusion_matrix, scores_from_confusion_matrix
+from hf_segkd.evaluation.metrics import confusion_matrix
 from hf_segkd.evaluation.reports import METRICS, mean_and_std, table
+from hf_segkd.evaluation.typical import in_words, middle_images, middle_seed
 from hf_segkd.networks.inference import predict
 from hf_segkd.networks.loading import load_network
 from hf_segkd.networks.profiling import count_macs, milliseconds_per_image
@@ -74,7 +75,7 @@ def main() -> None:
     gains = gains_of(alone, distilled)
     print("\n" + table(["seed", ALONE, DISTILLED, "gain"], by_seed(alone, distilled, gains)))
     print("\n" + verdict(gains) + "\n" + last_quarter(alone))
-    middle = sorted(range(len(gains)), key=gains.__getitem__)[(len(gains) - 1) // 2]
+    middle = middle_seed(gains)
     picture = arguments.output / "comparison.png"
     sheet, caption = draw(teacher, alone[middle], distilled[middle], recipe["dataset_options"])
     sheet.save(picture)
@@ -165,22 +166,18 @@ def draw(teacher: Run, alone: Run, distilled: Run, options: dict) -> tuple[Image
     runs = {"teacher": teacher, ALONE: alone, DISTILLED: distilled}
     networks = {title: load_network(str(run.output_dir)) for title, run in runs.items()}
     scenes = load_segmentation_dataset("demo", split="val", **options)
-    gains = []
-    for scene in scenes:
-        truth = torch.from_numpy(np.array(scene["annotation"])).long()
-        plain, better = (
-            scores_from_confusion_matrix(
-                confusion_matrix(predict(*networks[title], scene["image"]).cpu(), truth, options["num_classes"])
-            )["mean_iou"]
-            for title in (ALONE, DISTILLED)
-        )
-        gains.append(100 * (better - plain))
-    order = np.argsort(gains)
-    shown = order[len(order) // 2 - 2 : len(order) // 2 + 2]
-    points = ", ".join(f"{gains[index]:+.1f}" for index in shown)
-    share = 100 * np.mean(np.array(gains) > 0)
-    caption = f"the images in the middle by gain ({points} points; {share:.0f} % of the images gain)"
-    return compare(scenes.select(shown), networks), caption
+    plain, better = (
+        np.stack([counts_of(networks[title], scene, options["num_classes"]) for scene in scenes])
+        for title in (ALONE, DISTILLED)
+    )
+    shown, gains = middle_images(plain, better[None])
+    return compare(scenes.select(shown), networks), in_words(shown, gains)
+
+
+def counts_of(network: tuple, scene: dict, num_classes: int) -> np.ndarray:
+    """The confusion matrix (k, k) of a network's prediction."""
+    truth = torch.from_numpy(np.array(scene["annotation"])).long()
+    return confusion_matrix(predict(*network, scene["image"]).cpu(), truth, num_classes).numpy()
 
 
 if __name__ == "__main__":

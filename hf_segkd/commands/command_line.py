@@ -52,8 +52,11 @@ SUBJECTS = {
         *("teacher", "teacher_taps", "class_map", "teacher_dtype", "teacher_batch_norm", "preflight_images"),
         *("allow_weak_teacher", "teacher_views", "teacher_cache", "teacher_cache_dtype", "teacher_cache_limit"),
     ),
-    "method": ("method", "method_kwargs", "ce_weight", "label_loss", "label_loss_kwargs", "connector_lr_multiplier"),
-    "comparison": ("methods", "seeds", "teacher_flags", "test_split", "equal", "jobs"),
+    "method": (
+        *("method", "method_kwargs", "distillation_weight", "ce_weight", "label_loss", "label_loss_kwargs"),
+        "connector_lr_multiplier",
+    ),
+    "comparison": ("methods", "seeds", "teacher_flags", "test_split", "equal", "weight_trials", "jobs"),
 }
 HUB = ("hub_", "push_to_hub")
 

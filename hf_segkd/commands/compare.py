@@ -10,14 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 
-from hf_segkd.commands import evaluate
+from hf_segkd.commands import evaluate, weight_search
 from hf_segkd.commands.command_line import flags_of, given_flags, parse_arguments
+from hf_segkd.commands.comparison_picture import draw_picture
 from hf_segkd.commands.comparison_plan import BASELINE, SET_HERE, TRIAL_STEPS, Plan, read_methods, steps_in_the_time
 from hf_segkd.commands.live_table import LiveTable
 from hf_segkd.commands.study import Run, run_all, threads_of, visible_gpus
 from hf_segkd.commands.train import TrainingCommand
+from hf_segkd.commands.weight_search import Search, check_trials, refuse_other_weights, search_weights
+from hf_segkd.data.folder import with_found_classes
 from hf_segkd.evaluation import comparison_plots
 from hf_segkd.evaluation.comparison_tables import Result, gains_over, markdown, rows_of, verdict, write_tables
 from hf_segkd.evaluation.image_counts import read_image_counts
@@ -60,6 +64,13 @@ class ComparisonCommand:
         default="steps",
         metadata={"help": "What the methods have equally much of: steps, time (the student's alone) or dearest."},
     )
+    weight_trials: int = field(
+        default=0,
+        metadata={
+            "help": "Search each method's weight on the validation split, in so many trials for each; 0 takes the "
+            "weights as they are."
+        },
+    )
     jobs: int | None = field(
         default=None, metadata={"help": "Runs at a time; by default as many as GPUs, or without any processor cores."}
     )
@@ -69,25 +80,50 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     """Run what is not done yet, write tables and plots, print the table and return its rows."""
     command, training, arguments = parse_arguments(ComparisonCommand, TrainingCommand, DistillationArguments, args=args)
     shared = given_flags(TrainingCommand, DistillationArguments, args=args)
+    if training.dataset == "folder" and training.hub_id is None:  # so that not each run looks for them
+        options = with_found_classes(training.data_dir, training.train_split, training.dataset_options)
+        training.dataset_options = shared["dataset_options"] = options
     plan = make_plan(command, training, shared)
-    training.load(plan.test_split)  # it is there; not known only after hours
+    test_images = load_test_split(training, plan.test_split)
     plan.claim_folder()
     jobs = command.jobs or len(visible_gpus()) or os.cpu_count() or 1
     evaluation = evaluation_flags(training, arguments, plan.test_split)
     if plan.teacher_flags is None:
         teacher_result(plan, training, evaluation)  # an error shows now; the scores are kept
-    runs, step_seconds = run_everything(plan, jobs)
+    runs, step_seconds, searches = run_everything(plan, jobs)
     of_teacher = teacher_result(plan, training, evaluation)
-    results = [result_of(name, theirs, step_seconds[name], evaluation) for name, theirs in runs.items()]
+    results = [
+        result_of(name, theirs, step_seconds[name], evaluation, searches.get(name)) for name, theirs in runs.items()
+    ]
     baseline, others = results[0], results[1:]
     refuse_other_budgets(baseline, others, plan.equal)
     gains_over(baseline, others)
     rows = rows_of(others, baseline, of_teacher)
-    text = in_words(plan, rows, results, training, arguments)
+    networks = {} if of_teacher is None else {"teacher": [plan.teacher]}
+    networks |= {
+        result.name: [str(run.output_dir) for run in theirs]
+        for result, theirs in zip(results, runs.values(), strict=True)
+    }
+    pictures = draw_picture(
+        plan.folder, test_images, baseline, others, networks, arguments.eval_tile, arguments.eval_overlap
+    )
+    text = f"{in_words(plan, rows, results, training, arguments, list(searches.values()))}\n- {pictures}"
     write_tables(plan.folder, text, rows, results, plan.protocol())
     comparison_plots.write_plots(plan.folder, baseline, others, of_teacher, plan.test_split)
     print(f"\n{text}\n\nTables (comparison.md, .csv, .json) and plots are in {plan.folder}.")
     return rows
+
+
+def load_test_split(training: TrainingCommand, split: str) -> datasets.Dataset:
+    """The images that are scored at the end, found before hours are spent.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    try:
+        return training.load(split)
+    except ValueError as error:
+        raise ValueError(f"--test_split {split}, which is scored at the end: {error}") from error
 
 
 def make_plan(command: ComparisonCommand, training: TrainingCommand, given: dict[str, Any]) -> Plan:
@@ -105,6 +141,7 @@ def make_plan(command: ComparisonCommand, training: TrainingCommand, given: dict
         )
     if not command.seeds or len(set(command.seeds)) < len(command.seeds):
         raise ValueError(f"--seeds takes one or more different numbers, got {command.seeds}.")
+    check_trials(command.weight_trials, command.seeds, command.test_split, training.eval_split)
     if "output_dir" not in given:
         raise ValueError("--output_dir is missing: the folder of all runs, tables and plots.")
     if (training.teacher is None) == (command.teacher_flags is None):
@@ -140,6 +177,7 @@ def make_plan(command: ComparisonCommand, training: TrainingCommand, given: dict
         teacher_flags=flags,
         test_split=command.test_split,
         equal=command.equal,
+        weight_trials=command.weight_trials,
     )
     if flags is not None:
         parse_arguments(TrainingCommand, DistillationArguments, args=flags_of(plan.flags_of_teacher()))
@@ -151,11 +189,12 @@ def _as_json(value: Any) -> Any:
     return json.loads(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
 
 
-def run_everything(plan: Plan, jobs: int) -> tuple[dict[str, list[Run]], dict[str, float]]:
+def run_everything(plan: Plan, jobs: int) -> tuple[dict[str, list[Run]], dict[str, float], dict[str, Search]]:
     """Train what is not trained yet, beginning with what needs no teacher; try each method before it is run in full.
 
     Returns:
-        The runs of each method, the baseline's first, and the seconds of its step, measured alone.
+        The runs of each method, the baseline's first; the seconds of its step, measured alone; and the trials of its
+        weight, where it is searched.
     """
     rows = [(method.name, [f"{method.folder}-seed{seed}" for seed in plan.seeds]) for method in plan.methods]
     teachers = [] if (teacher := plan.teacher_run()) is None else [teacher]
@@ -165,17 +204,25 @@ def run_everything(plan: Plan, jobs: int) -> tuple[dict[str, list[Run]], dict[st
     table.leave()
     seconds = time_of_steps(plan, jobs)
     steps: dict[str, int | None] = dict.fromkeys(seconds)
+    methods = {method.name: method for method in plan.methods}
+    searches: dict[str, Search] = {}
     if plan.equal != "steps":
         reference = BASELINE if plan.equal == "time" else max(seconds, key=seconds.__getitem__)
-        (of_reference,) = [plan.student_runs(method) for method in plan.methods if method.name == reference]
+        searches |= search_weights(plan, [methods[reference]], steps, jobs)
+        methods |= {name: search.method for name, search in searches.items()}
+        of_reference = plan.student_runs(methods[reference])
         run_all(of_reference, jobs, table)
         budget = of_reference[0].report().steps
         for name in steps.keys() - {reference}:
             steps[name] = steps_in_the_time(budget, seconds[name], seconds[reference])
-    runs = {method.name: plan.student_runs(method, steps[method.name]) for method in plan.methods}
+    searches |= search_weights(plan, [method for method in plan.methods if method.name not in searches], steps, jobs)
+    methods |= {name: search.method for name, search in searches.items()}
+    runs = {name: plan.student_runs(method, steps[name]) for name, method in methods.items()}
     # Seed by seed, so that a comparison that is cut short has complete seeds.
     run_all([run for of_seed in zip(*runs.values(), strict=True) for run in of_seed], jobs, table)
-    return runs, seconds
+    for name, search in searches.items():
+        refuse_other_weights(runs[name], search)
+    return runs, seconds, searches
 
 
 def time_of_steps(plan: Plan, jobs: int) -> dict[str, float]:
@@ -205,7 +252,9 @@ def score(model: str, folder: Path, flags: list[str]) -> tuple[RunReport, np.nda
     return RunReport.from_json(read_json(report)), read_image_counts(counts)[1]
 
 
-def result_of(name: str, runs: list[Run], step_seconds: float | None, flags: list[str]) -> Result:
+def result_of(
+    name: str, runs: list[Run], step_seconds: float | None, flags: list[str], search: Search | None
+) -> Result:
     """The scores of a method's runs."""
     scored = [score(str(run.output_dir), run.output_dir, flags) for run in runs]
     return Result(
@@ -215,6 +264,8 @@ def result_of(name: str, runs: list[Run], step_seconds: float | None, flags: lis
         counts=np.stack([counts for _, counts in scored]),
         step_seconds=step_seconds,
         curves=[curve(run.output_dir) for run in runs],
+        weight_trials=None if search is None else search.scores,
+        weight_factor=None if search is None else search.factor,
     )
 
 
@@ -254,15 +305,18 @@ def in_words(
     results: list[Result],
     training: TrainingCommand,
     arguments: DistillationArguments,
+    searches: list[Search],
 ) -> str:
     """The table, with what it is of."""
     selection = "best step on the validation split" if arguments.load_best_model_at_end else "last step, no selection"
     scored, run = results[0].scores[0], results[0].runs[0]
     validation = None if plan.test_split == training.eval_split else run.split
+    weights = "weights as searched below" if searches else "no weights were searched"
     head = (
         f"{scored.dataset}, {scored.num_images} images of the split {scored.split}, {len(scored.classes)} classes; "
         f"seeds {', '.join(map(str, plan.seeds))}: mean ± std. {EQUAL[plan.equal]} Batch {run.batch_size}, "
-        f"{selection}; no weights were searched. Gains are points of mIoU over the student alone with the same seeds "
+        f"{selection}; {weights}. Gains are points of mIoU over the student alone with the same seeds "
         "and images; their intervals are a bootstrap's over both. Minutes are steps times the time of a step alone."
     )
-    return f"{head}\n\n{markdown(rows, scored.split, validation)}\n\n{verdict(results[1:])}"
+    trials = f"{weight_search.in_words(searches, training.eval_split)}\n\n" if searches else ""
+    return f"{head}\n\n{markdown(rows, scored.split, validation)}\n\n{trials}{verdict(results[1:])}"

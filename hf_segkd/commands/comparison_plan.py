@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,7 @@ class Plan:
         teacher_flags: What is different where the teacher is trained; None where it is given.
         test_split: The split that is scored.
         equal: `steps`, `time` or `dearest`.
+        weight_trials: Trials of the weight search for each method; 0 for none.
     """
 
     folder: Path
@@ -130,6 +131,7 @@ class Plan:
     teacher_flags: dict[str, Any] | None
     test_split: str
     equal: str
+    weight_trials: int = 0
 
     def teacher_run(self) -> Run | None:
         """The run that trains the teacher; None where it is given."""
@@ -140,15 +142,20 @@ class Plan:
         shared = {key: value for key, value in self.shared.items() if key not in OF_TEACHER}
         return {**DEFAULTS, **shared, "method": BASELINE, **(self.teacher_flags or {})}
 
-    def student_run(self, method: Method, seed: int, steps: int | None = None) -> Run:
-        """The run of a method with a seed; by default it takes the steps of the recipe."""
+    def student_run(self, method: Method, seed: int, steps: int | None = None, folder: str | None = None) -> Run:
+        """The run of a method with a seed; by default it takes the steps of the recipe, in the folder of both."""
         budget = {} if steps is None else {"max_steps": steps}
         flags = {**DEFAULTS, **self.flags_of_student(method), **budget, "seed": seed}
-        return self._run(f"{method.folder}-seed{seed}", "distill", flags)
+        return self._run(folder or f"{method.folder}-seed{seed}", "distill", flags)
 
     def student_runs(self, method: Method, steps: int | None = None) -> list[Run]:
         """The runs of a method, one for each seed."""
         return [self.student_run(method, seed, steps) for seed in self.seeds]
+
+    def weight_run(self, method: Method, factor: float, seed: int, steps: int | None) -> Run:
+        """The run that tries a method with its weight times a factor; `student_run` says what the rest is."""
+        run = self.student_run(method, seed, steps, folder=f"weights/{method.folder}-x{factor:g}")
+        return replace(run, may_diverge=True)
 
     def trial(self, method: Method) -> Run:
         """A few steps of a method, for their time, and to see early that it runs."""
@@ -177,6 +184,7 @@ class Plan:
             "teacher_flags": None if self.teacher_flags is None else _compared(self.teacher_flags),
             "test_split": self.test_split,
             "equal": self.equal,
+            "weight_trials": self.weight_trials or None,
         }
 
     def claim_folder(self) -> None:

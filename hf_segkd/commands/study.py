@@ -35,11 +35,14 @@ class Run:
         output_dir: The run's folder; a run that is done there is not run again, and one that was interrupted goes on
             from its last checkpoint.
         flags: The rest of the command line.
+        may_diverge: Whether a run that ended because a loss or gradient was not finite is done, without a score; by
+            default it has failed.
     """
 
     script: Path | str
     output_dir: Path
     flags: list[str] = field(default_factory=list)
+    may_diverge: bool = False
 
     @property
     def report_file(self) -> Path:
@@ -53,8 +56,13 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether the student is saved too, which comes after its scores."""
-        return self.report_file.is_file() and (self.output_dir / ARGUMENTS_FILE).is_file()
+        """Whether the student is saved too, which comes after its scores, or it may diverge and has."""
+        return self.has_diverged or (self.report_file.is_file() and (self.output_dir / ARGUMENTS_FILE).is_file())
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether the run may diverge and has; the trainer then leaves a folder."""
+        return self.may_diverge and any(self.output_dir.glob("nonfinite-step-*"))
 
     def command(self) -> list[str]:
         """The command line."""
@@ -153,6 +161,9 @@ def _start(run: Run, threads: int, gpu: str | None) -> subprocess.Popen:
 
 
 def _finish(run: Run, returncode: int, table: LiveTable | None) -> None:
+    if run.has_diverged:
+        _tell(table, run, _score(run), "a loss or gradient was not finite")
+        return
     if returncode != 0 or not run.is_done:
         tail = "\n".join(run.log_file.read_text(errors="replace").splitlines()[-25:])
         raise ValueError(f"{run.output_dir.name} failed with exit code {returncode}:\n{tail}")
@@ -174,6 +185,8 @@ def _end(processes: list[subprocess.Popen]) -> None:
 
 
 def _score(run: Run) -> str:
+    if run.has_diverged:
+        return "diverged"
     score = run.report().mean_iou
     return "no" if score is None else f"{100 * score:.2f}"
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import datasets
 
 from hf_segkd.suggestions import did_you_mean
 
-from .class_files import Classes, as_colour, read_classes
-from .files import dataset_from_files
+from .class_files import FORMS, Classes, as_colour, read_classes
+from .files import dataset_from_files, find_root
+from .found_classes import find_classes, ids_of_binary
 from .labels import IGNORE_INDEX, WIDE_IGNORE_INDEX, Colour, LabelInfo, LabelScheme, ignore_index_for, voc_palette
-from .layouts import Layout
+from .layouts import LAYOUT, Layout
 
 VOID = "void"
 
@@ -22,7 +24,7 @@ def load_folder(
     data_dir: str | os.PathLike | None,
     split: str,
     *,
-    classes: Classes,
+    classes: Classes | None = None,
     palette: Sequence[Sequence[int]] | None = None,
     ignore_index: int | Sequence[Any] = (),
     ids: Mapping[Any, int | None] | None = None,
@@ -34,6 +36,7 @@ def load_folder(
     mask_suffix: str = "",
     split_file: str | None = None,
     validation_share: float | None = None,
+    test_share: float | None = None,
     seed: int = 0,
 ) -> datasets.Dataset:
     """Load image/mask pairs that share their name without suffix.
@@ -44,7 +47,8 @@ def load_folder(
         split: Name of the split's folder; "val", "validation" and "valid" are the same.
         classes: Names in the order of their numbers in the masks, `["road", "car"]`; or by number, `{7: "road", 26:
             "car"}`; or a file with them, in the working directory or in `data_dir`: one name a line, or the class file
-            of a tool (docs/data.md), e.g. "labelmap.txt" with the colours too.
+            of a tool (docs/data.md), e.g. "labelmap.txt" with the colours too. By default the class file in `data_dir`,
+            else the numbers or colours that the masks of all splits hold, which a warning tells (`find_classes`).
         palette: RGB colour of each class, `[[0, 0, 0], [250, 50, 83]]`, by which masks in colours are read; by default
             those of the class file, else those of Pascal VOC, only for pictures.
         ignore_index: What means "no class" in the masks, besides 255 (and 65535 in masks of 16 bits): a number, `0`;
@@ -61,18 +65,19 @@ def load_folder(
         mask_dir: Folder of the masks, as `image_dir`: `"ann_dir"`. It may be the same, where `mask_suffix`
             distinguishes them.
         image_suffix: End of the images' names, with or without file suffix: `"_leftImg8bit.png"`.
-        mask_suffix: End of the masks' names: `"_mask"`.
+        mask_suffix: End of the masks' names: `"_mask"`. Where neither is given and no image has a mask of its name,
+            the first and last words that all images share, and those that all masks share, are left out.
         split_file: List of the images of a split in `data_dir`, `"ImageSets/Segmentation/{split}.txt"`: a name a
             line, or the paths of image and mask.
         validation_share: Share of the images that is the split "val", `0.2`; the others are "train". For folders
             without splits.
-        seed: Draws the images of "val".
+        test_share: Share of the images that is the split "test", beside `validation_share`.
+        seed: Draws the images of "val" and "test".
 
     Raises:
         ValueError: If folders are missing, the split does not exist, an image has no mask or a mask no image, or
             arguments contradict each other.
     """
-    scheme = folder_scheme(classes, palette, ignore_index, ids, read_colours, missing_masks, folder=data_dir)
     layout = Layout(
         image_dir,
         mask_dir,
@@ -82,9 +87,55 @@ def load_folder(
         validation_share,
         seed,
         needs_masks=missing_masks is None,
+        test_share=test_share,
     )
+    named = {
+        "palette": palette,
+        "ignore_index": None if ignore_index == () else ignore_index,
+        "ids": ids,
+        "read_colours": read_colours,
+    }
+    given = {name: value for name, value in named.items() if value is not None}
+    found = _find_options(layout, data_dir, split, classes, given)
+    classes, palette, ids = found.get("classes", classes), found.get("palette", palette), found.get("ids", ids)
+    scheme = folder_scheme(classes, palette, ignore_index, ids, read_colours, missing_masks, folder=data_dir)
     images, masks = layout.find(data_dir, split)
     return dataset_from_files([*images.values()], [masks.get(name) for name in images], [*images], scheme, split)
+
+
+def with_found_classes(data_dir: str | os.PathLike | None, split: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `load_folder` with those that it finds itself, so that they need not be found again.
+
+    Args:
+        data_dir: As in `load_folder`.
+        split: A split that there is.
+        options: The options that are given.
+
+    Raises:
+        ValueError: As `load_folder`.
+    """
+    of_layout = {field.name: options[field.name] for field in fields(Layout) if field.name in options}
+    layout = Layout(**of_layout, needs_masks=options.get("missing_masks") is None)
+    given = {name: options[name] for name in ("palette", "ignore_index", "ids", "read_colours") if name in options}
+    return {**options, **_find_options(layout, data_dir, split, options.get("classes"), given)}
+
+
+def _find_options(
+    layout: Layout, data_dir: str | os.PathLike | None, split: str, classes: Classes | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options that say how masks are read, where they are not given: classes, palette, ids."""
+    folder = find_root(data_dir, ("",), "", LAYOUT)
+    if classes is None:
+        if given:
+            raise ValueError(f"{', '.join(given)}: of which classes? Give `classes` too, {FORMS}.")
+        return find_classes(folder, layout.masks_of_all_splits(data_dir, split))
+    if given:
+        return {}
+    listed = read_classes(classes, data_dir)
+    if listed.names[2:] or listed.colours is not None or listed.numbers != [0, 1]:
+        return {}
+    ids = ids_of_binary(folder, listed.names, layout.masks_of_all_splits(data_dir, split))
+    return {} if ids is None else {"ids": ids}
 
 
 def folder_scheme(

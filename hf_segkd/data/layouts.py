@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
@@ -23,6 +24,7 @@ from .files import (
 )
 
 LAYOUT = "{split}/images and {split}/labels (or masks, annotations), or images/{split} and labels/{split}"
+WORD_ENDS = "_- ."
 Files = dict[str, str]  # by the name that an image and its mask share: their path in the folder, without suffix
 
 
@@ -31,7 +33,7 @@ class Layout:
     """Where the images and masks of a split lie; the arguments of `load_folder` that say so, and their checks.
 
     Raises:
-        ValueError: If `validation_share` is not between 0 and 1, or an argument contradicts it.
+        ValueError: If `validation_share` or `test_share` is not between 0 and 1, or an argument contradicts it.
     """
 
     image_dir: str | None = None
@@ -42,12 +44,20 @@ class Layout:
     validation_share: float | None = None
     seed: int = 0
     needs_masks: bool = True
+    test_share: float | None = None
 
     def __post_init__(self) -> None:
         if self.validation_share is None:
+            if self.test_share is not None:
+                raise ValueError("test_share is cut beside validation_share: give both.")
             return
         if not 0 < self.validation_share < 1:
             raise ValueError(f"validation_share must be between 0 and 1, got {self.validation_share}.")
+        if self.test_share is not None and not 0 < self.test_share < 1 - self.validation_share:
+            raise ValueError(
+                f"test_share must be between 0 and 1 - validation_share ({1 - self.validation_share:g}), got "
+                f"{self.test_share}."
+            )
         for option in ("image_dir", "mask_dir", "split_file"):
             if "{split}" in (getattr(self, option) or ""):
                 raise ValueError(
@@ -63,7 +73,8 @@ class Layout:
         """
         root = find_root(data_dir, ("",), "", LAYOUT)
         if self.validation_share is not None:
-            split = canonical_split(split, ("train", "val"), "a folder with validation_share")
+            where = "a folder with validation_share" + ("" if self.test_share is None else " and test_share")
+            split = canonical_split(split, ("train", "val", *(() if self.test_share is None else ("test",))), where)
         list_file = None if self.split_file is None else _list_file(root, self.split_file, split)
         if list_file is not None and (pairs := _pairs_of_list(list_file, root)):
             images, masks = pairs
@@ -81,11 +92,25 @@ class Layout:
             images = {name: images[name] for name in ids}
         ids = [*images]
         if self.validation_share is not None:
-            ids = _part(ids, split, self.validation_share, self.seed)
+            ids = _part(ids, split, self.validation_share, self.test_share or 0, self.seed)
         return {name: images[name] for name in ids}, {name: masks[name] for name in ids if name in masks}
 
-    def _folders(self, root: Path, split: str) -> tuple[Path, Path, str]:
-        """Folders of the images and of the masks of a split, and the split's name there."""
+    def masks_of_all_splits(self, data_dir: str | os.PathLike | None, split: str) -> list[str]:
+        """The mask files of all splits that can be found, sorted; errors as of `find`."""
+        root = find_root(data_dir, ("",), "", LAYOUT)
+        if self.validation_share is not None:
+            others = ["train", "val"] + ([] if self.test_share is None else ["test"])
+        else:
+            form = self.split_file if "{split}" in (self.split_file or "") else self._image_forms(root)[0]
+            others = _splits(root, form) if "{split}" in form else []
+        masks = dict.fromkeys(self.find(data_dir, split)[1].values())
+        for other in others:
+            with contextlib.suppress(ValueError):  # one without masks, say, which is told when it is loaded
+                masks |= dict.fromkeys(self.find(data_dir, other)[1].values())
+        return sorted(masks)
+
+    def _image_forms(self, root: Path) -> tuple[str, ...]:
+        """Where images may lie below `root`, the form that holds first; masks lie by the same forms of {name}."""
         image_dir = self.image_dir or "images"
         if "{split}" in image_dir:
             forms = ("{name}", "{name}/{split}", "{split}/{name}")
@@ -93,7 +118,11 @@ class Layout:
             forms = ("{name}",)
         else:
             forms = ("{name}/{split}",) if (root / image_dir).is_dir() else ("{split}/{name}",)
-        image_form = forms[0].replace("{name}", image_dir)
+        return (forms[0].replace("{name}", image_dir), *forms)
+
+    def _folders(self, root: Path, split: str) -> tuple[Path, Path, str]:
+        """Folders of the images and of the masks of a split, and the split's name there."""
+        image_form, *forms = self._image_forms(root)
         if "{split}" in image_form:
             splits = [
                 name for name in _splits(root, image_form) if (root / image_form.replace("{split}", name)).is_dir()
@@ -101,7 +130,9 @@ class Layout:
             if not splits:
                 raise ValueError(
                     f"{root} has no split. Expected layout: {LAYOUT}; or say what lies where (image_dir, mask_dir, "
-                    "split_file), or cut the splits from one folder (validation_share)."
+                    "split_file); or cut the splits from one folder at random, unless its images are frames of a film "
+                    "or parts of one photo: --dataset_options "
+                    '\'{"validation_share": 0.2, "test_share": 0.2}\', beside other options that there are.'
                 )
             split = canonical_split(split, splits, str(root))
         image_folder = root / image_form.replace("{split}", split)
@@ -128,8 +159,31 @@ class Layout:
             images = {name: path for name, path in images.items() if path not in taken}
         else:
             _refuse_jpeg_masks(mask_folder, images, masks)
+        if not self.image_suffix and not self.mask_suffix and not images.keys() & masks.keys():
+            images, masks = _without_ends(images), _without_ends(masks)
         by_file_name = {name + Path(path).suffix: name for name, path in images.items()}  # Supervisely: a.jpg.png
         return images, {name if name in images else by_file_name.get(name, name): path for name, path in masks.items()}
+
+
+def _without_ends(files: Files) -> Files:
+    """Files whose names lack the first and last words that all of them share: img_001_sat, img_002_sat -> 001, 002.
+
+    A word ends at one of "_- .", and a name is left one, so that other files never get the same name.
+    """
+    if len(files) < 2:
+        return files
+    first = _common_start([*files])
+    last = _common_start([name[::-1] for name in files])[::-1]
+    first = first[: max(first.rfind(end) for end in WORD_ENDS) + 1]
+    starts = [last.find(end) for end in WORD_ENDS if end in last]
+    last = last[min(starts) :] if starts else ""
+    cut = {name.removeprefix(first).removesuffix(last): path for name, path in files.items()}
+    return cut if len(cut) == len(files) and "" not in cut else files
+
+
+def _common_start(names: Sequence[str]) -> str:
+    one, other = min(names), max(names)  # in between lies what they share
+    return next((one[:place] for place, letter in enumerate(one) if other[place : place + 1] != letter), one)
 
 
 def _has_masks(folder: Path) -> bool:
@@ -190,15 +244,18 @@ def _ids_of_list(file: Path, images: Files) -> list[str]:
     return ids
 
 
-def _part(ids: Sequence[str], split: str, validation_share: float, seed: int) -> list[str]:
-    """The names of a split that is cut from all of them, in their order."""
-    number = round(validation_share * len(ids))
-    if not 0 < number < len(ids):
+def _part(ids: Sequence[str], split: str, validation_share: float, test_share: float, seed: int) -> list[str]:
+    """The names of a split that is cut from all of them, in their order; "val" is the same with and without "test"."""
+    validation, test = round(validation_share * len(ids)), round(test_share * len(ids))
+    if not validation or (test_share and not test) or validation + test >= len(ids):
+        shares = f"validation_share {validation_share}" + (f" and test_share {test_share}" if test_share else "")
         raise ValueError(
-            f"validation_share {validation_share} of {len(ids)} images leaves one of the two splits empty."
+            f"{shares} of {len(ids)} images leave{'' if test_share else 's'} one of the "
+            f"{'three' if test_share else 'two'} splits empty."
         )
-    drawn = {ids[place] for place in np.random.default_rng(seed).permutation(len(ids))[:number]}
-    return [name for name in ids if (name in drawn) == (split == "val")]
+    order = np.random.default_rng(seed).permutation(len(ids))
+    places = {"val": order[:validation], "test": order[validation : validation + test]}
+    return [ids[place] for place in sorted(places.get(split, order[validation + test :]))]
 
 
 def _refuse_jpeg_masks(mask_folder: Path, images: Files, masks: Files) -> None:

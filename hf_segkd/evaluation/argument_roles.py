@@ -53,7 +53,11 @@ TABLE: dict[Role, tuple[str, ...]] = {
         *("scale_range", "sync_batch_norm", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
         *("teacher_views", "use_cpu", "use_liger_kernel", "warmup_ratio", "warmup_steps"),
     ),
-    Role(OnResume.FOLLOWED, OnCard.OF_THE_METHOD): ("teacher_batch_norm", "teacher_cache_dtype"),
+    Role(OnResume.FOLLOWED, OnCard.OF_THE_METHOD): (
+        "distillation_weight",
+        "teacher_batch_norm",
+        "teacher_cache_dtype",
+    ),
     # Reports compare the steps, the averaging and the unlabelled images.
     Role(OnResume.FOLLOWED, OnCard.LISTED): ("ema_decay", "max_steps", "num_train_epochs", "unlabelled_ratio"),
     # Which checkpoint is scored, which images are seen, what scale_lr scales by: a resumed run compares the result.

@@ -27,6 +27,9 @@ class Result:
         counts: Confusion matrices of the images of that split, (seeds, n, k, k); None where no gain is asked for.
         step_seconds: Time of a step, measured alone; None where it was not.
         curves: Optimizer steps and mIoU on the validation split in the course of each run.
+        weight_trials: Factor of the method's weight -> mIoU in percent on the validation split of its trial, None where
+            training diverged; None where no weights were searched.
+        weight_factor: The one that was chosen.
         gain: Over the baseline; None for teacher and baseline.
     """
 
@@ -36,6 +39,8 @@ class Result:
     counts: np.ndarray | None = None
     step_seconds: float | None = None
     curves: list[list[tuple[int, float]]] | None = None
+    weight_trials: dict[float, float | None] | None = None
+    weight_factor: float | None = None
     gain: Gain | None = None
 
     def percents(self, metric: str) -> list[float]:
@@ -101,6 +106,7 @@ def rows_of(results: Sequence[Result], baseline: Result, teacher: Result | None)
             "share_of_teacher": None
             if of_teacher is None or result is teacher
             else 100 * row["mean_iou_mean"] / of_teacher,
+            "weight_factor": result.weight_factor,
             "steps": result.steps,
             "step_ms": None if result.step_seconds is None else 1000 * result.step_seconds,
             "minutes": result.minutes,
@@ -128,6 +134,7 @@ def markdown(rows: Sequence[dict[str, Any]], split: str, validation: str | None)
         "pixel acc. %": lambda row: _spread(row, "overall_accuracy"),
         f"{validation} mIoU %": lambda row: _spread(row, "validation_mean_iou"),
         "of the teacher %": lambda row: _number(row["share_of_teacher"], 1),
+        "weight times": lambda row: "" if row["weight_factor"] is None else f"{row['weight_factor']:g}",
         "steps": lambda row: _number(row["steps"], 0),
         "ms per step": lambda row: _number(row["step_ms"], 0),
         "minutes": lambda row: _number(row["minutes"], 1 if (row["minutes"] or 0) >= 1 else 2),
@@ -136,6 +143,8 @@ def markdown(rows: Sequence[dict[str, Any]], split: str, validation: str | None)
     }
     if validation is None:
         del columns[f"{validation} mIoU %"]
+    if all(row["weight_factor"] is None for row in rows):
+        del columns["weight times"]
     return table(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
 
 
@@ -196,11 +205,17 @@ def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def write_tables(
     folder: Path, text: str, rows: list[dict[str, Any]], results: Sequence[Result], protocol: dict[str, Any]
 ) -> None:
-    """Write comparison.md, comparison.csv and comparison.json; the last also has the classes."""
+    """Write comparison.md, comparison.csv and comparison.json; the last also has classes and trials of weights."""
     (folder / "comparison.md").write_text(text + "\n")
     write_csv(rows, folder / "comparison.csv")
     classes = {result.name: _classes(result) for result in results}
-    write_json({"protocol": protocol, "rows": rows, "classes": classes}, folder / "comparison.json")
+    trials = {
+        result.name: {f"{factor:g}": score for factor, score in result.weight_trials.items()}
+        for result in results
+        if result.weight_trials is not None
+    }
+    content = {"protocol": protocol, "rows": rows, "classes": classes, "weight_trials": trials}
+    write_json(content, folder / "comparison.json")
 
 
 def _classes(result: Result) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,16 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.trainer_utils import EvalPrediction
+from transformers.utils import logging
 
 from hf_segkd.evaluation.metrics import confusion_matrix, scores_from_confusion_matrix
 from hf_segkd.evaluation.reports import METRICS
 from hf_segkd.networks.inference import classes_at, logits_at
 from hf_segkd.networks.tiles import tiled_logits
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 # Most logits of an image that exist at once at the size of its labels, 256 MiB; more are made in parts.
 LOGITS_AT_ONCE = 2**26
+# Pixels from which a whole image is told to take much memory: gigabytes with most networks.
+LARGE_IMAGE = 2**24
 
 
 class StreamingScores:
@@ -108,6 +110,7 @@ def loss_and_counts(
     def scored() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for same_sized, their_labels in _same_sized(images, labels):
             if tile is None:
+                _tell_of_large_images(same_sized)
                 for logits, label in zip(logits_of(same_sized), their_labels, strict=True):
                     yield *_loss_and_classes(logits[None], label, ignore_index), label
             else:
@@ -120,6 +123,16 @@ def loss_and_counts(
         losses.append(loss / (label != ignore_index).sum().clamp(min=1))
         matrices.append(confusion_matrix(classes, label, num_labels, ignore_index))
     return torch.stack(losses).mean(), torch.stack(matrices).flatten(1)
+
+
+def _tell_of_large_images(images: Tensor) -> None:
+    """Warn once of images (b, c, hh, ww) that a network may lack the memory for, before it sees them."""
+    if math.prod(images.shape[-2:]) >= LARGE_IMAGE:
+        logger.warning_once(
+            f"Images of more than {LARGE_IMAGE / 1e6:.0f} million pixels are shown to the network whole. Where memory "
+            "is short, show them in tiles: --eval_tile 1024 of train, distill and compare, --tile 1024 of evaluate and "
+            "predict. Scores in tiles are not compared with those of whole images."
+        )
 
 
 def _loss_and_classes(logits: Tensor, label: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,15 +147,27 @@ def that_take(
     return taken
 
 
-def compare(samples: datasets.Dataset, networks: Mapping[str, tuple[PreTrainedModel, Any]]) -> Image.Image:
-    """A table of pictures: image, truth and each network's prediction, in the data set's colours, with a legend."""
+def compare(
+    samples: datasets.Dataset,
+    networks: Mapping[str, tuple[PreTrainedModel, Any]],
+    tile: int | Sequence[int] | None = None,
+    overlap: int | None = None,
+) -> Image.Image:
+    """A table of pictures: image, truth and each network's prediction, in the data set's colours, with a legend.
+
+    Args:
+        samples: The images and their labels.
+        networks: Title of a column -> a network and its image processor.
+        tile: As of `predict`, also `overlap`; by default networks see whole images.
+        overlap: See `tile`.
+    """
     labels = label_info(samples)
     rows, size, seen = [], None, set()
     for sample in samples:
         image = sample["image"]
         size = size or (CELL_WIDTH, round(CELL_WIDTH * image.height / image.width))
         masks = [np.array(sample["annotation"])]
-        masks += [predict(model, processor, image).cpu().numpy() for model, processor in networks.values()]
+        masks += [predict(*network, image, tile, overlap).cpu().numpy() for network in networks.values()]
         seen.update(*(np.unique(mask).tolist() for mask in masks))
         pictures = [Image.fromarray(colour(mask, labels.palette)) for mask in masks]
         photo = ImageOps.pad(image.convert("RGB"), size, Image.Resampling.BICUBIC, color="white")

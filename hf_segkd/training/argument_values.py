@@ -19,7 +19,9 @@ LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("recipe_batch_size", "scale_base"), 1),
     **dict.fromkeys(("learning_rate", "head_lr_multiplier", "connector_lr_multiplier", "weight_decay"), 0),
-    **dict.fromkeys(("ce_weight", "max_grad_norm", "seed", "data_seed", "dataloader_num_workers"), 0),
+    **dict.fromkeys(
+        ("distillation_weight", "ce_weight", "max_grad_norm", "seed", "data_seed", "dataloader_num_workers"), 0
+    ),
     **dict.fromkeys(("preflight_images", "teacher_views", "log_pictures", "max_logged_classes"), 0),
 }
 # Allowed values of flags that are words.

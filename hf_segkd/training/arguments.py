@@ -41,6 +41,9 @@ class DistillationArguments(TrainingArguments):
     method_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of the loss's constructor, as a JSON object."}
     )
+    distillation_weight: float = field(
+        default=1.0, metadata={"help": "What all terms of the method are multiplied by, beside their own weights."}
+    )
     ce_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy on the labels."})
     label_loss: str = field(
         default="ce",

@@ -56,6 +56,7 @@ class Distiller(nn.Module):
             student computes itself.
         frozen: Beginnings of the names of the student's parameters and buffers that stay as they are: the parameters
             get no gradient, and batch norms neither use a batch's statistics nor count them.
+        distillation_weight: What all terms of the distillation loss are multiplied by, beside their own weights.
 
     Raises:
         ValueError: If a term of the loss has the name of a loss on the labels.
@@ -77,12 +78,14 @@ class Distiller(nn.Module):
         common: Sequence[int] | None = None,
         label_losses: LabelLosses | None = None,
         frozen: Sequence[str] = (),
+        distillation_weight: float = 1.0,
     ) -> None:
         super().__init__()
         wrapped = isinstance(student, FeatureNetwork)
         self.student = student.model if wrapped else student
         self.reader = student.reader if wrapped else None
         self.loss = loss
+        self.distillation_weight = distillation_weight
         self.label_losses = label_losses
         self.label_weights = {"ce": ce_weight} if label_losses is None else label_losses.weights
         self.frozen = tuple(frozen)
@@ -208,7 +211,8 @@ class Distiller(nn.Module):
     @property
     def weights(self) -> dict[str, float]:
         """Weight of each term, by its name."""
-        return {**self.label_weights, **(self.loss.weights if self.loss is not None else {})}
+        of_method = {} if self.loss is None else self.loss.weights
+        return {**self.label_weights, **{term: self.distillation_weight * own for term, own in of_method.items()}}
 
 
 def build_distiller(
@@ -240,7 +244,7 @@ def build_distiller(
         options = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs
         check_options(options, without_taps(student))
     label_losses = _label_losses(args, student.config.num_labels)
-    distiller = Distiller(student, loss, args.ce_weight, common, label_losses, args.frozen)
+    distiller = Distiller(student, loss, args.ce_weight, common, label_losses, args.frozen, args.distillation_weight)
     if distiller.reader is not None:
         distiller.reader.unfreeze_unused_parameters()
     _freeze(distiller.student, args.frozen)

@@ -34,6 +34,7 @@ from hf_segkd.losses import AbstractDistillationLoss
 from hf_segkd.networks.channels import check_images, check_processor
 from hf_segkd.networks.class_names import check_labels
 from hf_segkd.training.arguments import DistillationArguments
+from hf_segkd.training.crop_size import LARGEST_CROP, measured_crop_size
 from hf_segkd.training.evaluation_scale import scale_base, warn_of_other_scale
 from hf_segkd.training.stream_inputs import (
     SourceMaker,
@@ -121,6 +122,12 @@ def augmented(
         transform_for = partial(_train_transform, args, processor, model)
         return training_stream(dataset, unlabelled, args, transform_for, _source_maker(model, processor, names), loss)
     if isinstance(dataset, datasets.Dataset) and is_loaded(dataset):
+        if args.crop_size is None and fixed_size(_needed(processor)) is None:
+            args.crop_size = list(measured_crop_size(dataset))
+            logger.warning(
+                f"crop_size is not given, and images keep their sizes: training crops are {args.crop_size[0]} x "
+                f"{args.crop_size[1]} (height x width), as the images are in the middle, {LARGEST_CROP} at most."
+            )
         transform = _train_transform(args, processor, model)
         if args.scale_base is None:
             warn_of_other_scale(dataset, transform.scale_base, processor)
@@ -147,7 +154,7 @@ def augmented(
         raise ValueError(
             f"There are {len(dataset)} training images, but {images} make a batch ({args.per_device_train_batch_size} "
             f"for each of {args.world_size} processes) and incomplete batches are dropped, so nothing would be "
-            "trained. Lower per_device_train_batch_size."
+            f"trained. Give --per_device_train_batch_size {max(1, len(dataset) // args.world_size)}, or fewer."
         )
     return dataset
 

@@ -6,12 +6,14 @@ import sys
 import time
 
 import pytest
+from PIL import Image
 from tiny_commands import BASE, STUDENT
 from tiny_runs import network, processor
 
 from hf_segkd.commands import compare, evaluate, train
 from hf_segkd.commands.comparison_plan import OF_TRIAL, Method, Plan
 from hf_segkd.evaluation.image_counts import read_image_counts
+from hf_segkd.publishing.publication import CELL_WIDTH
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,10 @@ def test_a_comparison_trains_scores_and_writes_and_goes_on_where_it_was(config, 
     text = (config / "all" / "comparison.md").read_text()
     assert "demo, 8 images of the split test, 4 classes; seeds 1: " in text
     assert text.rstrip("\n") in capsys.readouterr().out
-    assert {file.name for file in (config / "all").glob("*.png")} >= {"gains.png", "curves.png"}
+    assert {file.name for file in (config / "all").glob("*.png")} >= {"gains.png", "curves.png", "pictures.png"}
+    assert "- pictures.png: seed 1, whose gain is the median; the images in the middle by gain (" in text
+    with Image.open(config / "all" / "pictures.png") as picture:  # image, truth, teacher, student alone, hint
+        assert picture.width == 5 * (CELL_WIDTH + 4) - 4
     curve = json.loads((config / "all" / "none-seed1" / "trainer_state.json").read_text())["log_history"]
     assert {entry["step"] for entry in curve if "eval_mean_iou" in entry} == {1, 2}
     runs_here.clear()
@@ -100,7 +105,7 @@ def stubbed(tmp_path, monkeypatch):
 )
 def test_each_method_takes_the_steps_that_fit(stubbed, equal, expected):
     plan, steps = stubbed
-    runs, seconds = compare.run_everything(plan(equal), jobs=2)
+    runs, seconds, _ = compare.run_everything(plan(equal), jobs=2)
     assert seconds == SECONDS | {"kd": 0.2}
     assert {name: theirs[0].report().steps for name, theirs in runs.items()} == expected
     assert [run.output_dir.name for run in runs["cwd"]] == ["cwd-seed0", "cwd-seed1"]

@@ -2,8 +2,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from tiny_commands import BASE, STUDENT
 
 from hf_segkd.commands import compare
@@ -187,6 +189,33 @@ def test_steps_that_fit_in_the_time_of_the_reference(step_seconds, of_reference,
     assert steps_in_the_time(100, step_seconds, of_reference) == pytest.approx(steps, abs=1)
     assert steps_in_the_time(100, step_seconds, of_reference) * step_seconds <= 100 * of_reference * (1 + 1e-9)
     assert steps_in_the_time(1, 50.0, 0.1) == 1
+
+
+def test_what_a_folder_holds_is_found_once_for_all_runs(tmp_path, monkeypatch):
+    for split in ("train", "val", "test"):
+        for kind, pixels in (("images", np.zeros((8, 8, 3))), ("masks", 255 * np.eye(8))):
+            (tmp_path / "data" / split / kind).mkdir(parents=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / split / kind / "a.png")
+    plan_of(tmp_path, dataset="folder", data_dir=str(tmp_path / "data"), dataset_options=None)
+    plans = []
+
+    def stop(plan):
+        plans.append(plan)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare.Plan, "claim_folder", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compare.main(["--config", str(tmp_path / "compare.yaml")])
+    found = {"classes": ["background", "foreground"], "ids": {"0": 0, "255": 1}}
+    assert recipe(plans[0].student_run(plans[0].methods[1], 0))["dataset_options"] == found
+    assert plans[0].protocol()["dataset_options"] == found
+
+
+def test_a_split_to_score_that_is_not_there_is_told_with_its_flag(tmp_path):
+    plan_of(tmp_path)
+    with pytest.raises(ValueError, match=r"--test_split nowhere, which is scored at the end: .* no split 'nowhere'"):
+        compare.main(["--config", str(tmp_path / "compare.yaml"), "--test_split", "nowhere"])
+    assert not (tmp_path / "all" / "protocol.json").exists()
 
 
 def test_flags_that_are_given_are_told_from_those_that_are_not(tmp_path):

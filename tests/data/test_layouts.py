@@ -141,13 +141,57 @@ def test_a_validation_split_is_cut_by_share_and_seed(tmp_path, listed):
         load(tmp_path, "test", **options)
 
 
+def test_a_test_split_is_cut_beside_the_validation_split_which_it_does_not_change(tmp_path):
+    names = [f"{n:02d}" for n in range(20)]
+    write(tmp_path, *((f"images/{n}.jpg", f"masks/{n}.png") for n in names))
+    shares = {"validation_share": 0.25, "test_share": 0.1}
+    train, val, test = (load(tmp_path, split, **shares) for split in ("train", "val", "test"))
+    assert (len(train), len(val), len(test)) == (13, 5, 2)
+    assert sorted(train + val + test) == names
+    assert val == load(tmp_path, "val", validation_share=0.25)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "names"),
+    [
+        (("c1.tif", "c2.tif"), ("c1_mask.png", "c2_mask.png"), ["c1", "c2"]),
+        (("1_sat.jpg", "2_sat.jpg"), ("1_mask.png", "2_mask.png"), ["1", "2"]),
+        (("img-010.jpg", "img-011.jpg"), ("mask-010.png", "mask-011.png"), ["010", "011"]),
+        (("t 1.jpg", "t 2.jpg", "t 3.jpg"), ("t 3.seg.png", "t 1.seg.png", "t 2.seg.png"), ["1", "2", "3"]),
+    ],
+)
+def test_names_pair_up_without_the_words_that_all_images_or_all_masks_share(tmp_path, images, masks, names):
+    pairs = zip(images, sorted(masks), strict=True)
+    write(tmp_path, *((f"train/images/{image}", f"train/masks/{mask}") for image, mask in pairs))
+    assert load(tmp_path) == names
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (("a01.jpg", "a02.jpg"), ("b11.png", "b12.png")),  # 1 and 2 are no words
+        (("cat.jpg", "car.jpg"), ("dot.png", "dor.png")),
+        (("a_1.jpg", "a_2.jpg"), ("b_1.png", "b_3.png")),
+        (("a_1.jpg",), ("b_1.png",)),  # one tells of no words that all share
+    ],
+)
+def test_names_that_share_nothing_certain_are_not_paired(tmp_path, images, masks):
+    pairs = zip(images, masks, strict=True)
+    write(tmp_path, *((f"train/images/{image}", f"train/masks/{mask}") for image, mask in pairs))
+    with pytest.raises(ValueError, match=r"have no (image|mask)"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"test_share": 0.2}, "test_share is cut beside validation_share: give both"),
+        ({"validation_share": 0.5, "test_share": 0.5}, "test_share must be between 0 and 1 - validation_share .0.5."),
+        ({"validation_share": 0.5, "test_share": 0.1}, "validation_share 0.5 and test_share 0.1 of 4 images leave one"),
         ({"validation_share": 1}, "must be between 0 and 1, got 1"),
         ({"validation_share": 0.01}, "leaves one of the two splits empty"),
         ({"validation_share": 0.5, "image_dir": "{split}"}, "image_dir '{split}' names others for each split"),
-        ({}, "or cut the splits from one folder"),
+        ({}, r"or cut the splits from one folder at random.*'\{\"validation_share\": 0.2, \"test_share\": 0.2\}'"),
         ({"image_dir": "nowhere", "validation_share": 0.5}, "nowhere is not a folder; image_dir says where"),
         ({"validation_share": 0.5, "image_suffix": "_rgb"}, r"has no images \*_rgb \(.jpg"),
         ({"validation_share": 0.5, "mask_suffix": "_mask"}, "4 of 4 have no mask: a, b, c, d"),

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 from torch import nn
@@ -24,6 +26,18 @@ def test_what_is_too_large_to_be_resized_at_once_has_the_same_counts_and_loss(ca
     loss_of_parts, counts_of_parts = loss_and_counts(*case, 12, 255)
     assert counts_of_parts.equal(counts)
     assert loss_of_parts.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_large_images_that_are_shown_whole_are_told_once_with_the_flags_for_tiles(case, monkeypatch, caplog):
+    network, images, labels = case
+    monkeypatch.setattr(streaming_scores, "LARGE_IMAGE", 90 * 131)
+    with caplog.at_level(logging.WARNING, logger="hf_segkd"):
+        loss_and_counts(network, images, labels, 12, 255, tile=[48])
+        assert caplog.messages == []
+        for _ in range(2):
+            loss_and_counts(*case, 12, 255)
+    (message,) = caplog.messages
+    assert "--eval_tile 1024 of train, distill and compare, --tile 1024 of evaluate" in message
 
 
 def test_tiles_without_visible_seams_have_the_counts_and_the_loss_of_whole_images(case):

@@ -43,6 +43,17 @@ def test_each_term_is_logged_raw_and_weighted_and_the_terms_add_up_to_the_loss(t
         assert entry["loss"] == pytest.approx(entry["loss_ce"] + entry["loss_cwd"], rel=1e-4)
 
 
+def test_the_distillation_weight_multiplies_the_terms_of_the_method_and_no_other(tmp_path):
+    run = trainer(tmp_path, method="cwd,at", method_kwargs={"cwd": {"weight": 3.0}}, distillation_weight=0.3)
+    run.train()
+    own = run.distiller.loss.weights
+    for entry in run.state.log_history[:-1]:
+        assert entry["loss_cwd"] == pytest.approx(0.3 * 3 * entry["raw_cwd"], rel=1e-5)
+        assert entry["loss_at"] == pytest.approx(0.3 * own["at"] * entry["raw_at"], rel=1e-5)
+        assert entry["loss_ce"] == pytest.approx(entry["raw_ce"], rel=1e-5)
+        assert entry["loss"] == pytest.approx(entry["loss_ce"] + entry["loss_cwd"] + entry["loss_at"], rel=1e-4)
+
+
 def test_terms_are_means_over_accumulated_batches(tmp_path):
     run = trainer(tmp_path, method="kd", per_device_train_batch_size=2, gradient_accumulation_steps=2)
     run.train()

@@ -197,6 +197,7 @@ def test_a_search_without_what_it_needs_is_refused(tmp_path):
         ({"output_dir": "x"}, "'output_dir', which trials can't vary"),
         ({"teacher_dtype": "bfloat16"}, "'teacher_dtype', which trials can't vary"),
         ({"ce_weight": -1.0}, "ce_weight must be a number from 0"),
+        ({"distillation_weight": -1.0}, "distillation_weight must be a number from 0"),
     ],
 )
 def test_what_a_trial_can_not_vary_is_refused(values, message, tmp_path):
