@@ -18,7 +18,7 @@ from hf_segkd.commands.command_line import flags_of, given_flags, parse_argument
 from hf_segkd.commands.comparison_picture import draw_picture
 from hf_segkd.commands.comparison_plan import BASELINE, SET_HERE, TRIAL_STEPS, Plan, read_methods, steps_in_the_time
 from hf_segkd.commands.live_table import LiveTable
-from hf_segkd.commands.study import Run, run_all, threads_of, visible_gpus
+from hf_segkd.commands.study import Run, alone_in, run_all, threads_of, visible_gpus
 from hf_segkd.commands.train import TrainingCommand
 from hf_segkd.commands.weight_search import Search, check_trials, refuse_other_weights, search_weights
 from hf_segkd.data.folder import with_found_classes
@@ -77,7 +77,7 @@ class ComparisonCommand:
 
 
 def main(args: list[str] | None = None) -> list[dict[str, Any]]:
-    """Run what is not done yet, write tables and plots, print the table and return its rows."""
+    """Read the flags, run what they ask for, and return the table's rows."""
     command, training, arguments = parse_arguments(ComparisonCommand, TrainingCommand, DistillationArguments, args=args)
     shared = given_flags(TrainingCommand, DistillationArguments, args=args)
     if training.dataset == "folder" and training.hub_id is None:  # so that not each run looks for them
@@ -85,7 +85,19 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
         training.dataset_options = shared["dataset_options"] = options
     plan = make_plan(command, training, shared)
     test_images = load_test_split(training, plan.test_split)
-    plan.claim_folder()
+    with alone_in(plan.folder):
+        plan.claim_folder()
+        return compare(plan, command, training, arguments, test_images)
+
+
+def compare(
+    plan: Plan,
+    command: ComparisonCommand,
+    training: TrainingCommand,
+    arguments: DistillationArguments,
+    test_images: datasets.Dataset,
+) -> list[dict[str, Any]]:
+    """Run what is not done yet, write tables and plots, print the table and return its rows."""
     jobs = command.jobs or len(visible_gpus()) or os.cpu_count() or 1
     evaluation = evaluation_flags(training, arguments, plan.test_split)
     if plan.teacher_flags is None:

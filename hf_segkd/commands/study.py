@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from filelock import FileLock, Timeout
 
 from hf_segkd.commands import cli
 from hf_segkd.commands.live_table import LiveTable
@@ -117,6 +118,28 @@ def run_all(runs: Sequence[Run], jobs: int, table: LiveTable | None = None, thre
                         _tell(table, run, bar.partition("%|")[0].split()[-1] + " %" if "%|" in bar else bar, bar)
         finally:
             _end(list(running))
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other comparisons out of a folder. The lock ends with the process at the latest, also if it is killed.
+
+    Raises:
+        ValueError: If another one is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"Another comparison is at work in {folder}, and two would train the same runs. Wait for it or stop it, or "
+            "choose another --output_dir."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def threads_of(jobs: int) -> int:

@@ -12,6 +12,7 @@ from tiny_runs import network, processor
 
 from hf_segkd.commands import compare, evaluate, train
 from hf_segkd.commands.comparison_plan import OF_TRIAL, Method, Plan
+from hf_segkd.commands.study import alone_in
 from hf_segkd.evaluation.image_counts import read_image_counts
 from hf_segkd.publishing.publication import CELL_WIDTH
 
@@ -158,3 +159,20 @@ def test_a_comparison_that_is_stopped_goes_on_from_the_checkpoints_of_its_runs(c
     report = json.loads((tmp_path / "none-seed1" / "evaluation.json").read_text())
     assert 0 < report["resumed_from_step"] < report["steps"] == 60
     assert (tmp_path / "comparison.csv").is_file()
+
+
+def test_two_comparisons_never_work_in_one_folder_and_the_lock_of_a_dead_one_is_free(tmp_path):
+    lines = "import pathlib, sys, time\nfrom hf_segkd.commands.study import alone_in\n"
+    lines += "with alone_in(pathlib.Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(600)"
+    other = subprocess.Popen([sys.executable, "-c", lines, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(ValueError, match="Another comparison is at work in"), alone_in(tmp_path):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with alone_in(tmp_path), pytest.raises(ValueError, match="Another"), alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        pass
