@@ -45,8 +45,15 @@ def main() -> None:
     compare_pipelines(arguments.repeats, "jpg", (375, 500), 513)
     for crop_size in ((512, 512), CROP_SIZE):
         compare_crops(arguments.images, arguments.repeats, crop_size)
-    for num_labels in (21, 150):
-        compare_metrics(arguments.repeats, num_labels)
+    for num_labels, dtype in (
+        (21, "uint8"),
+        (21, "int64"),
+        (150, "uint8"),
+        (150, "int64"),
+        (847, "uint16"),
+        (847, "int64"),
+    ):
+        compare_metrics(arguments.repeats, num_labels, dtype)
 
 
 def compare_pipelines(repeats: int, kind: str, size: tuple[int, int], crop: int) -> None:
@@ -188,37 +195,40 @@ def compare_crops(num_images: int, repeats: int, crop_size: tuple[int, int]) -> 
         )
 
 
-def compare_metrics(repeats: int, num_labels: int) -> None:
+def compare_metrics(repeats: int, num_labels: int, dtype: str) -> None:
     """Print the time of `MeanIoU` and of the histograms that evaluate's mean_iou computes for each image."""
+    ignore_index = 255 if num_labels < 256 else 65535
     rng = np.random.default_rng(0)
-    references = rng.integers(0, num_labels, (64, 513, 513), dtype=np.uint8)
-    references[rng.random(references.shape) < 0.05] = 255
-    predictions = rng.integers(0, num_labels, references.shape, dtype=np.uint8)
-    metric = MeanIoU(num_labels)
+    references = rng.integers(0, num_labels, (64, 513, 513)).astype(dtype)
+    references[rng.random(references.shape) < 0.05] = ignore_index
+    predictions = rng.integers(0, num_labels, references.shape).astype(dtype)
+    metric = MeanIoU(num_labels, ignore_index)
     results = {}
 
     def ours() -> None:
         results["ours"] = metric.compute(predictions=predictions, references=references)["mean_iou"]
 
     def histograms() -> None:
-        results["histograms"] = mean_iou_by_histograms(predictions, references, num_labels)
+        results["histograms"] = mean_iou_by_histograms(predictions, references, num_labels, ignore_index)
 
     slow, fast = interleaved_medians([histograms, ours], repeats)
     difference = abs(results["ours"] - results["histograms"])
     print(
-        f"mean IoU of 64 masks of 513 x 513, {num_labels} classes (difference {difference:.1e}): histograms per image "
-        f"{slow * 1e3:.0f} ms, MeanIoU {fast * 1e3:.0f} ms: {slow / fast:.1f} times faster"
+        f"mean IoU of 64 masks of 513 x 513, {num_labels} classes, {dtype} (difference {difference:.1e}): histograms "
+        f"per image {slow * 1e3:.0f} ms, MeanIoU {fast * 1e3:.0f} ms: {slow / fast:.1f} times faster"
     )
 
 
-def mean_iou_by_histograms(predictions: np.ndarray, references: np.ndarray, num_labels: int) -> float:
+def mean_iou_by_histograms(
+    predictions: np.ndarray, references: np.ndarray, num_labels: int, ignore_index: int
+) -> float:
     """Mean IoU as evaluate's mean_iou defines it: areas of intersection and union from three histograms per image.
 
     Written from the definition: the evaluate package has no copy of that metric, it is fetched from the Hub.
     """
     areas = np.zeros((3, num_labels))  # intersection, predicted, labelled
     for prediction, reference in zip(predictions, references, strict=True):
-        valid = reference != 255
+        valid = reference != ignore_index
         prediction, reference = prediction[valid], reference[valid]
         for row, ids in enumerate((prediction[prediction == reference], prediction, reference)):
             areas[row] += np.histogram(ids, bins=num_labels, range=(0, num_labels - 1))[0]

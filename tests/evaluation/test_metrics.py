@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_segkd.evaluation.metrics import MeanIoU, confusion_matrix, scores_from_confusion_matrix
+from hf_segkd.evaluation.metrics import MeanIoU, _count_on_device, confusion_matrix, scores_from_confusion_matrix
 
 # Printed by the code of AttnFD for these two maps.
 GOLDEN_LABELS = torch.tensor(
@@ -131,6 +131,39 @@ def test_every_integer_type_counts_the_same_with_many_classes(dtype):
     valid = references != 255
     expected.index_put_((references[valid], predictions[valid]), torch.tensor(1), accumulate=True)
     assert torch.equal(confusion_matrix(predictions.to(dtype), references.to(dtype), 150), expected)
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "ignore_index"), [(5, 255), (5, 3), (5, -100), (5, 5), (300, -1), (300, 7), (300, 300)]
+)
+@pytest.mark.parametrize("dtypes", [(torch.int64, torch.int64), (torch.int64, torch.int16), (torch.int32, torch.int64)])
+def test_any_size_type_and_ignore_index_count_as_pixel_by_pixel(num_labels, ignore_index, dtypes):
+    generator = torch.Generator().manual_seed(0)
+    references, predictions = torch.randint(
+        num_labels, (2, 3, 200, 211), generator=generator
+    )  # more than are taken at once
+    references[torch.rand(references.shape, generator=generator) < 0.1] = ignore_index
+    valid = references != ignore_index
+    expected = torch.zeros(num_labels, num_labels, dtype=torch.int64)
+    expected.index_put_((references[valid], predictions[valid]), torch.tensor(1), accumulate=True)
+    predictions, references = predictions.to(dtypes[0]), references.to(dtypes[1])
+    assert torch.equal(confusion_matrix(predictions, references, num_labels, ignore_index), expected)
+    on_device = _count_on_device(predictions.flatten(), references.flatten(), num_labels, ignore_index)
+    assert torch.equal(on_device, expected)
+
+
+@pytest.mark.parametrize("count", [confusion_matrix, _count_on_device])
+@pytest.mark.parametrize("num_labels", [5, 300])
+@pytest.mark.parametrize("ignore_index", [-100, 3, 65535])
+@pytest.mark.parametrize("bad", [-1, -(2**32), 2**32 + 1, 2**62, 400])
+def test_an_id_out_of_range_raises_wherever_its_low_bits_are_a_class(count, num_labels, ignore_index, bad):
+    good = torch.zeros(2**16 + 5, dtype=torch.int64)
+    wrong = good.clone()
+    wrong[-2] = bad
+    with pytest.raises(ValueError, match=f"references hold class id {bad}, need 0..{num_labels - 1}"):
+        count(good, wrong, num_labels, ignore_index)
+    with pytest.raises(ValueError, match=f"predictions hold class id {bad}, need 0..{num_labels - 1}"):
+        count(wrong, good, num_labels, ignore_index)
 
 
 def test_arguments_are_left_as_they_were():
