@@ -274,7 +274,8 @@ class Export:
 
     def report(self, *names: str, latency: dict[str, Any] | None = None) -> dict[str, Any]:
         """What export.json says of some formats."""
-        packages = (*PACKAGES, *DEVICE_PACKAGES) if set(names) & set(DEVICE_FORMATS) else PACKAGES
+        more = self.command.int8_steps or set(names) & set(DEVICE_FORMATS)
+        packages = (*PACKAGES, *DEVICE_PACKAGES) if more else PACKAGES
         return {
             "exports": [entry for name in names for entry in self.exports[name]],
             "latency": latency,

@@ -58,6 +58,7 @@ def prepare(program: ExportedProgram, calibration: EvaluationDataset) -> GraphMo
 
     Raises:
         ImportError: If torchao is missing; the message says how to install it.
+        ValueError: If the network has no convolution.
     """
     require_extra("int8", "int8 files by training, and for devices,", ("torchao",))
     from .int8_graph import observe, simulated
@@ -81,7 +82,7 @@ def distil(graph: GraphModule, teacher: Network, images: EvaluationDataset, step
         graph: The graph.
         teacher: Mostly the network itself in fp32.
         images: Whole images as the network sees them; each is mirrored half of the time.
-        steps: Optimiser steps of `IMAGES_OF_A_STEP` images.
+        steps: Optimiser steps, from 1, of `IMAGES_OF_A_STEP` images.
         seed: For the order of the images.
 
     Returns:

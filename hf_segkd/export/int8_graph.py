@@ -61,7 +61,7 @@ class Int8Quantizer(Quantizer):
     def annotate(self, model: GraphModule) -> GraphModule:
         """Mark the tensors to quantise."""
         for node in model.graph.nodes:
-            if node.target in CONVOLUTIONS:
+            if node.target in CONVOLUTIONS and node.args[1].op == "get_attr":  # not a weight that is computed
                 image, weight = node.args[:2]
                 self._mark(node, {image: ACTIVATION, weight: WEIGHT})
             elif node.target is aten.add.Tensor and all(map(_is_map, node.args)):
@@ -96,7 +96,11 @@ def _is_map(value: object) -> bool:
 
 
 def simulated(program: ExportedProgram) -> GraphModule:
-    """A traced network with batch norm folded, whose tensors are rounded as in int8; its weights can be trained."""
+    """A traced network with batch norm folded, whose tensors are rounded as in int8; its weights can be trained.
+
+    Raises:
+        ValueError: If it has no convolution.
+    """
     graph = copy.deepcopy(program.module())  # training must not reach the network itself
     for node in list(graph.graph.nodes):
         node.target = NOT_IN_PLACE.get(node.target, node.target)
@@ -104,7 +108,10 @@ def simulated(program: ExportedProgram) -> GraphModule:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
     graph.recompile()
-    return prepare_pt2e(graph, Int8Quantizer())
+    graph = prepare_pt2e(graph, Int8Quantizer())
+    if not any(isinstance(module, FakeQuantizeBase) for module in graph.modules()):
+        raise ValueError("The network has no convolution, and nothing else is computed in int8. Leave --int8.")
+    return graph
 
 
 def observe(graph: GraphModule, ranges: bool, rounding: bool) -> None:
@@ -116,3 +123,6 @@ def observe(graph: GraphModule, ranges: bool, rounding: bool) -> None:
         if isinstance(module, FakeQuantizeBase):
             module.enable_observer(ranges or module.is_per_channel)
             module.enable_fake_quant(rounding)
+            if rounding and not ranges and not module.is_per_channel:
+                # torchao computes these only while it both observes and rounds.
+                module.scale, module.zero_point = module.calculate_qparams()
