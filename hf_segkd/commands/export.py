@@ -12,7 +12,7 @@ from typing import Any
 from hf_segkd.commands.command_line import DataFlags, parse_arguments
 from hf_segkd.commands.export_files import FILES, Export
 from hf_segkd.export import REPORT, SNIPPET
-from hf_segkd.export.formats import DEVICE_FORMATS, METADATA
+from hf_segkd.export.formats import DEVICE_FORMATS, INT8_FORMATS, METADATA, int8_file
 from hf_segkd.export.opsets import OPSET, check_opset
 from hf_segkd.export.parity import exports_table
 
@@ -21,6 +21,7 @@ FORMATS = ("onnx", "torch_export", *DEVICE_FORMATS)
 LEFT_OVER = (
     *FILES.values(),
     *(made.file for made in DEVICE_FORMATS.values()),
+    *(int8_file(DEVICE_FORMATS[name].file) for name in INT8_FORMATS if name in DEVICE_FORMATS),
     *("model.bin", METADATA, SNIPPET, REPORT),
 )
 
@@ -39,13 +40,25 @@ class ExportCommand(DataFlags):
     opset: int = field(default=OPSET, metadata={"help": "Version of ONNX's operations, for older runtimes from 16."})
     argmax: bool = field(default=False, metadata={"help": "Give the class of each pixel, uint8, instead of logits."})
     dynamic: bool = field(default=False, metadata={"help": "Take batches and images of any size."})
-    int8: bool = field(default=False, metadata={"help": "Also write an ONNX file quantised to 8-bit integers."})
+    int8: bool = field(
+        default=False,
+        metadata={"help": f"Also write files in 8-bit integers, of the formats {', '.join(INT8_FORMATS)}."},
+    )
+    int8_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps in which a copy of the network learns from its fp32 logits to compute in int8, e.g. 300; 0 "
+            "takes ranges from images alone."
+        },
+    )
     image_size: list[int] | None = field(
         default=None, metadata={"help": "Height and width of images; by default what the image processor resizes to."}
     )
     split: str = field(default="val", metadata={"help": "Split that the exported network is checked on."})
     num_images: int = field(default=32, metadata={"help": "How many of its images, evenly spread."})
-    calibration_split: str = field(default="train", metadata={"help": "Split that int8 ranges are taken from."})
+    calibration_split: str = field(
+        default="train", metadata={"help": "Split that int8 ranges are taken from, and that --int8_steps learn on."}
+    )
     calibration_images: int = field(default=64, metadata={"help": "How many of its images, evenly spread."})
     max_int8_loss: float = field(
         default=2.0, metadata={"help": "Points of mIoU that int8 may cost; if it costs more, nothing is written."}
@@ -67,20 +80,29 @@ class ExportCommand(DataFlags):
         super().__post_init__()
         if len(set(self.format)) < len(self.format):
             raise ValueError(f"--format names one twice: {' '.join(self.format)}.")
-        for flag, given in (("int8", self.int8), ("opset", self.opset != OPSET)):
-            if given and "onnx" not in self.format:
-                what = "quantises" if flag == "int8" else "is of"
-                raise ValueError(f"--{flag} {what} ONNX files; it does not go with --format {' '.join(self.format)}.")
+        if self.opset != OPSET and "onnx" not in self.format:
+            raise ValueError(f"--opset is of ONNX files; it does not go with --format {' '.join(self.format)}.")
+        if self.int8 and not set(self.format) & set(INT8_FORMATS):
+            raise ValueError(
+                f"--int8 makes files of the formats {', '.join(INT8_FORMATS)}; it does not go with --format "
+                f"{' '.join(self.format)}."
+            )
         check_opset(self.opset)
         if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 2):  # 1 x 1 fails
             raise ValueError(f"--image_size takes height and width in pixels, from 2, got {self.image_size}.")
-        for name in ("calibration_split", "calibration_images", "max_int8_loss"):
+        for name in ("int8_steps", "calibration_split", "calibration_images", "max_int8_loss"):
             if not self.int8 and getattr(self, name) != getattr(ExportCommand, name):
-                raise ValueError(f"--{name} is for the file of --int8, which is not asked for.")
+                raise ValueError(f"--{name} is for the files of --int8, which is not asked for.")
         if self.teacher is not None and self.latency_runs == 0:
             raise ValueError("--teacher is timed beside the network, and --latency_runs 0 times nothing.")
         images = 2 if self.dynamic else 1  # one would leave batches unchecked
-        least_values = {"num_images": images, "calibration_images": 1, "latency_runs": 0, "compile_seconds": 0}
+        least_values = {
+            "num_images": images,
+            "calibration_images": 1,
+            "int8_steps": 0,
+            "latency_runs": 0,
+            "compile_seconds": 0,
+        }
         for name, least in least_values.items():
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")

@@ -5,18 +5,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from hf_segkd.data import EvaluationDataset, evenly_spread, label_info
 from hf_segkd.data.image_processors import fixed_size
 from hf_segkd.evaluation.reports import versions, write_json
 from hf_segkd.export import REPORT, SNIPPET, openvino, run_onnx
-from hf_segkd.export.formats import DEVICE_FORMATS, check_format, load, write
+from hf_segkd.export.formats import DEVICE_FORMATS, INT8_FORMATS, check_format, int8_file, load, write
 from hf_segkd.export.graph import DenseNetwork, check_takes, save_onnx, save_program, trace
+from hf_segkd.export.int8 import Int8Network, converted, distil, prepare
 from hf_segkd.export.latency import (
     Missing,
     Variant,
@@ -35,7 +37,7 @@ from hf_segkd.export.metadata import (
     with_size,
 )
 from hf_segkd.export.parity import Parity, check_int8_loss, check_parity, compare, exports_table, other_sizes, worst_of
-from hf_segkd.export.quantization import quantize
+from hf_segkd.export.quantization import make_unsigned, quantize
 from hf_segkd.export.runtimes import Network, onnx_network, program_network, require_extra
 from hf_segkd.networks import predicts_masks, with_taps
 from hf_segkd.networks.channels import check_images, check_teacher
@@ -46,7 +48,8 @@ from hf_segkd.publishing.publication import weights_sha256
 if TYPE_CHECKING:
     from hf_segkd.commands.export import ExportCommand
 
-FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "onnx-int8": "model-int8.onnx"}
+FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "onnx-int8": int8_file("model.onnx")}
+INT8 = "-int8"  # behind a format
 Check = Callable[[Parity, str], None]
 
 
@@ -76,6 +79,8 @@ class Export:
                 require_extra()
             elif name in DEVICE_FORMATS:
                 check_format(name, command.dynamic, command.argmax)
+        if command.int8 and (command.int8_steps or set(command.format) & set(DEVICE_FORMATS) & set(INT8_FORMATS)):
+            require_extra("int8", "int8 files by training, and for devices,", ("torchao",))
         self.images = evenly_spread(command.load(command.split), command.num_images)
         self.weights_sha256 = weights_sha256(Path(command.model))
         self.model, self.processor = load_network(command.model, label_info(self.images))
@@ -99,8 +104,9 @@ class Export:
         self.example = self.samples[0]["pixel_values"][None]
         check_takes(self.network, self.example)
         if command.int8:
-            training = evenly_spread(command.load(command.calibration_split), command.calibration_images)
-            self.calibration = EvaluationDataset(training, self.processor)
+            training = command.load(command.calibration_split)
+            self.training = EvaluationDataset(training, self.processor)
+            self.calibration = EvaluationDataset(evenly_spread(training, command.calibration_images), self.processor)
         if command.teacher is not None:
             teacher, _ = load_network(command.teacher)
             check_teacher(teacher.config, self.model.config)
@@ -150,6 +156,10 @@ class Export:
             of_default = openvino.load_by_default(path)
             measured = partial(self.checked, name, path, f"{runtime} {precision}", of_default, lambda *_: None)
             entries.append(measured(precision=precision))
+        if self.command.int8 and name in INT8_FORMATS:
+            network, program = self.in_int8(rounded_weights=name != "litert")
+            path = write(name, network, program, folder, tuple(self.example.shape[1:]), self.facts)
+            entries.append(self.checked_int8(name, path, runtime, load(name, path)))
         return entries
 
     def written_onnx(self, program: ExportedProgram, folder: Path) -> list[dict[str, Any]]:
@@ -161,13 +171,39 @@ class Export:
         entries[0]["snippet_agreement"] = self.write_snippet(folder)
         if command.int8:
             int8 = folder / FILES["onnx-int8"]
-            quantize(path, int8, self.calibration)
+            if command.int8_steps:
+                network, program = self.in_int8()
+                save_onnx(program, int8, network.output_name, command.dynamic, command.opset)
+                make_unsigned(int8)
+            else:
+                quantize(path, int8, self.calibration)
             describe_onnx(int8, self.facts)
-            check = partial(check_int8_loss, allowed=command.max_int8_loss)
-            entries.append(
-                self.checked("onnx-int8", int8, "ONNX Runtime int8", onnx_network(int8), check, precision="int8")
-            )
+            entries.append(self.checked_int8("onnx", int8, "ONNX Runtime", onnx_network(int8)))
         return entries
+
+    def checked_int8(self, name: str, path: Path, runtime: str, network: Network) -> dict[str, Any]:
+        """A file in int8 as export.json describes it, once it is known to cost no more than it may."""
+        check = partial(check_int8_loss, allowed=self.command.max_int8_loss)
+        return self.checked(f"{name}{INT8}", path, f"{runtime} int8", network, check, precision="int8")
+
+    def in_int8(self, rounded_weights: bool = True) -> tuple[Int8Network, ExportedProgram]:
+        """The network in int8, and its graph; `rounded_weights` as in `converted`."""
+        network = converted(self.int8_graph, self.command.argmax, rounded_weights)
+        return network, trace(network, tuple(self.example.shape[-2:]), self.command.dynamic, self.example.shape[1])
+
+    @cached_property
+    def int8_graph(self) -> GraphModule:
+        """What all formats' files in int8 are made of, trained if that is asked for."""
+        plain, steps = DenseNetwork(self.model), self.command.int8_steps
+        program = trace(plain, tuple(self.example.shape[-2:]), self.command.dynamic, self.example.shape[1])
+        graph = prepare(program, self.calibration)
+        if steps:
+            losses = distil(graph, plain, self.training, steps)
+            first, last = (sum(part) / len(part) for part in (losses[:10], losses[-10:]))
+            print(
+                f"int8: {steps} steps, divergence from fp32 {first:.2g} at first, {last:.2g} at last (nats a pixel).\n"
+            )
+        return graph
 
     def checked(
         self,
@@ -238,7 +274,8 @@ class Export:
 
     def report(self, *names: str, latency: dict[str, Any] | None = None) -> dict[str, Any]:
         """What export.json says of some formats."""
-        packages = (*PACKAGES, *DEVICE_PACKAGES) if set(names) & set(DEVICE_FORMATS) else PACKAGES
+        more = self.command.int8_steps or set(names) & set(DEVICE_FORMATS)
+        packages = (*PACKAGES, *DEVICE_PACKAGES) if more else PACKAGES
         return {
             "exports": [entry for name in names for entry in self.exports[name]],
             "latency": latency,
@@ -283,8 +320,9 @@ class Export:
     @staticmethod  # and so without `self`, which another process need not have
     def loaded(entry: dict[str, Any], path: Path) -> Network:
         """A written file in its runtime."""
-        if entry["format"] in ("onnx", "onnx-int8"):
+        name = entry["format"].removesuffix(INT8)
+        if name == "onnx":
             return onnx_network(path)
-        if entry["precision"] != "fp32":
+        if entry["precision"] not in ("fp32", "int8"):
             return openvino.load_by_default(path)
-        return load(entry["format"], path)
+        return load(name, path)

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from .graph import DenseNetwork
+from .int8 import Int8Network
 from .runtimes import Network
 
 
-def save(network: DenseNetwork, program: ExportedProgram, path: Path, size: tuple[int, int, int]) -> None:
+def save(network: DenseNetwork | Int8Network, program: ExportedProgram, path: Path, size: tuple[int, int, int]) -> None:
     """Write a traced network as a .pte file."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +14,12 @@ from torch.export import ExportedProgram
 
 from . import coreml, executorch, litert, ncnn, openvino
 from .graph import DenseNetwork
+from .int8 import Int8Network
 from .runtimes import Network, require_extra
 
 METADATA = "metadata.json"
 ONNX = ("onnx", "onnxscript", "onnxruntime")
+INT8_FORMATS = ("onnx", "litert", "executorch")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ DEVICE_FORMATS = {
 }
 
 
+def int8_file(file: str) -> str:
+    """Name of a format's file in int8, beside that in fp32."""
+    return "{}-int8{}".format(*os.path.splitext(file))
+
+
 def check_format(name: str, dynamic: bool, argmax: bool) -> None:
     """Make sure that a format can be made as it is asked for, with what is installed.
 
@@ -68,7 +76,7 @@ def check_format(name: str, dynamic: bool, argmax: bool) -> None:
 
 def write(
     name: str,
-    network: DenseNetwork,
+    network: DenseNetwork | Int8Network,
     program: ExportedProgram,
     folder: Path,
     size: tuple[int, int, int],
@@ -78,9 +86,9 @@ def write(
 
     Args:
         name: One of `DEVICE_FORMATS`.
-        network: What is exported.
+        network: What is exported; in int8 its file has a name of its own.
         program: Its graph, from `trace`.
-        folder: An empty folder.
+        folder: A folder that has no such file.
         size: (channels, height, width) of an image.
         facts: What `describe` gives.
 
@@ -89,7 +97,7 @@ def write(
     """
     made = DEVICE_FORMATS[name]
     save = partial(made.save, facts=facts) if name == "coreml" else made.save
-    path = folder / made.file
+    path = folder / (int8_file(made.file) if isinstance(network, Int8Network) else made.file)
     try:
         save(network, program, path, size)
     except Exception as error:  # each converter raises kinds of its own

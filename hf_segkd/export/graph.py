@@ -47,9 +47,12 @@ class DenseNetwork(nn.Module):
         logits = self.model(pixel_values=pixel_values).logits
         if logits.shape[-2:] != pixel_values.shape[-2:]:
             logits = logits_at(logits, pixel_values.shape[-2:])
-        if not self.argmax:
-            return logits
-        return logits.argmax(dim=1).to(torch.uint8 if logits.shape[1] <= 256 else torch.int32)
+        return classes_of(logits) if self.argmax else logits
+
+
+def classes_of(logits: Tensor) -> Tensor:
+    """Class of each pixel, (b, hh, ww) uint8, of more than 256 classes int32, from logits (b, k, hh, ww)."""
+    return logits.argmax(dim=1).to(torch.uint8 if logits.shape[1] <= 256 else torch.int32)
 
 
 def check_takes(network: DenseNetwork, image: Tensor) -> None:

@@ -31,7 +31,7 @@ class Variant:
 
     Attributes:
         network: "student" or "teacher".
-        runtime: "eager", "compiled", "ONNX Runtime", "ONNX Runtime int8", or that of a format for devices.
+        runtime: "eager", "compiled", "ONNX Runtime", or that of a format for devices; "int8" behind it.
         call: The call that is timed.
         file_mb: Size of its file in 10^6 bytes; of its weights where PyTorch runs it.
         load: Loads it in another process, to measure its memory; None if that is not measured.

@@ -19,7 +19,7 @@ from .run_onnx import prepare
 
 # Packages that make exported files.
 PACKAGES = ("hf-segkd", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
-DEVICE_PACKAGES = ("litert-torch", "ai-edge-litert", "executorch", "openvino", "ncnn", "pnnx", "coremltools")
+DEVICE_PACKAGES = ("litert-torch", "ai-edge-litert", "executorch", "openvino", "ncnn", "pnnx", "coremltools", "torchao")
 
 
 def with_size(processor: Any, size: tuple[int, int]) -> Any:

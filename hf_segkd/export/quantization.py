@@ -1,4 +1,4 @@
-"""Static int8 quantisation: smaller files, faster on most processors, at some cost in accuracy."""
+"""Int8 of ONNX files: static quantisation, and what ONNX Runtime needs of files that were trained in int8."""
 
 from __future__ import annotations
 
@@ -42,6 +42,31 @@ def quantize(path: Path, output: Path, samples: EvaluationDataset) -> None:
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
         )
+
+
+def make_unsigned(path: Path) -> None:
+    """Shift the signed integers of activations by 128, in place: the same numbers, which ONNX Runtime fuses on x86.
+
+    Of signed ones it leaves a third of the convolutions in fp32 (1.31, MobileNetV2), and takes 1.5 times as long.
+    """
+    import onnx
+    from onnx.numpy_helper import from_array, to_array
+
+    model = onnx.load(path)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.input[0] in weights:
+            continue
+        signed, unsigned = node.input[2], f"{node.input[2]}_unsigned"
+        if unsigned not in weights:
+            zero_point = to_array(weights[signed]).astype(np.int16) + 128
+            weights[unsigned] = from_array(zero_point.astype(np.uint8), unsigned)
+        node.input[2] = unsigned
+    used = {name for node in model.graph.node for name in node.input}
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(tensor for name, tensor in weights.items() if name in used)
+    del model.graph.value_info[:]  # the types of before
+    onnx.save(model, path)
 
 
 class _Reader:

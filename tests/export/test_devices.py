@@ -9,8 +9,11 @@ from tiny_runs import NUM_CLASSES, SIZE, network, processor
 from torch import nn
 
 from hf_segkd.commands import export as export_command
-from hf_segkd.export.formats import DEVICE_FORMATS, load, write
+from hf_segkd.export.formats import DEVICE_FORMATS, INT8_FORMATS, ONNX, load, write
 from hf_segkd.export.graph import DenseNetwork, save_onnx, trace
+from hf_segkd.export.int8 import converted, prepare
+from hf_segkd.export.quantization import make_unsigned
+from hf_segkd.export.runtimes import onnx_network
 from hf_segkd.models import (
     HRNetConfig,
     HRNetForSemanticSegmentation,
@@ -87,6 +90,67 @@ def test_every_network_is_the_same_in_every_runtime(name, make, tmp_path):
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
     assert (found.argmax(1) == expected.argmax(1)).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("make", [network, mobilenet, mmsegmentation, pspnet, isanet, hrnet])
+@pytest.mark.parametrize("name", INT8_FORMATS)
+def test_int8_files_compute_what_was_trained(name, make, tmp_path):
+    pytest.importorskip("torchao", reason="needs the extra [int8]")
+    if name == "onnx":
+        pytest.importorskip("onnxruntime", reason="needs the extra [export]")
+    else:
+        needs(name)
+    student, size = with_statistics(make()), (65, 97)
+    images = [{"pixel_values": torch.randn(3, *size)} for _ in range(4)]
+    graph = prepare(trace(student, size), images)
+    expected = converted(graph)
+    int8 = converted(graph, rounded_weights=name != "litert")
+    program = trace(int8, size)
+    if name == "onnx":
+        path = tmp_path / "model-int8.onnx"
+        save_onnx(program, path, "logits")
+        make_unsigned(path)
+        run = onnx_network(path)
+    else:
+        path = write(name, int8, program, tmp_path, (3, *size), {})
+        assert path.stem == "model-int8"
+        run = load(name, path)
+    image = images[0]["pixel_values"][None]
+    with torch.inference_mode():
+        found, wanted, fp32 = run(image), expected(image), student(image)
+    assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+    # Each runtime rounds in its own way, by a step here and there; that is less than what int8 itself costs.
+    error, cost = ((other - wanted).square().mean().sqrt() for other in (found, fp32))
+    assert error < max(0.7 * cost, 0.01 * (wanted.max() - wanted.min()))
+    assert path.stat().st_size < 0.5 * 4 * sum(value.numel() for value in student.parameters()) + 100_000
+
+
+def test_one_command_trains_and_writes_int8_of_each_format(tmp_path, capsys):
+    pytest.importorskip("torchao", reason="needs the extra [int8]")
+    packages = {"onnx": ONNX, **{name: made.packages for name, made in DEVICE_FORMATS.items()}}
+    formats = [name for name in INT8_FORMATS if all(map(installed, packages[name]))]
+    network().save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
+    options = json.dumps({"image_size": list(SIZE), "num_classes": NUM_CLASSES, "num_images": 8})
+    flags = ["--model", str(tmp_path), "--latency_runs", "2", "--compile_seconds", "0", "--format", *formats]
+    flags += ["--dataset", "demo", "--dataset_options", options, "--num_images", "4"]
+    int8 = ["--int8", "--int8_steps", "2", "--max_int8_loss", "100", "--calibration_images", "4"]
+    for argmax in ([], ["--argmax"]):
+        report = export_command.main([*flags, *int8, *argmax])
+        assert "int8: 2 steps, divergence from fp32" in capsys.readouterr().out
+        files = [(entry["format"], entry["precision"]) for entry in report["exports"]]
+        assert files == [pair for name in formats for pair in ((name, "fp32"), (f"{name}-int8", "int8"))]
+        timed = {row["runtime"] for row in report["latency"]["rows"]}
+        for entry in report["exports"]:
+            assert entry["runtime"] in timed
+            folder = tmp_path / entry["format"].removesuffix("-int8")
+            sizes = [(folder / file).stat().st_size for file in entry["files"]]
+            assert entry["file_mb"] == pytest.approx(sum(sizes) / 1e6)
+            if entry["precision"] == "int8":
+                assert entry["files"] == [entry["file"]]
+    # A later export without int8 leaves no file of an earlier network.
+    export_command.main(flags)
+    assert not list(tmp_path.glob("*/model-int8*"))
 
 
 def test_a_map_with_as_many_channels_as_rows_is_right_in_litert(tmp_path):

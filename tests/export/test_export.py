@@ -335,7 +335,9 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(model, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--format", "torch_export", "--int8"], "int8 quantises ONNX files"),
+        (["--format", "torch_export", "--int8"], "--int8 makes files of the formats onnx, litert, executorch; it"),
+        (["--format", "onnx", "--int8_steps", "9"], "--int8_steps is for the files of --int8"),
+        (["--format", "onnx", "--int8", "--int8_steps", "-1"], "int8_steps must be at least 0"),
         (["--format", "torch_export", "--opset", "18"], "opset is of ONNX files; it does not go with .* torch_export"),
         (["--format", "onnx", "onnx"], "names one twice: onnx onnx"),
         (["--format", "onnx", "--compile_seconds", "-1"], "compile_seconds must be at least 0"),
@@ -346,7 +348,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(model, tmp_path):
         (["--format", "ncnn", "--argmax"], "give logits; it does not go with --argmax"),
         (["--format", "onnx", "--image_size", "32"], "takes height and width"),
         (["--format", "onnx", "--image_size", "1", "1"], "in pixels, from 2"),
-        (["--format", "onnx", "--calibration_images", "3"], "--calibration_images is for the file of --int8"),
+        (["--format", "onnx", "--calibration_images", "3"], "--calibration_images is for the files of --int8"),
         (["--format", "onnx", "--teacher", "x", "--latency_runs", "0"], "--latency_runs 0 times nothing"),
         (["--format", "onnx", "--num_images", "0"], "num_images must be at least 1"),
         (["--format", "onnx", "--num_images", "1", "--dynamic"], "num_images must be at least 2"),
