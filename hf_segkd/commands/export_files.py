@@ -309,20 +309,20 @@ class Export:
                 if entry["parity"] is None:
                     variants.append(Missing("student", runtime, "it runs on other systems only"))
                 elif name != "torch_export":  # as fast as eager, which it runs
-                    loads = partial(self.loaded, entry, path)
-                    variants.append(Variant("student", runtime, loads(), entry["file_mb"], loads))
+                    loads = self.loader(entry)
+                    variants.append(Variant("student", runtime, loads(path), entry["file_mb"], loads, path))
         if self.command.teacher is not None:
             variants += pytorch_variants("teacher", self.teacher, self.example, seconds)
             if "onnx" in self.exports:
                 variants += traced_variants("teacher", self.teacher, self.example)
         return variants
 
-    @staticmethod  # and so without `self`, which another process need not have
-    def loaded(entry: dict[str, Any], path: Path) -> Network:
-        """A written file in its runtime."""
+    @staticmethod
+    def loader(entry: dict[str, Any]) -> Callable[[Path], Network]:
+        """What loads a written file in its runtime."""
         name = entry["format"].removesuffix(INT8)
         if name == "onnx":
-            return onnx_network(path)
+            return onnx_network
         if entry["precision"] not in ("fp32", "int8"):
-            return openvino.load_by_default(path)
-        return load(name, path)
+            return openvino.load_by_default
+        return DEVICE_FORMATS[name].load

@@ -34,14 +34,16 @@ class Variant:
         runtime: "eager", "compiled", "ONNX Runtime", or that of a format for devices; "int8" behind it.
         call: The call that is timed.
         file_mb: Size of its file in 10^6 bytes; of its weights where PyTorch runs it.
-        load: Loads it in another process, to measure its memory; None if that is not measured.
+        load: Loads its file, in another process where its memory is measured; None if that is not measured.
+        path: The file that `load` takes.
     """
 
     network: str
     runtime: str
     call: Network
     file_mb: float
-    load: Callable[[], Network] | None = None
+    load: Callable[[Path], Network] | None = None
+    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def latency_report(variants: list[Variant | Missing], image: Tensor, runs: int) 
             "runtime": variant.runtime,
             **asdict(latency),
             "file_mb": variant.file_mb,
-            "peak_mb": None if variant.load is None else peak_mb(variant.load, image, variant.runtime),
+            "peak_mb": variant.load and peak_mb(variant.load, variant.path, image, variant.runtime),
         }
         for variant, latency in zip(variants, latencies, strict=True)
     ]

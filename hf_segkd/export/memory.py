@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,12 +20,13 @@ STATUS, CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 SECONDS = 300
 
 
-def peak_mb(load: Callable[[], Network], image: Tensor, what: str) -> float | None:
+def peak_mb(load: Callable[[Path], Network], path: Path, image: Tensor, what: str) -> float | None:
     """Most memory, in 10^6 bytes, beyond that of Python and PyTorch, while a runtime is imported, loads and runs.
 
     Args:
-        load: Loads a file in its runtime; it must be picklable, as a function of a module or a `partial` of one.
-        image: One normalised image (1, c, hh, ww).
+        load: Loads a file in its runtime: a function of a module, which the other process imports.
+        path: The file.
+        image: One normalised image (1, c, hh, ww); the other process runs an image of zeros of its size.
         what: Name in the warning.
 
     Returns:
@@ -33,10 +34,15 @@ def peak_mb(load: Callable[[], Network], image: Tensor, what: str) -> float | No
     """
     if sys.platform != "linux":
         return None
-    given = pickle.dumps((load, image.numpy(), torch.get_num_threads()))
-    program = [sys.executable, "-c", f"from {__name__} import main; main()"]
+    program = [sys.executable, "-c", f"import sys; from {__name__} import main; main(*sys.argv[1:])"]
+    numbers = map(str, (torch.get_num_threads(), *image.shape))
     try:
-        done = subprocess.run(program, input=given, capture_output=True, check=True, timeout=SECONDS)
+        done = subprocess.run(
+            [*program, load.__module__, load.__name__, str(path), *numbers],
+            capture_output=True,
+            check=True,
+            timeout=SECONDS,
+        )
         return int(done.stdout.split()[-1]) / 1e6
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or b""
@@ -44,14 +50,14 @@ def peak_mb(load: Callable[[], Network], image: Tensor, what: str) -> float | No
         return None
 
 
-def main() -> None:
-    """In the process that is measured: read what `peak_mb` sends, print the bytes."""
-    load, image, threads = pickle.load(sys.stdin.buffer)
-    torch.set_num_threads(threads)
-    pixels = torch.from_numpy(image)
+def main(module: str, function: str, path: str, threads: str, *shape: str) -> None:
+    """In the process that is measured: load the file, run an image of zeros of that shape, print the bytes."""
+    load: Callable[[Path], Network] = getattr(importlib.import_module(module), function)
+    torch.set_num_threads(int(threads))
+    pixels = torch.zeros(*map(int, shape))
     CLEAR_PEAK.write_text("5")
     before = _kilobytes("VmRSS")
-    network = load()
+    network = load(Path(path))
     with torch.inference_mode():
         for _ in range(3):
             network(pixels)

@@ -152,7 +152,6 @@ def test_a_trained_student_is_a_starting_point(tmp_path, student):
         ({"student_config": STUDENT, "eval_split": "nonsense"}, "nonsense"),
         ({"student_config": STUDENT, "image_size": [4]}, "height and width"),
         ({"student": "somewhere", "image_size": [32, 48]}, "image_size is for a new student"),
-        ({"student_config": STUDENT, "image_size": None}, "size of training crops"),
     ],
 )
 def test_a_wrong_recipe_is_refused_before_training(tmp_path, values, message):
