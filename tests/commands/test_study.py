@@ -72,6 +72,15 @@ def test_runs_are_dealt_out_to_the_gpus(tmp_path, monkeypatch):
     assert [run.report().gpu for run in all_runs] == ["3", "5", "3"]
 
 
+@pytest.fixture
+def ctrl_c_is_heeded():
+    """Shells let what they start in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_is_heeded")
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
 def test_a_study_that_is_stopped_waits_until_its_runs_have_saved(tmp_path, number, error):
     before = signal.getsignal(number)
