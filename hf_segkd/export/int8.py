@@ -111,6 +111,8 @@ def distil(graph: GraphModule, teacher: Network, images: EvaluationDataset, step
             losses[-1] += loss.item()
         optimizer.step()
     observe(graph, ranges=False, rounding=True)
+    with torch.no_grad():
+        graph(image)  # for the ranges of the weights after the last step
     return losses
 
 

@@ -7,8 +7,8 @@ import copy
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e import MovingAveragePerChannelMinMaxObserver
-from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase, FusedMovingAvgObsFakeQuantize
+from torchao.quantization.pt2e import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
+from torchao.quantization.pt2e.fake_quantize import FakeQuantize, FakeQuantizeBase
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from torchao.quantization.pt2e.quantizer import (
     QuantizationAnnotation,
@@ -30,13 +30,16 @@ NOT_IN_PLACE = {
 DROPOUTS = (aten.dropout.default, aten.feature_dropout.default)
 KEY = "quantization_annotation"  # where torchao looks
 
-# Ranges of activations follow the last twenty or so images; those of weights are the weights' own.
+# Ranges of activations follow the last twenty or so images; those of weights are the weights' own. PyTorch's fused form of
+# the two is not taken: it rounds channels of one sign, and small ones, otherwise than the file does.
 ACTIVATION = QuantizationSpec(
     dtype=torch.int8,
     quant_min=-128,
     quant_max=127,
     qscheme=torch.per_tensor_affine,
-    observer_or_fake_quant_ctr=FusedMovingAvgObsFakeQuantize.with_args(averaging_constant=0.05, eps=2**-12),
+    observer_or_fake_quant_ctr=FakeQuantize.with_args(
+        observer=MovingAverageMinMaxObserver, averaging_constant=0.05, eps=2**-12
+    ),
 )
 WEIGHT = QuantizationSpec(
     dtype=torch.int8,
@@ -44,8 +47,8 @@ WEIGHT = QuantizationSpec(
     quant_max=127,
     qscheme=torch.per_channel_symmetric,
     ch_axis=0,
-    observer_or_fake_quant_ctr=FusedMovingAvgObsFakeQuantize.with_args(
-        observer=MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0, eps=2**-12
+    observer_or_fake_quant_ctr=FakeQuantize.with_args(
+        observer=MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0, eps=2**-16
     ),
 )
 
@@ -123,6 +126,3 @@ def observe(graph: GraphModule, ranges: bool, rounding: bool) -> None:
         if isinstance(module, FakeQuantizeBase):
             module.enable_observer(ranges or module.is_per_channel)
             module.enable_fake_quant(rounding)
-            if rounding and not ranges and not module.is_per_channel:
-                # torchao computes these only while it both observes and rounds.
-                module.scale, module.zero_point = module.calculate_qparams()
