@@ -30,8 +30,8 @@ NOT_IN_PLACE = {
 DROPOUTS = (aten.dropout.default, aten.feature_dropout.default)
 KEY = "quantization_annotation"  # where torchao looks
 
-# Ranges of activations follow the last twenty or so images; those of weights are the weights' own. PyTorch's fused form of
-# the two is not taken: it rounds channels of one sign, and small ones, otherwise than the file does.
+# Ranges of activations follow the last twenty or so images; those of weights are the weights' own. PyTorch's fused form
+# is not taken: it rounds channels of one sign, and small ones, otherwise than the file does.
 ACTIVATION = QuantizationSpec(
     dtype=torch.int8,
     quant_min=-128,
